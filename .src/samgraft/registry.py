@@ -1,0 +1,61 @@
+"""A name -> factory table, used only where users choose by string (backbones, grafts, prompters, decoders)."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from samgraft.errors import ConfigError, NoMatchError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to entries; refuses duplicates and answers a typo with the closest names.
+
+    Args:
+        kind: What one entry is, in the singular, for messages ("graft", "backbone").
+    """
+
+    def __init__(self, kind: str) -> None:
+        """Create an empty table."""
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that stores its argument under ``name``.
+
+        Raises:
+            ConfigError: ``name`` is already taken.
+        """
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise ConfigError(f"{self.kind} {name!r} is already registered as {self._entries[name]!r}; pick another name")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def get(self, name: str) -> T:
+        """Return the entry called ``name``.
+
+        Raises:
+            NoMatchError: no such entry; the message lists the closest names and all names.
+        """
+        if name not in self._entries:
+            close = difflib.get_close_matches(name, self._entries, n=1)
+            hint = f" did you mean {close[0]!r}?" if close else ""
+            raise NoMatchError(f"unknown {self.kind} {name!r};{hint} known: {', '.join(self.names()) or 'none'}")
+        return self._entries[name]
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether ``name`` is registered."""
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the sorted names."""
+        return iter(self.names())

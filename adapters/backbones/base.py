@@ -1,0 +1,81 @@
+"""The contract of a frozen, promptable backbone: encode an image once, decode many prompts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from samgraft.adapters.prompts.base import Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """What a backbone is and offers; consumers never guess."""
+
+    name: str
+    patch_size: int
+    """Pixels per token side."""
+    native_size: int
+    """Side in pixels that the position table was trained at; other multiples of ``patch_size`` work too."""
+    embed_dim: int
+    """Width D of the transformer."""
+    num_blocks: int
+    num_heads: int
+    window_size: int
+    """Side in tokens of a local attention window."""
+    global_blocks: tuple[int, ...]
+    """Indices of blocks with attention over the whole image."""
+    neck_channels: int
+    """Channels C of the neck and of prompt embeddings."""
+    mean: tuple[float, float, float]
+    """Subtracted from the image in [0, 1], per channel (normalisation happens in ``encode`` and nowhere else)."""
+    std: tuple[float, float, float]
+    value_range: tuple[float, float] = (0.0, 1.0)
+    licence: str = "unknown"
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Output of the encoder."""
+
+    neck: Tensor
+    """(B, C, h, w), with h = H / patch_size."""
+    taps: dict[int, Tensor] = field(default_factory=dict)
+    """Block index -> that block's output, (B, h, w, D)."""
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen promptable segmenter. Always in eval mode; ``train()`` does not change that; no parameter asks for a gradient."""
+
+    spec: BackboneSpec
+
+    @abstractmethod
+    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        """Encode images.
+
+        Args:
+            image: (B, 3, H, W) float in [0, 1]; H and W multiples of ``spec.patch_size``.
+            taps: Block indices whose output is wanted.
+
+        Raises:
+            ShapeError: wrong rank, channels or side. The message says what to pad to.
+        """
+
+    @abstractmethod
+    def embed(self, prompts: "Prompts", size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Embed prompts for a network input of ``size`` (H, W): sparse (N, k, C), dense (N, C, h, w)."""
+
+    @abstractmethod
+    def decode(self, features: Features, prompts: "Prompts", *, multimask: bool = False) -> tuple[Tensor, Tensor]:
+        """Decode N prompts: mask logits (N, K, 4h, 4w) and predicted IoU (N, K); K = 3 if ``multimask`` else 1.
+
+        ``prompts.image_index`` maps instances to images; embeddings are indexed, never copied per prompt where avoidable.
+        """
+
+    @abstractmethod
+    def weights_hash(self) -> str:
+        """SHA-256 (hex) over the frozen tensors, names and shapes; what a bundle is bound to."""

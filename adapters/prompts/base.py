@@ -1,0 +1,76 @@
+"""What a promptable decoder is told: points, boxes, masks or embeddings, for N instances in B images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samgraft.adapters.backbones.base import Features
+from samgraft.errors import PromptError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompts:
+    """Prompts of N instances. Coordinates are (x, y) pixels of the network input; index 0 is the first pixel's centre."""
+
+    image_index: Tensor
+    """(N,) int64: which of the B images each instance belongs to."""
+    points: Tensor | None = None
+    """(N, p, 2) float, (x, y)."""
+    labels: Tensor | None = None
+    """(N, p) int64: 1 foreground, 0 background, -10 padding."""
+    boxes: Tensor | None = None
+    """(N, 4) float, (x0, y0, x1, y1), first and last pixel inside, as in SAM."""
+    masks: Tensor | None = None
+    """(N, 1, 4h, 4w) float: logits of an earlier mask."""
+    sparse: Tensor | None = None
+    """(N, k, C): ready-made tokens, appended after those of points and boxes."""
+    dense: Tensor | None = None
+    """(N, C, h, w): replaces the dense embedding of ``masks`` or of "no mask"."""
+    class_logits: Tensor | None = None
+    """(N, classes) or None."""
+    scores: Tensor | None = None
+    """(N,) in [0, 1] or None."""
+    from_ground_truth: bool = False
+    """True when a label was looked at. Such results are never averaged with automatic ones."""
+
+    def __post_init__(self) -> None:
+        """Check that all fields agree on N."""
+        n = len(self.image_index)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and len(value) != n:
+                raise PromptError(f"prompt field {field.name!r} has {len(value)} rows; image_index has {n}; give one row per instance")
+        if (self.points is None) != (self.labels is None):
+            raise PromptError("points and labels come together; give both or neither")
+
+    def __len__(self) -> int:
+        """N, the number of instances."""
+        return len(self.image_index)
+
+    def select(self, rows: Tensor) -> "Prompts":
+        """The instances named by ``rows`` (indices or a boolean mask)."""
+        changed = {f.name: getattr(self, f.name)[rows] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        """Copy with every tensor on ``device``."""
+        changed = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **changed)
+
+
+class PromptGenerator(nn.Module, ABC):
+    """Writes prompts from features, without a person: ``(features, image, context) -> Prompts``."""
+
+    @abstractmethod
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
+        """Return prompts for every image.
+
+        Args:
+            features: Output of the backbone's ``encode``.
+            image: (B, 3, H, W) in [0, 1]; the network input.
+            context: What else the generator may use (classes, user prompts); never labels of the image under evaluation.
+        """
