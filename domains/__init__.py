@@ -1,0 +1,1 @@
+"""Files to arrays and back: readers (Scene), writers, datasets. No model code."""

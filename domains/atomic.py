@@ -1,0 +1,87 @@
+"""Write a file so that it is either complete under its final name, or absent.
+
+Takes the final path, gives a temporary path in the same folder; used by every writer of samgraft.domains.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from samgraft.errors import OutputError
+
+_MAX_STEM = 60
+
+
+def full_suffix(path: Path) -> str:
+    """The suffix of a path in lower case; ".nii.gz" and the like count as one."""
+    suffixes = [s.lower() for s in path.suffixes[-2:]]
+    return "".join(suffixes) if suffixes and suffixes[-1] in (".gz", ".bz2", ".zst") else "".join(suffixes[-1:])
+
+
+@contextmanager
+def atomic_path(final: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``final``; move it there when the block ends, delete it when the block fails.
+
+    The temporary name keeps the suffix, so that libraries which choose a format by name work. Sidecars that a library
+    writes next to the temporary file (its name plus something, such as ``.aux.xml``) move and vanish with it.
+
+    Args:
+        final: the file to write. Its folder must exist; an existing file is replaced only after success.
+
+    Yields:
+        A path that does not exist yet, in the same folder.
+
+    Raises:
+        OutputError: the folder is missing or not writable, the disk is full, or nothing was written. Errors of other
+            kinds pass through after the clean-up.
+    """
+    final = Path(final)
+    if final.is_dir():
+        raise OutputError(f"{final} is a folder; name a file to write to")
+    if not final.parent.is_dir():
+        raise OutputError(f"cannot write {final}: folder {final.parent} does not exist; create it first")
+    suffix = full_suffix(final)
+    stem = final.name[: len(final.name) - len(suffix)][:_MAX_STEM]
+    temp = final.with_name(f".{stem}.{secrets.token_hex(6)}.part{suffix}")
+    try:
+        yield temp
+        if not temp.is_file():
+            raise OSError("the writer produced no file")
+        _sync(temp)
+        _move(temp, final)
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {final}: {reason}; nothing was left behind, check space and rights") from error
+    finally:
+        for leftover in _with_sidecars(temp):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _with_sidecars(temp: Path) -> list[Path]:
+    """The temporary file and everything that was written beside it under its name."""
+    with suppress(OSError):
+        return sorted(p for p in temp.parent.iterdir() if p.name.startswith(temp.name))
+    return [temp]
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep what was written, so that a full disk shows here and not later."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _move(temp: Path, final: Path) -> None:
+    """Give the file, and then its sidecars, their final names."""
+    for path in _with_sidecars(temp):
+        path.replace(final.with_name(final.name + path.name[len(temp.name) :]))
+    with suppress(OSError):
+        folder = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,1 @@
+"""Medical volumes: NIfTI, DICOM series, MHA / NRRD, and their intensity scales."""

@@ -1,0 +1,1 @@
+"""Pictures without a world: PNG, JPEG, plain TIFF."""
