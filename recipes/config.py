@@ -1,0 +1,219 @@
+"""The settings of a training run, as frozen dataclasses; a recipe YAML maps to :class:`FitConfig` one to one.
+
+Only the standard library is imported, so that ``samgraft --help`` stays quick.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from samgraft.errors import ConfigError
+
+Kind = Literal["semantic", "instance"]
+Layout = Literal["nnunet", "image_mask", "raster_vector"]
+
+
+def _check(condition: bool, message: str) -> None:
+    """Raise a ConfigError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training images; see ``samgraft.recipes.augment``."""
+
+    enabled: bool = True
+    """Switch everything off with False."""
+    flip_x: bool = False
+    """Mirror left-right with probability one half; False where sides have a meaning."""
+    flip_y: bool = False
+    """Mirror top-bottom with probability one half."""
+    quarter_turns: bool = False
+    """Rotate by 0, 90, 180 or 270 degrees, for images without an up."""
+    rotate: float = 15.0
+    """Largest rotation, degrees, either way."""
+    scale: float = 0.2
+    """Largest relative change of size; 0.2 draws log-uniformly from 1/1.2 to 1.2."""
+    shift: float = 0.08
+    """Largest shift as a fraction of the side."""
+    elastic: float = 0.0
+    """Largest smooth displacement as a fraction of the side; 0 for none."""
+    elastic_nodes: int = 5
+    """Control points per side of the elastic field."""
+    gamma: float = 0.3
+    """Largest log-change of the exponent on [0, 1] intensities."""
+    contrast: float = 0.25
+    """Largest relative change of contrast around the image mean."""
+    brightness: float = 0.1
+    """Largest additive change, in units of the [0, 1] range."""
+    colour: float = 0.0
+    """Largest independent gain per channel; for colour images, not for neighbouring slices."""
+    noise: float = 0.03
+    """Largest standard deviation of white noise."""
+    blur: float = 1.0
+    """Largest Gaussian blur, pixels."""
+    probability: float = 0.5
+    """Chance per image of each of noise, blur, gamma and elastic."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(0.0 <= self.probability <= 1.0, f"augment.probability is {self.probability}; expected 0 to 1")
+        for name in ("rotate", "scale", "shift", "elastic", "gamma", "contrast", "brightness", "colour", "noise", "blur"):
+            value = getattr(self, name)
+            _check(value >= 0, f"augment.{name} is {value}; expected zero or more")
+        _check(self.elastic_nodes >= 2, f"augment.elastic_nodes is {self.elastic_nodes}; expected at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are and how they become network inputs."""
+
+    layout: Layout = "nnunet"
+    """"nnunet": imagesTr/labelsTr volumes; "image_mask": images/ and masks/ or instances/; "raster_vector": rasters with polygons."""
+    path: str = ""
+    """Folder of the data set; on the command line ``--data PATH``."""
+    labels: str | None = None
+    """Label folder (image_mask) or vector file or folder (raster_vector); None finds the usual names."""
+    images: str | None = None
+    """Folder of rasters below ``path`` (raster_vector) or of pictures (image_mask); None finds the usual names."""
+    fold: int = 0
+    """Which entry of splits.json."""
+    split_column: str | None = None
+    """raster_vector without splits.json: ``"<N"`` or ``">=N"`` picks validation rasters by the tile column in the file name
+    (the first long number); None takes every fifth file in sorted order."""
+    cases: int | None = None
+    """Train on this many cases only, drawn by ``seed``; None takes all. Validation cases stay as they are."""
+    seed: int = 0
+    """Seed of that draw."""
+    size: int = 128
+    """Side of the square network input in pixels; rounded up to a multiple of the backbone's patch."""
+    window: int | None = None
+    """Cut pictures and rasters into windows of this many native pixels (then resized to ``size``); None takes them whole."""
+    overlap: float = 0.25
+    """Overlap of neighbouring windows, as a fraction of ``window``."""
+    slice_axis: int | None = None
+    """Array axis of a volume that is cut into slices; None takes the coarsest spacing (the first of equals)."""
+    neighbours: bool = False
+    """2.5D: the three channels are the previous, this and the next slice, instead of three copies."""
+    modality: str | None = None
+    """"CT", "MR", ... decides the intensity window; None asks dataset.json and the file."""
+    intensity: tuple[float, float] | None = None
+    """Fixed window (lower, upper) in file units, mapped to [0, 1]; None fits one."""
+    bands: tuple[int, ...] | None = None
+    """Zero-based raster bands shown as red, green, blue; None takes the first three."""
+    foreground: float = 0.5
+    """Share of each training batch that is drawn from slices or windows with foreground."""
+    batch_size: int = 8
+    """Images per step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.size >= 16, f"data.size is {self.size}; expected at least 16 pixels")
+        _check(self.cases is None or self.cases >= 1, f"data.cases is {self.cases}; expected at least 1, or null for all")
+        _check(0.0 <= self.overlap < 1.0, f"data.overlap is {self.overlap}; expected 0 up to, not including, 1")
+        _check(0.0 <= self.foreground <= 1.0, f"data.foreground is {self.foreground}; expected 0 to 1")
+        _check(self.slice_axis in (None, 0, 1, 2), f"data.slice_axis is {self.slice_axis}; expected 0, 1 or 2")
+        _check(self.batch_size >= 1, f"data.batch_size is {self.batch_size}; expected at least 1")
+        _check(self.window is None or self.window >= 16, f"data.window is {self.window}; expected at least 16 pixels")
+        if self.intensity is not None:
+            low, high = self.intensity
+            _check(low < high, f"data.intensity is {self.intensity}; expected lower < upper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """Which network is trained and how."""
+
+    kind: Kind = "semantic"
+    """"semantic": a class per pixel; "instance": separate objects from interior and border probabilities."""
+    backbone: str = "graft-tiny"
+    """Name, folder or file for ``samgraft.load_backbone``."""
+    grafts: dict[str, dict[str, Any]] = field(default_factory=lambda: {"lora": {}})
+    """Graft name -> its options."""
+    head: str = "class_tokens"
+    """"class_tokens" (decoder), or the name of an automatic prompter such as "autosam"."""
+    head_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the head."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the foreground classes; None takes them from the data set."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    warmup: float = 0.05
+    """Share of the steps with a linearly rising rate; a cosine to a hundredth of ``lr`` follows."""
+    dice_weight: float = 1.0
+    """Weight of Dice in the loss."""
+    ce_weight: float = 1.0
+    """Weight of cross-entropy in the loss."""
+    class_weights: tuple[float, ...] | None = None
+    """Cross-entropy weight per class, background first; None weighs all alike."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    border: int = 1
+    """instance: width in network pixels of the border class."""
+    min_area: int = 12
+    """instance: smallest object kept, network pixels."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.lr > 0, f"task.lr is {self.lr}; expected a positive rate")
+        _check(0.0 <= self.warmup < 1.0, f"task.warmup is {self.warmup}; expected a share from 0 up to, not including, 1")
+        _check(self.dice_weight + self.ce_weight > 0, "task.dice_weight and task.ce_weight are both 0; give one of them weight")
+        _check(self.border >= 1, f"task.border is {self.border}; expected at least 1 pixel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how often, where."""
+
+    steps: int = 2000
+    """Optimiser steps."""
+    minutes: float | None = None
+    """Stop after this wall time even if steps are left; the schedule follows whichever ends first."""
+    val_every: int = 200
+    """Steps between validations."""
+    seed: int = 0
+    """Seed of initial values, batches and augmentation."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: "auto", "cpu", "gpu"."""
+    precision: str = "32-true"
+    """Lightning's precision, such as "32-true" or "bf16-mixed"."""
+    fast_dev_run: bool = False
+    """Two training steps and one validation, to see that everything fits together."""
+    progress: bool = True
+    """Show a progress bar."""
+    val_cases: int | None = None
+    """Validate on the first few cases only while training; None takes all."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.steps >= 1, f"train.steps is {self.steps}; expected at least 1")
+        _check(self.val_every >= 1, f"train.val_every is {self.val_every}; expected at least 1")
+        _check(self.minutes is None or self.minutes > 0, f"train.minutes is {self.minutes}; expected a positive time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that decides a training run."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """The network and its optimiser."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of training images."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length and place of the run."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types (tuples become lists), nested as in the YAML."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

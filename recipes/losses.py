@@ -1,0 +1,99 @@
+"""Dice + cross-entropy on class logits, with pixels that do not count.
+
+Single-channel (binary) logits x become two channels (0, x): softmax of one channel is constantly 1, so its cross-entropy
+is constantly 0 and nothing would be learned.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samgraft.errors import ShapeError
+
+IGNORE = -1
+"""Label of a pixel that counts neither for the loss nor for a metric."""
+_CERTAIN = 30.0
+
+
+def as_multiclass(logits: Tensor) -> Tensor:
+    """Give binary logits (B, 1, ...) an explicit background channel: (B, 2, ...); others pass unchanged.
+
+    ``softmax(result)[:, 1]`` equals ``sigmoid(logits)[:, 0]``.
+    """
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+
+class SegmentationLoss(nn.Module):
+    """Weighted sum of soft Dice (foreground classes, over the whole batch) and cross-entropy.
+
+    Dice is pooled over the batch, so that a slice without a class does not push that class to nothing.
+
+    Args:
+        dice_weight: Weight of Dice.
+        ce_weight: Weight of cross-entropy.
+        class_weights: Cross-entropy weight per class, background first.
+
+    Source:
+        Dice is ``monai.losses.DiceLoss``; the sum follows ``monai.losses.DiceCELoss``, which has no ignored label.
+    """
+
+    def __init__(
+        self, *, dice_weight: float = 1.0, ce_weight: float = 1.0, class_weights: Sequence[float] | None = None
+    ) -> None:
+        """Build the MONAI loss."""
+        super().__init__()
+        weight = torch.ones(0) if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weight, persistent=False)
+        self.dice_weight, self.ce_weight = dice_weight, ce_weight
+        self.dice = DiceLoss(
+            include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
+        )
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss.
+
+        Args:
+            logits: (B, K, H, W), K classes with background first; K = 1 means binary.
+            labels: (B, H, W) int64, 0 .. K-1, or ``IGNORE``.
+
+        Raises:
+            ShapeError: sizes differ, or a label or class weight does not fit K.
+        """
+        logits = as_multiclass(logits.float())
+        self._check(logits, labels)
+        return self.dice_weight * self._dice(logits, labels) + self.ce_weight * self._cross_entropy(logits, labels)
+
+    def _dice(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Soft Dice; ignored pixels are made certain background, which no foreground sum sees."""
+        certain = torch.zeros_like(logits)
+        certain[:, 0] = _CERTAIN
+        logits = torch.where((labels != IGNORE).unsqueeze(1), logits, certain)
+        loss: Tensor = self.dice(logits, labels.clamp_min(0).unsqueeze(1))
+        return loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted mean over the pixels that count; 0 if there is none."""
+        weights = self._weights()
+        total = functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORE, reduction="sum")
+        counted = labels[labels != IGNORE]
+        mass = weights[counted].sum() if weights is not None else torch.tensor(float(len(counted)))
+        return total / mass.clamp_min(1e-6)
+
+    def _weights(self) -> Tensor | None:
+        weights = self.get_buffer("class_weights")
+        return weights if len(weights) else None
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        classes = logits.shape[1]
+        if logits.shape[2:] != labels.shape[1:] or len(logits) != len(labels):
+            raise ShapeError(f"labels are {tuple(labels.shape)}; logits {tuple(logits.shape)} need (B, H, W) of the same size")
+        if int(labels.max()) >= classes:
+            raise ShapeError(f"a label is {int(labels.max())}; {classes} classes allow 0 to {classes - 1}; check class_names")
+        weights = self._weights()
+        if weights is not None and len(weights) != classes:
+            raise ShapeError(f"class_weights has {len(weights)} values; the network has {classes} classes with background")

@@ -1,0 +1,115 @@
+"""Dice and IoU of one case on its own grid, and tables that say over how many cases.
+
+Convention for a class: both masks empty gives 1, only one empty gives 0. Means are over cases, never over pixels of
+pooled cases, and always come with n.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samgraft.errors import ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Overlap of one class in one case."""
+
+    case: str
+    class_name: str
+    dice: float
+    """0 to 1."""
+    iou: float
+    """0 to 1."""
+    truth_voxels: int
+    predicted_voxels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Mean of a figure over cases."""
+
+    name: str
+    mean: float
+    std: float
+    n: int
+
+
+def overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float]:
+    """Dice and IoU of two masks of the same shape; (1, 1) if both are empty, (0, 0) if only one is.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    if predicted.shape != truth.shape:
+        raise ShapeError(f"predicted mask is {predicted.shape}; truth is {truth.shape}; compare masks on one grid")
+    a, b = int(predicted.sum()), int(truth.sum())
+    if a + b == 0:
+        return 1.0, 1.0
+    both = int(np.logical_and(predicted, truth).sum())
+    return 2.0 * both / (a + b), both / (a + b - both)
+
+
+def score_case(
+    case: str, predicted: NDArray[np.integer], truth: NDArray[np.integer], classes: Mapping[int, str], *, ignore: int = -1
+) -> list[Score]:
+    """Score every class of one case.
+
+    Args:
+        case: Name of the case.
+        predicted: Label array of any shape.
+        truth: Label array of the same shape; elements equal to ``ignore`` do not count.
+        classes: Label value -> name, without background.
+        ignore: Value in ``truth`` that marks unknown elements.
+    """
+    if predicted.shape != truth.shape:
+        raise ShapeError(f"{case}: prediction is {predicted.shape}; truth is {truth.shape}; compare labels on one grid")
+    known = truth != ignore
+    rows = []
+    for value, name in classes.items():
+        p, t = (predicted == value) & known, (truth == value) & known
+        dice, iou = overlap(p, t)
+        rows.append(
+            Score(case=case, class_name=name, dice=dice, iou=iou, truth_voxels=int(t.sum()), predicted_voxels=int(p.sum()))
+        )
+    return rows
+
+
+def summarise(name: str, values: Sequence[float]) -> Summary:
+    """Mean, standard deviation (population) and n; NaN for an empty list."""
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        return Summary(name=name, mean=float("nan"), std=float("nan"), n=0)
+    return Summary(name=name, mean=float(array.mean()), std=float(array.std()), n=len(array))
+
+
+@dataclass
+class MetricTable:
+    """Collects scores of many cases."""
+
+    scores: list[Score] = field(default_factory=list)
+
+    def add(self, scores: Sequence[Score]) -> None:
+        """Append the scores of a case."""
+        self.scores.extend(scores)
+
+    def summaries(self) -> list[Summary]:
+        """Dice and IoU per class, and ``dice/mean``, ``iou/mean``: the mean over cases of the case's mean over classes."""
+        out: list[Summary] = []
+        names = list(dict.fromkeys(s.class_name for s in self.scores))
+        for figure in ("dice", "iou"):
+            for name in names:
+                out.append(summarise(f"{figure}/{name}", [getattr(s, figure) for s in self.scores if s.class_name == name]))
+            per_case: dict[str, list[float]] = {}
+            for s in self.scores:
+                per_case.setdefault(s.case, []).append(getattr(s, figure))
+            out.append(summarise(f"{figure}/mean", [float(np.mean(v)) for v in per_case.values()]))
+        return out
+
+    def as_dict(self) -> dict[str, float]:
+        """Name -> mean, plus ``n``: the number of cases."""
+        result = {s.name: s.mean for s in self.summaries()}
+        result["n"] = float(len({s.case for s in self.scores}))
+        return result
