@@ -1,0 +1,1 @@
+"""Benchmarks on real images: ``python -m tests.benchmarks.{zero_shot,first_slice,render}``."""

@@ -1,0 +1,1 @@
+"""Three dimensions out of the two-dimensional backbone; takes tensors and spacing, never files."""
