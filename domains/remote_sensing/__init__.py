@@ -1,0 +1,1 @@
+"""Rasters and vectors with a place on the Earth: windowed reading, radiometry, polygons, writers."""
