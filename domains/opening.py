@@ -1,0 +1,127 @@
+"""``samgraft.open``: find the reader for a file or folder.
+
+Takes a path, gives a lazy Scene. The suffix decides; a folder is a DICOM series; a file without a known suffix is
+looked at for the DICOM mark; a TIFF with a place in the world is a raster, any other a picture.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from samgraft.domains.atomic import full_suffix
+from samgraft.domains.medical import dicom, itk, nifti
+from samgraft.domains.picture import picture
+from samgraft.domains.scene import NanPolicy, Scene
+from samgraft.errors import ConfigError, InputError
+
+RASTER_SUFFIXES = (".vrt", ".img", ".jp2")
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+_Reader = Literal["nifti", "dicom", "itk", "raster", "picture"]
+_ARGUMENTS: dict[_Reader, frozenset[str]] = {
+    "nifti": frozenset({"frame", "nan"}),
+    "dicom": frozenset({"series", "nan", "allow_gaps"}),
+    "itk": frozenset({"frame", "nan"}),
+    "raster": frozenset({"bands", "nan"}),
+    "picture": frozenset({"frame", "nan"}),
+}
+
+
+def open_scene(
+    path: str | os.PathLike[str],
+    *,
+    series: str | None = None,
+    frame: int | None = None,
+    nan: NanPolicy = "raise",
+    allow_gaps: bool = False,
+    bands: Sequence[int] | None = None,
+) -> Scene:
+    """Open an image lazily: only the header is read.
+
+    Args:
+        path: NIfTI, DICOM folder or file, MHA / NRRD, PNG / JPEG / TIFF, GeoTIFF / COG / VRT.
+        series: DICOM: SeriesInstanceUID or SeriesDescription, if the folder holds several.
+        frame: 4D volumes and multi-page pictures: which one, from 0.
+        nan: "raise" when NaN or Inf is read, or "fill" with 0 (``valid`` is False there).
+        allow_gaps: DICOM: leave missing slices empty instead of refusing.
+        bands: rasters: band numbers from 1, in the order wanted.
+
+    Returns:
+        A Scene; its repr says what the file is.
+
+    Raises:
+        InputError: missing, empty, damaged or unsupported input; the message says what to do.
+        GeometryError: the header has no usable affine.
+        ConfigError: an option that this kind of file does not have.
+    """
+    path = Path(path).expanduser()
+    if nan not in ("raise", "fill"):
+        raise ConfigError(f'nan={nan!r}; expected "raise" or "fill"')
+    reader = _choose(path)
+    given = {"series": series is not None, "frame": frame is not None, "allow_gaps": allow_gaps, "bands": bands is not None}
+    extra = [name for name, is_given in given.items() if is_given and name not in _ARGUMENTS[reader]]
+    if extra:
+        raise ConfigError(f"{path}: is read as {reader}, which has no option {', '.join(extra)}; leave it out")
+    if reader == "nifti":
+        return nifti.NiftiScene(path, frame=frame, nan=nan)
+    if reader == "dicom":
+        return dicom.DicomScene(path, series=series, nan=nan, allow_gaps=allow_gaps)
+    if reader == "itk":
+        return itk.ItkScene(path, frame=frame, nan=nan)
+    if reader == "raster":
+        return _raster(path, bands)
+    return picture.PictureScene(path, frame=frame, nan=nan)
+
+
+def _choose(path: Path) -> _Reader:
+    """Reader by suffix, folder or content."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder (looked in {path.parent.absolute()})")
+    if path.is_dir():
+        return "dicom"
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
+    suffix = full_suffix(path)
+    if suffix in (".nii", ".nii.gz"):
+        return "nifti"
+    if suffix in itk.SUFFIXES:
+        return "itk"
+    if suffix in RASTER_SUFFIXES or (suffix in picture.SUFFIXES and _has_place(path)):
+        return "raster"
+    if suffix in picture.SUFFIXES:
+        return "picture"
+    if suffix in (".dcm", ".dicom", ".ima") or dicom.is_dicom(path):
+        return "dicom"
+    raise InputError(
+        f"{path}: suffix {suffix!r} is not known; expected .nii .nii.gz, a DICOM folder, .mha .nrrd, .png .jpg .tif .vrt"
+    )
+
+
+def _has_place(path: Path) -> bool:
+    """True if GDAL finds a CRS, a transform or ground control points in a TIFF, or beside a JPEG or PNG."""
+    sidecars = (".aux.xml", ".ovr", ".msk")
+    world_files = {path.with_suffix(s) for s in (".wld", ".jgw", ".pgw", ".tfw", ".jpgw", ".pngw")}
+    beside = any(path.with_name(path.name + s).exists() for s in sidecars) or any(f.exists() for f in world_files)
+    if full_suffix(path) not in TIFF_SUFFIXES and not beside:
+        return False
+    import rasterio  # noqa: PLC0415 - heavy, and needed for TIFF only
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with rasterio.open(path) as source:
+                return source.crs is not None or not source.transform.is_identity or bool(source.gcps[0])
+        except rasterio.errors.RasterioError:
+            return False  # the picture reader names the damage
+
+
+def _raster(path: Path, bands: Sequence[int] | None) -> Scene:
+    """Make the raster scene; imported here so that the medical user never waits for GDAL."""
+    module = import_module("samgraft.domains.remote_sensing.raster")
+    scene = module.RasterScene(path, bands=bands)
+    if not isinstance(scene, Scene):
+        raise TypeError(f"RasterScene gave {type(scene).__name__}; expected a Scene")
+    return scene
