@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
+import rasterio
+
 from samgraft.domains.atomic import full_suffix
 from samgraft.domains.medical import dicom, itk, nifti
-from samgraft.domains.picture import picture
+from samgraft.domains.picture import picture, wide
 from samgraft.domains.scene import NanPolicy, Scene
 from samgraft.errors import ConfigError, InputError
 
@@ -45,7 +47,8 @@ def open_scene(
         path: NIfTI, DICOM folder or file, MHA / NRRD, PNG / JPEG / TIFF, GeoTIFF / COG / VRT.
         series: DICOM: SeriesInstanceUID or SeriesDescription, if the folder holds several.
         frame: 4D volumes and multi-page pictures: which one, from 0.
-        nan: "raise" when NaN or Inf is read, or "fill" with 0 (``valid`` is False there).
+        nan: "raise" when NaN or Inf is read, or "fill" with 0 (``valid`` is False there). Rasters have a nodata value
+            instead and take no notice.
         allow_gaps: DICOM: leave missing slices empty instead of refusing.
         bands: rasters: band numbers from 1, in the order wanted.
 
@@ -61,8 +64,8 @@ def open_scene(
     if nan not in ("raise", "fill"):
         raise ConfigError(f'nan={nan!r}; expected "raise" or "fill"')
     reader = _choose(path)
-    given = {"series": series is not None, "frame": frame is not None, "allow_gaps": allow_gaps, "bands": bands is not None}
-    extra = [name for name, is_given in given.items() if is_given and name not in _ARGUMENTS[reader]]
+    given = {"series": series, "frame": frame, "allow_gaps": allow_gaps or None, "bands": bands}
+    extra = [name for name, value in given.items() if value is not None and name not in _ARGUMENTS[reader]]
     if extra:
         raise ConfigError(f"{path}: is read as {reader}, which has no option {', '.join(extra)}; leave it out")
     if reader == "nifti":
@@ -73,6 +76,8 @@ def open_scene(
         return itk.ItkScene(path, frame=frame, nan=nan)
     if reader == "raster":
         return _raster(path, bands)
+    if frame is None and wide.is_wide(path):
+        return wide.WidePictureScene(path, nan=nan)
     return picture.PictureScene(path, frame=frame, nan=nan)
 
 
@@ -96,7 +101,7 @@ def _choose(path: Path) -> _Reader:
     if suffix in (".dcm", ".dicom", ".ima") or dicom.is_dicom(path):
         return "dicom"
     raise InputError(
-        f"{path}: suffix {suffix!r} is not known; expected .nii .nii.gz, a DICOM folder, .mha .nrrd, .png .jpg .tif .vrt"
+        f"{path}: suffix {suffix!r} is unknown; expected .nii .nii.gz, a DICOM folder, .mha .nrrd, .png .jpg .tif .vrt"
     )
 
 
@@ -107,8 +112,6 @@ def _has_place(path: Path) -> bool:
     beside = any(path.with_name(path.name + s).exists() for s in sidecars) or any(f.exists() for f in world_files)
     if full_suffix(path) not in TIFF_SUFFIXES and not beside:
         return False
-    import rasterio  # noqa: PLC0415 - heavy, and needed for TIFF only
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

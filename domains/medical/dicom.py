@@ -236,22 +236,23 @@ def _choose(slices: Sequence[Slice], series: str | None, path: Path) -> list[Sli
     )
     if series is None:
         if len(groups) > 1:
-            raise InputError(f"{path}: holds {len(groups)} series; choose one with series=UID or description:\n{listing}")
+            raise InputError(f"{path}: holds {len(groups)} series; choose with series=UID or description:\n{listing}")
         return next(iter(groups.values()))
     matches = [uid for uid, group in groups.items() if series in (uid, group[0].description)]
     if len(matches) != 1:
-        raise InputError(f"{path}: series={series!r} fits {len(matches)} of {len(groups)} series; choose from:\n{listing}")
+        raise InputError(f"{path}: series={series!r} fits {len(matches)} of {len(groups)}; choose from:\n{listing}")
     return groups[matches[0]]
 
 
 def _check_uniform(slices: Sequence[Slice], path: Path) -> None:
     """All slices must share size, spacing, direction and sample type."""
     first = slices[0]
+    axes = first.orientation
     for one in slices[1:]:
         for what, mine, other, same in (
             ("size", one.shape, first.shape, one.shape == first.shape),
             ("PixelSpacing", one.spacing, first.spacing, np.allclose(one.spacing, first.spacing, rtol=1e-4, atol=0)),
-            ("direction", one.orientation, first.orientation, np.allclose(one.orientation, first.orientation, atol=1e-4)),
+            ("direction", one.orientation, axes, np.allclose(one.orientation, axes, rtol=0, atol=1e-4)),
             ("sample type", one.dtype, first.dtype, one.dtype == first.dtype),
         ):
             if not same:

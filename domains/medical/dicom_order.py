@@ -126,7 +126,7 @@ def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], pat
     ]
     more = f"\n  and {twice.size - _SHOWN} more" if twice.size > _SHOWN else ""
     raise InputError(
-        f"{path}: {twice.size} duplicate slice positions; keep one of each (phases and echoes go to separate folders):\n"
+        f"{path}: {twice.size} duplicate slice positions; keep one of each (phases, echoes: separate folders):\n"
         + "\n".join(lines)
         + more
     )

@@ -59,7 +59,7 @@ class Intensity:
         scaled = (values - np.float32(self.lower)) / np.float32(span if span > 0 else 1.0)
         if np.isnan(scaled).any():
             raise InputError('values hold NaN; open the scene with nan="fill" or repair the file')
-        return np.clip(scaled, 0.0, 1.0).astype(np.float32, copy=False)
+        return np.asarray(np.clip(scaled, 0.0, 1.0), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from numpy.typing import NDArray
 
 from samgraft.domains.atomic import atomic_path, full_suffix
@@ -18,6 +18,8 @@ from samgraft.domains.medical.orientation import check_shape, to_frame
 from samgraft.domains.scene import Array, NanPolicy, Scene, Window, as_labels, dtype_range, guard_finite
 from samgraft.errors import GeometryError, InputError
 from samgraft.grid import Grid
+
+sitk: Any = SimpleITK  # its bindings carry no types
 
 SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 
@@ -152,7 +154,7 @@ def _sides(reader: Any, path: Path, frame: int | None) -> tuple[int, ...]:
 
 
 def _dtype(reader: Any, path: Path) -> np.dtype[Any]:
-    """numpy dtype of the stored components."""
+    """Dtype of the stored components."""
     name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     match = re.search(r"(\d+)-bit (unsigned integer|signed integer|float)", name)
     if match is None or "complex" in name:

@@ -135,8 +135,9 @@ def read_header(path: Path) -> nib.Nifti1Header:
     magic = block[4:8] if second else block[344:348]
     if magic[:3] not in ((b"n+2",) if second else (b"n+1",)) or (second and len(block) < 540):
         raise InputError(f"{path}: no single-file NIfTI (magic {magic!r}; expected n+1 or n+2); convert it first")
-    header_type = nib.Nifti2Header if second else nib.Nifti1Header
-    return header_type(block if second else block[:348], check=False)
+    header_type: Any = nib.Nifti2Header if second else nib.Nifti1Header
+    header: nib.Nifti1Header = header_type(block if second else block[:348], check=False)
+    return header
 
 
 def _sides(header: nib.Nifti1Header, path: Path, frame: int | None) -> tuple[int, ...]:
@@ -174,7 +175,7 @@ def _scaling(header: nib.Nifti1Header, path: Path) -> tuple[float, float]:
     if slope == 0 or np.isnan(slope):
         return 1.0, 0.0
     if not np.isfinite([slope, intercept]).all():
-        raise InputError(f"{path}: scl_slope {slope}, scl_inter {intercept}; expected finite numbers; repair the header")
+        raise InputError(f"{path}: scl_slope {slope}, scl_inter {intercept}; expected finite; repair the header")
     return slope, intercept
 
 
@@ -193,7 +194,7 @@ def _grid(header: nib.Nifti1Header, sides: tuple[int, ...], path: Path) -> tuple
     count = min(int(header["dim"][0]), 3)
     pixdim = np.array(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(pixdim[:count]).all() and (pixdim[:count] != 0).all()):
-        raise InputError(f"{path}: header pixdim is {pixdim[:count].tolist()}; expected positive sizes in mm; repair it")
+        raise InputError(f"{path}: header pixdim is {pixdim[:count].tolist()}; expected sizes in mm, not 0; repair it")
     clean = header.copy()
     clean["pixdim"][1:4] = np.where(np.arange(3) < count, np.abs(pixdim), np.abs(pixdim) + (pixdim == 0))
     notes: list[str] = []
@@ -261,7 +262,7 @@ def _save(path: Path, array: Array, grid: Grid) -> None:
     ras = to_frame(grid, "RAS")
     affine = ras.affine[:, [2, 1, 0, 3]]
     large = max(array.shape) > _NIFTI1_MAX_SIDE
-    image_type = nib.Nifti2Image if large else nib.Nifti1Image
+    image_type: Any = nib.Nifti2Image if large else nib.Nifti1Image
     image = image_type(array.transpose(2, 1, 0), None, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     place_affine(image.header, affine)

@@ -50,7 +50,6 @@ class PictureScene(Scene):
             turned = int(image.getexif().get(_EXIF_ORIENTATION, 1)) if path.suffix.lower() in (".jpg", ".jpeg") else 1
         if mode not in _GRAY and mode not in _COLOUR:
             raise InputError(f"{path}: pixel mode {mode} is not supported; convert it to gray or RGB")
-        _refuse_wide_colour(path, mode)
         self._mode, self._frame = mode, frame
         self._nan: NanPolicy = nan
         self._cache: Array | None = None
@@ -151,16 +150,8 @@ def _decode(image: Image.Image, path: Path) -> Image.Image:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         size = path.stat().st_size
-        raise InputError(f"{path}: truncated or damaged ({size} bytes on disk): {error}; copy the file again") from error
+        raise InputError(f"{path}: truncated or damaged ({size} bytes on disk): {error}; copy it again") from error
     return image
-
-
-def _refuse_wide_colour(path: Path, mode: str) -> None:
-    """Pillow would cut 16-bit colour PNG to 8 bit without a word."""
-    with path.open("rb") as file:
-        head = file.read(26)
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] != 0:
-        raise InputError(f"{path}: 16-bit colour PNG would lose its low bits ({mode}); convert it to 16-bit TIFF or GeoTIFF")
 
 
 def _format_name(path: Path) -> str:
