@@ -3,18 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.config import MethodConfig
 from samgraft.errors import PromptError
+
+if TYPE_CHECKING:
+    from samgraft.adapters.backbones.base import Backbone, Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompts:
-    """Prompts of N instances. Coordinates are (x, y) pixels of the network input; index 0 is the first pixel's centre."""
+    """Prompts of N instances. Coordinates are (x, y) pixels of the network input; 0 is the first pixel's centre."""
 
     image_index: Tensor
     """(N,) int64: which of the B images each instance belongs to."""
@@ -43,7 +46,9 @@ class Prompts:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor) and len(value) != n:
-                raise PromptError(f"prompt field {field.name!r} has {len(value)} rows; image_index has {n}; give one row per instance")
+                raise PromptError(
+                    f"prompt field {field.name!r} has {len(value)} rows; image_index has {n}; give one row per instance"
+                )
         if (self.points is None) != (self.labels is None):
             raise PromptError("points and labels come together; give both or neither")
 
@@ -53,24 +58,48 @@ class Prompts:
 
     def select(self, rows: Tensor) -> "Prompts":
         """The instances named by ``rows`` (indices or a boolean mask)."""
-        changed = {f.name: getattr(self, f.name)[rows] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        changed = {
+            f.name: getattr(self, f.name)[rows] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> "Prompts":
         """Copy with every tensor on ``device``."""
-        changed = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        changed = {
+            f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **changed)
 
 
 class PromptGenerator(nn.Module, ABC):
     """Writes prompts from features, without a person: ``(features, image, context) -> Prompts``."""
 
+    taps: tuple[int, ...] = ()
+    """Encoder blocks whose output the generator reads from ``Features.taps``."""
+    num_classes: int = 0
+    """Above 0: semantic. Row ``b * num_classes + c`` of the prompts asks for foreground class c + 1 of image b."""
+    multimask: bool = False
+    """Whether the decoder should answer with three masks per prompt."""
+
     @abstractmethod
-    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Return prompts for every image.
 
         Args:
             features: Output of the backbone's ``encode``.
             image: (B, 3, H, W) in [0, 1]; the network input.
-            context: What else the generator may use (classes, user prompts); never labels of the image under evaluation.
+            context: What else the generator may use (classes, user prompts); never labels of the image under
+                evaluation.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterConfig(MethodConfig):
+    """Base of the configurations of prompt generators."""
+
+    point: ClassVar[str] = "prompt"
+    """Where the generator acts, for the table of trainable parts."""
+
+    def build(self, backbone: "Backbone") -> PromptGenerator:
+        """Create the generator for ``backbone``, which is only read."""
+        raise NotImplementedError

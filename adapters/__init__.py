@@ -1,0 +1,72 @@
+"""What is attached to a frozen promptable backbone, and the backbones. Torch only; no image file is read here.
+
+Names are imported on first use, so that ``import samgraft`` stays quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samgraft.adapters.backbones import BACKBONES
+    from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta, save_bundle
+    from samgraft.adapters.decoders import DECODERS, ClassTokensConfig, MaskConfig, SemanticOutput
+    from samgraft.adapters.graft import Grafted, attach
+    from samgraft.adapters.grafts import GRAFTS, BottleneckConfig, DecoderLoraConfig, LoraConfig
+    from samgraft.adapters.prompts import PROMPTERS, AutoSamConfig, GridConfig, ManualConfig, Prompts, make_prompts
+
+_HOMES = {
+    "BACKBONES": "backbones",
+    "BundleMeta": "bundle",
+    "load_bundle": "bundle",
+    "read_header": "bundle",
+    "read_meta": "bundle",
+    "save_bundle": "bundle",
+    "DECODERS": "decoders",
+    "ClassTokensConfig": "decoders",
+    "MaskConfig": "decoders",
+    "SemanticOutput": "decoders",
+    "Grafted": "graft",
+    "attach": "graft",
+    "GRAFTS": "grafts",
+    "BottleneckConfig": "grafts",
+    "DecoderLoraConfig": "grafts",
+    "LoraConfig": "grafts",
+    "PROMPTERS": "prompts",
+    "AutoSamConfig": "prompts",
+    "GridConfig": "prompts",
+    "ManualConfig": "prompts",
+    "Prompts": "prompts",
+    "make_prompts": "prompts",
+}
+
+__all__ = [
+    "BACKBONES",
+    "DECODERS",
+    "GRAFTS",
+    "PROMPTERS",
+    "AutoSamConfig",
+    "BottleneckConfig",
+    "BundleMeta",
+    "ClassTokensConfig",
+    "DecoderLoraConfig",
+    "Grafted",
+    "GridConfig",
+    "LoraConfig",
+    "ManualConfig",
+    "MaskConfig",
+    "Prompts",
+    "SemanticOutput",
+    "attach",
+    "load_bundle",
+    "make_prompts",
+    "read_header",
+    "read_meta",
+    "save_bundle",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``name`` from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,233 @@
+"""One file per adapter (``*.graft``): safetensors with a JSON header; a few MB, bound to one set of backbone weights.
+
+The header (key "samgraft" of the safetensors metadata) says how to rebuild the parts, which backbone they belong to,
+how
+images were normalised, what the classes are and how well it did. Nothing is ever unpickled, and what does not fit is
+refused by name.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.config import config_from_dict
+from samgraft.adapters.decoders import DECODERS
+from samgraft.adapters.graft import Grafted, attach, check_state
+from samgraft.adapters.grafts import GRAFTS
+from samgraft.adapters.prompts import PROMPTERS
+from samgraft.errors import CheckpointError, OutputError
+
+FORMAT = 1
+"""Version of the header's layout."""
+_KEY = "samgraft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleMeta:
+    """What a bundle says beside its tensors. JSON types only."""
+
+    classes: dict[int, str] = field(default_factory=dict)
+    """Label value -> name; 0 is background."""
+    task: str = "semantic"
+    """"semantic" or "instance"."""
+    modality: str = ""
+    """CT, MR, ultrasound, aerial, ...; free text."""
+    intensity: dict[str, Any] | None = None
+    """How values became [0, 1], as the domain describes it."""
+    input_size: tuple[int, int] | None = None
+    """(H, W) in pixels of the network input in training."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Summary: data, cases, steps, seconds, seed, commit."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Validation metrics, with n."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Anything else a recipe needs to repeat itself."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready mapping (class numbers become strings)."""
+        data = asdict(self)
+        data["classes"] = {str(number): name for number, name in self.classes.items()}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "BundleMeta":
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            CheckpointError: a field that this version does not know, by name.
+        """
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise CheckpointError(
+                f"adapter header has unknown fields {unknown}; it was written by a newer samgraft; update"
+            )
+        values = dict(data)
+        values["classes"] = {int(number): str(name) for number, name in dict(values.get("classes") or {}).items()}
+        size = values.get("input_size")
+        values["input_size"] = None if size is None else (int(size[0]), int(size[1]))
+        return cls(**values)
+
+
+def save_bundle(path: str | os.PathLike[str], grafted: Grafted, *, meta: BundleMeta | None = None) -> Path:
+    """Write the attached parts of ``grafted`` and how to rebuild them.
+
+    Args:
+        path: File to write; ``.graft`` by convention. An existing file is replaced in one step.
+        grafted: Attached parts; the backbone is named, not stored.
+        meta: Classes, normalisation, training summary, metrics.
+
+    Raises:
+        CheckpointError: a tensor is not finite.
+        OutputError: the file cannot be written; nothing half written is left.
+    """
+    target = Path(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in grafted.graft_state().items()}
+    check_state(tensors, tensors)
+    header = {
+        "format": FORMAT,
+        "samgraft": _samgraft_version(),
+        "backbone": {
+            "name": grafted.backbone.spec.name,
+            "sha256": grafted.base_hash,
+            "mean": list(grafted.backbone.spec.mean),
+            "std": list(grafted.backbone.spec.std),
+        },
+        "grafts": {name: config.to_dict() for name, config in grafted.configs.items()},
+        "prompter": None if grafted.prompter_config is None else grafted.prompter_config.to_dict(),
+        "decoder": None if grafted.decoder_config is None else grafted.decoder_config.to_dict(),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "tensors_sha256": tensors_hash(tensors),
+        "meta": (meta or BundleMeta()).to_dict(),
+    }
+    try:
+        text = json.dumps(header, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"adapter header is not plain JSON: {error}; put numbers, strings, lists and mappings in meta"
+        ) from error
+    _write_atomic(target, safetensors.torch.save(tensors, metadata={_KEY: text}))
+    return target
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON header of a bundle, without reading its tensors.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no bundle, or of a newer format.
+    """
+    return _parse_header(Path(path))
+
+
+def read_meta(path: str | os.PathLike[str]) -> BundleMeta:
+    """Classes, normalisation, training summary and metrics of a bundle.
+
+    Raises:
+        CheckpointError: as :func:`read_header`.
+    """
+    return BundleMeta.from_dict(_parse_header(Path(path))["meta"])
+
+
+def load_bundle(path: str | os.PathLike[str], backbone: Backbone) -> Grafted:
+    """Attach what a bundle holds to ``backbone``; if anything does not fit, the backbone stays as it was.
+
+    Raises:
+        CheckpointError: missing or damaged file, another backbone (both hashes are named), unknown or missing
+            tensors, wrong shapes, or non-finite values.
+        NoMatchError: a method that this version does not know.
+        ConfigError: the backbone already carries grafts.
+    """
+    source = Path(path)
+    header = _parse_header(source)
+    expected, found = header["backbone"]["sha256"], backbone.weights_hash()
+    if expected != found:
+        raise CheckpointError(
+            f"{source} was trained on backbone {header['backbone']['name']!r} with weights {expected[:12]}; "
+            f"got {backbone.spec.name!r} with {found[:12]}; load the backbone that it names"
+        )
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(source)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{source} is damaged: {error}; copy it again") from error
+    check_state(state, state)
+    if tensors_hash(state) != header["tensors_sha256"]:
+        raise CheckpointError(
+            f"{source} is damaged: its tensors do not have the hash that its header states; copy it again"
+        )
+    grafts = {str(name): config_from_dict(GRAFTS, config) for name, config in header["grafts"].items()}
+    prompter, decoder = header["prompter"], header["decoder"]
+    with torch.random.fork_rng(devices=[]):
+        grafted = attach(
+            backbone,
+            grafts,
+            prompter=None if prompter is None else config_from_dict(PROMPTERS, prompter),
+            decoder=None if decoder is None else config_from_dict(DECODERS, decoder),
+        )
+    try:
+        grafted.load_graft_state(state)
+    except CheckpointError:
+        grafted.detach()
+        raise
+    return grafted
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _parse_header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no adapter file {path}; check the path")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if _KEY not in metadata:
+            raise CheckpointError(f"{path} is a safetensors file but no samgraft adapter; expected metadata {_KEY!r}")
+        header: dict[str, Any] = json.loads(metadata[_KEY])
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or no adapter file: {error}; copy it again") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')!r}; this samgraft reads {FORMAT}; update samgraft"
+        )
+    needed = {"backbone", "grafts", "prompter", "decoder", "tensors_sha256", "meta"}
+    if not needed <= set(header):
+        raise CheckpointError(f"{path} lacks header fields {sorted(needed - set(header))}; the file is damaged")
+    return header
+
+
+def _write_atomic(target: Path, data: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+        raise OutputError(f"cannot write {target}: {error}; check folder, permissions and free space") from error
+
+
+def _samgraft_version() -> str:
+    try:
+        return version("samgraft")
+    except PackageNotFoundError:
+        return "0+unknown"

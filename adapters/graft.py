@@ -1,0 +1,358 @@
+"""Attach trainable parts to a frozen backbone: grafts inside it, a prompter before its decoder, a decoder after it.
+
+    grafted = attach(backbone, LoraConfig(rank=4), decoder=ClassTokensConfig(num_classes=3))
+    output = grafted.predict(image)        # SemanticOutput
+    print(grafted.trainable_table())
+    grafted.detach()                       # the backbone is as it was
+
+Everything is checked before anything is changed; the backbone's own tensors never ask for a gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.backbones.sites import BlockSites
+from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, MaskDecoder, SemanticOutput
+from samgraft.adapters.grafts.base import Graft, GraftConfig
+from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
+from samgraft.errors import CheckpointError, ConfigError
+
+GraftConfigs = GraftConfig | Sequence[GraftConfig] | Mapping[str, GraftConfig]
+
+
+class Grafted(nn.Module):
+    """A frozen backbone with what was attached to it. Build it with :func:`attach`.
+
+    ``state_dict`` holds the attached parts only, each tensor once (``grafts.<name>...``, ``prompter...``,
+    ``decoder...``).
+
+    Attributes:
+        backbone: The frozen backbone; grafts are installed in it until :meth:`detach`.
+        grafts: Name -> graft.
+        prompter: Prompt generator or None.
+        decoder: Decoder patch or None (then the backbone's mask decoder answers the prompter).
+        configs: Name -> configuration of each graft.
+        base_hash: SHA-256 of the frozen weights, taken before anything was installed; empty on the meta device.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        grafts: Mapping[str, Graft],
+        *,
+        prompter: tuple[PrompterConfig, PromptGenerator] | None = None,
+        decoder: tuple[DecoderConfig, DecoderPatch] | None = None,
+    ) -> None:
+        """Hold the parts; :func:`attach` builds and installs them."""
+        super().__init__()
+        self.configs = {name: graft.config for name, graft in grafts.items()}
+        self.prompter_config, prompter_module = prompter or (None, None)
+        self.decoder_config, decoder_module = decoder or (None, None)
+        on_meta = any(parameter.is_meta for parameter in backbone.parameters())
+        self.base_hash = "" if on_meta else backbone.weights_hash()
+        self.backbone = backbone
+        self.grafts = nn.ModuleDict(grafts)
+        self.prompter = prompter_module
+        self.decoder = decoder_module
+        self.merged = False
+        self.attached = False
+        self._load_prefix = ""
+        self._register_state_hooks()
+
+    def train(self, mode: bool = True) -> "Grafted":
+        """Set the attached parts to training or evaluation; the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        for part in self._parts().values():
+            part.train(mode)
+        return self
+
+    def taps(self) -> tuple[int, ...]:
+        """Encoder blocks that prompter and decoder read."""
+        wanted = [part.taps for part in (self.prompter, self.decoder) if part is not None]
+        return tuple(sorted({tap for taps in wanted for tap in taps}))
+
+    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        """Features of ``image`` (B, 3, H, W) in [0, 1], with the taps that the parts need and ``taps``."""
+        return self.backbone.encode(image, tuple(sorted({*self.taps(), *taps})))
+
+    def prompt(self, features: Features, image: Tensor, context: Mapping[str, Any] | None = None) -> Prompts:
+        """Prompts of the generator for ``image``.
+
+        Raises:
+            ConfigError: no prompter is attached.
+        """
+        if self.prompter is None:
+            raise ConfigError(
+                "no prompter is attached; pass prompter=... to attach, or decode with prompts of your own"
+            )
+        prompts: Prompts = self.prompter(features, image, context or {})
+        return prompts
+
+    def decode(self, features: Features, prompts: Prompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) of the backbone's decoder for any prompts."""
+        return self.backbone.decode(features, prompts, multimask=multimask)
+
+    def predict(
+        self, image: Tensor, *, features: Features | None = None, context: Mapping[str, Any] | None = None
+    ) -> SemanticOutput:
+        """Class maps without a person.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1]; sides are multiples of the patch.
+            features: Cached output of :meth:`encode` for the same images; None to compute it.
+            context: Handed to the prompter.
+
+        Raises:
+            ConfigError: neither a decoder that needs no prompts nor a semantic prompter is attached.
+        """
+        decoder = MaskDecoder() if self.decoder is None else self.decoder
+        if decoder.needs_prompts and (self.prompter is None or self.prompter.num_classes < 1):
+            attached = "none" if self.prompter_config is None else self.prompter_config.method
+            raise ConfigError(
+                f"predict needs class maps, but the prompter is {attached} and the decoder answers prompts; "
+                "attach decoder=ClassTokensConfig(...) or prompter=AutoSamConfig(...)"
+            )
+        if features is None:
+            features = self.encode(image)
+        prompts = self.prompt(features, image, context) if decoder.needs_prompts else None
+        output: SemanticOutput = decoder(self.backbone, features, image, prompts)
+        return output
+
+    forward = predict
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Every attached parameter, each once."""
+        return [parameter for part in self._parts().values() for parameter in part.parameters()]
+
+    def graft_state(self) -> dict[str, Tensor]:
+        """Attached tensors by name: what a bundle stores."""
+        return {
+            f"{name}.{key}": value for name, part in self._parts().items() for key, value in part.state_dict().items()
+        }
+
+    def load_graft_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy tensors written by :meth:`graft_state` into the attached parts.
+
+        Raises:
+            CheckpointError: unknown, missing, misshapen or non-finite tensors, by name; nothing was changed.
+        """
+        own = self.graft_state()
+        check_state(own, state)
+        if self.merged:
+            raise CheckpointError("the grafts are merged into the backbone; call unmerge() before loading tensors")
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(state[key])
+
+    def trainable_table(self) -> str:
+        """Plain text: part, method, insertion point, parameters, and their share of the backbone's."""
+        return trainable_table(self)
+
+    def merge(self) -> None:
+        """Fold every graft into the frozen weights (reversible); prompter and decoder stay beside.
+
+        Raises:
+            ConfigError: a graft cannot be merged; it is named and nothing was changed.
+        """
+        for name, graft in self._grafts().items():
+            if graft.merge_refusal:
+                raise ConfigError(
+                    f"graft {name!r} ({graft.config.method}) cannot be merged: {graft.merge_refusal}; "
+                    "nothing was changed"
+                )
+        if not self.merged and self.attached:
+            for graft in self._grafts().values():
+                graft.merge(self.backbone)
+            self.merged = True
+
+    def unmerge(self) -> None:
+        """Undo :meth:`merge`; the frozen weights are the same objects as before."""
+        if self.merged:
+            for graft in reversed(self._grafts().values()):
+                graft.unmerge(self.backbone)
+            self.merged = False
+
+    def detach(self) -> Backbone:
+        """Take everything out of the backbone and return it, with the module tree and weights it had."""
+        self.unmerge()
+        if self.attached:
+            for graft in reversed(self._grafts().values()):
+                graft.remove(self.backbone)
+            self.attached = False
+        return self.backbone
+
+    def install(self) -> None:
+        """Put the grafts (back) into the backbone; on failure nothing stays in it."""
+        done: list[Graft] = []
+        try:
+            for graft in self._grafts().values():
+                done.append(graft)
+                graft.install(self.backbone)
+        except Exception:
+            for graft in reversed(done):
+                graft.remove(self.backbone)
+            raise
+        self.attached = True
+
+    def _grafts(self) -> dict[str, Graft]:
+        return {name: graft for name, graft in self.grafts.items() if isinstance(graft, Graft)}
+
+    def _parts(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module] = {f"grafts.{name}": graft for name, graft in self.grafts.items()}
+        if self.prompter is not None:
+            parts["prompter"] = self.prompter
+        if self.decoder is not None:
+            parts["decoder"] = self.decoder
+        return parts
+
+    def _register_state_hooks(self) -> None:
+        """Keep the backbone out of ``state_dict`` and of what ``load_state_dict`` misses, at any nesting."""
+
+        def drop_backbone(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+            del module, metadata
+            for key in [key for key in state if key.startswith(f"{prefix}backbone.")]:
+                del state[key]
+
+        def remember_prefix(module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+            del module, state, rest
+            self._load_prefix = prefix
+
+        def forgive_backbone(module: nn.Module, keys: Any) -> None:
+            del module
+            keys.missing_keys[:] = [
+                key for key in keys.missing_keys if not key.startswith(f"{self._load_prefix}backbone.")
+            ]
+
+        self.register_state_dict_post_hook(drop_backbone)
+        self.register_load_state_dict_pre_hook(remember_prefix)
+        self.register_load_state_dict_post_hook(forgive_backbone)
+
+
+def attach(
+    backbone: Backbone,
+    grafts: GraftConfigs = (),
+    *,
+    prompter: PrompterConfig | None = None,
+    decoder: DecoderConfig | None = None,
+) -> Grafted:
+    """Freeze ``backbone``, build the parts and install the grafts. With ``init="identity"`` its output does not change.
+
+    Args:
+        backbone: From ``load_backbone``; nothing may be installed in it.
+        grafts: One configuration, several, or names mapped to configurations. Unnamed ones are called by their method.
+        prompter: Writes prompts automatically.
+        decoder: Turns features into class maps.
+
+    Raises:
+        NoMatchError: a graft names a block, layer or insertion point that does not exist.
+        ConfigError: two grafts want the same layer, or the backbone already carries grafts. Nothing was changed.
+    """
+    configs = _named(grafts)
+    if configs and _occupied(backbone):
+        raise ConfigError(
+            f"backbone {backbone.spec.name!r} already carries grafts; detach() those first, or attach all together"
+        )
+    decoder_part = None if decoder is None else (decoder, decoder.build(backbone))
+    prompter_part = None if prompter is None else (prompter, prompter.build(backbone))
+    modules = {name: config.build(backbone) for name, config in configs.items()}
+    claimed: dict[str, str] = {}
+    for name, module in modules.items():
+        for path in module.claims():
+            if path in claimed:
+                raise ConfigError(
+                    f"grafts {claimed[path]!r} and {name!r} both want layer {path!r}; nothing was changed; drop one"
+                )
+            claimed[path] = name
+    parameter = next(backbone.parameters())
+    for part in (decoder_part, prompter_part):
+        if part is not None:
+            part[1].to(device=parameter.device, dtype=parameter.dtype)
+    grafted = Grafted(backbone, modules, prompter=prompter_part, decoder=decoder_part)
+    grafted.install()
+    return grafted.eval()
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Compare the tensors of a file with those that are expected.
+
+    Raises:
+        CheckpointError: unknown, missing, misshapen or non-finite tensors, by name.
+    """
+    unknown, missing = sorted(set(state) - set(own)), sorted(set(own) - set(state))
+    if unknown or missing:
+        raise CheckpointError(
+            f"adapter tensors do not fit its configuration: unknown {unknown[:5]}, missing {missing[:5]}; "
+            "the file is damaged or foreign"
+        )
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise CheckpointError(f"adapter tensor {key!r} is {tuple(value.shape)}; expected {tuple(own[key].shape)}")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"adapter tensor {key!r} holds NaN or infinity; the training diverged or the file is damaged"
+            )
+
+
+def trainable_table(grafted: Grafted) -> str:
+    """Plain text: part, method, insertion point, parameters, and their share of the backbone's."""
+    attached = {id(parameter) for parameter in grafted.trainable_parameters()}
+    frozen = sum(p.numel() for p in grafted.backbone.parameters() if id(p) not in attached)
+    rows = [("part", "method", "insertion point", "parameters", "% of backbone")]
+
+    def add(name: str, method: str, point: str, count: int) -> None:
+        rows.append((name, method, point, f"{count:,}", f"{100 * count / max(frozen, 1):.3f}"))
+
+    for name, graft in grafted._grafts().items():
+        add(name, graft.config.method, "; ".join(graft.points), _count(graft))
+    if grafted.prompter is not None and grafted.prompter_config is not None:
+        add("prompter", grafted.prompter_config.method, grafted.prompter_config.point, _count(grafted.prompter))
+    if grafted.decoder is not None and grafted.decoder_config is not None:
+        add("decoder", grafted.decoder_config.method, grafted.decoder_config.point, _count(grafted.decoder))
+    add("total", "", "", sum(parameter.numel() for parameter in grafted.trainable_parameters()))
+    rows.append(("backbone", "frozen", grafted.backbone.spec.name, f"{frozen:,}", "100.000"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i > 2 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * (sum(widths) + 8), *lines[1:]])
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _named(grafts: GraftConfigs) -> dict[str, GraftConfig]:
+    if isinstance(grafts, GraftConfig):
+        grafts = [grafts]
+    if isinstance(grafts, Mapping):
+        named = dict(grafts)
+    else:
+        named = {}
+        for config in grafts:
+            name, number = config.method, 2
+            while name in named:
+                name, number = f"{config.method}_{number}", number + 1
+            named[name] = config
+    for name, config in named.items():
+        if not isinstance(config, GraftConfig):
+            raise ConfigError(
+                f"graft {name!r} is a {type(config).__name__}; expected a configuration such as LoraConfig(rank=4)"
+            )
+        if not name.isidentifier():
+            raise ConfigError(f"graft name {name!r} cannot be part of a tensor key; use letters, digits and _")
+    return named
+
+
+def _occupied(backbone: Backbone) -> bool:
+    sites = [module for module in backbone.modules() if isinstance(module, BlockSites)]
+    filled = any(len(points) for site in sites for points in site.children() if isinstance(points, nn.ModuleList))
+    return filled or any(isinstance(module, LoraLayer) for module in backbone.modules())
