@@ -1,7 +1,7 @@
 """Conversion between :class:`samgraft.grid.Grid` and GDAL's georeference (transform, CRS), without rounding.
 
 A raster grid is anchored at pixel corners: its affine maps (row, col, 1) to (x, y, 1), so its columns are those of
-GDAL's geotransform with the first two swapped. No number is recomputed on the way, so reading and writing are bit-exact.
+GDAL's geotransform with the first two swapped. No number is recomputed on the way: reading and writing are bit-exact.
 """
 
 import math
@@ -111,8 +111,9 @@ def canonical_wkt(crs: CRS) -> str:
 def equal_area(points: NDArray[np.float64], crs: CRS | None) -> NDArray[np.float64] | None:
     """Map coordinates (N, 2) of a CRS to a plane (N, 2) where areas are square metres; None if that is not known.
 
-    Projected CRS: scaled by the unit of length; the distortion of the projection itself stays. Geographic CRS: Lambert's cylindrical equal-area projection on the WGS84 ellipsoid, exact for edges along meridians and parallels,
-    which is what pixel outlines of an unrotated raster are.
+    Projected CRS: scaled by the unit of length; the projection's own distortion stays. Geographic CRS: Lambert's
+    cylindrical equal-area projection on the WGS84 ellipsoid, exact for edges along meridians and parallels, which is
+    what pixel outlines of an unrotated raster are.
 
     Source:
         J. P. Snyder, Map Projections: A Working Manual (USGS 1395), equations 3-12 and 10-14 with standard parallel 0.
