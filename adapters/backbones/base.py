@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
@@ -46,6 +46,40 @@ class Features:
     """(B, C, h, w), with h = H / patch_size."""
     taps: dict[int, Tensor] = field(default_factory=dict)
     """Block index -> that block's output, (B, h, w, D)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskDecoderState:
+    """What the mask decoder has computed for n prompts, for a :class:`MaskDecoderPatch`."""
+
+    features: Features
+    """Of all B images."""
+    image_index: Tensor
+    """(n,) int64."""
+    mask_tokens: Tensor
+    """(n, 4, C) after the transformer."""
+    extra_tokens: Tensor
+    """(n, t, C) after the transformer: what became of the patch's tokens."""
+    image: Tensor
+    """(n, C, h, w) after the transformer."""
+    upscaled: Tensor
+    """(n, C / 8, 4h, 4w)."""
+    logits: Tensor
+    """(n, K, 4h, 4w) of the frozen decoder."""
+    iou: Tensor
+    """(n, K) of the frozen decoder."""
+    multimask: bool
+    """Whether K = 3 masks were asked for."""
+
+
+class MaskDecoderPatch(Protocol):
+    """Extra tokens for the mask decoder and another ending (an HQ token, class tokens)."""
+
+    def tokens(self) -> Tensor | None:
+        """(t, C) tokens that stand behind the decoder's own, before those of prompts; None for none."""
+
+    def finish(self, state: MaskDecoderState) -> tuple[Tensor, Tensor]:
+        """Mask logits (n, K', 4h, 4w) and IoU (n, K')."""
 
 
 class Backbone(nn.Module, ABC):

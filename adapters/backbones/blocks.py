@@ -1,0 +1,86 @@
+"""The one forward of a ViT block in this project, with its named insertion points.
+
+    x -> [I1] -> norm1 -> windows (zero pad) -> qkv [I2] -> attention + relative positions -> projection [I3]
+      -> windows undone -> + x -> [I4] -> norm2 -> MLP [I5, I6] -> + x
+
+It runs on the modules of a ``transformers`` ``SamVisionLayer``, called as modules, so that wrapped linear layers (LoRA)
+take effect. norm1 comes before the padding: padded tokens are zero vectors that take part in attention, as in SAM.
+
+Source:
+    Segment Anything, arXiv:2304.02643; windowed blocks after ViTDet, arXiv:2203.16527.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from samgraft.adapters.backbones.attention import attend, relative_table
+from samgraft.adapters.backbones.sites import BlockSites, SiteContext, WindowInfo, add_deltas, add_qkv_deltas
+
+
+def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block: int) -> Tensor:
+    """Run one block.
+
+    Args:
+        layer: ``SamVisionLayer``, or anything with ``layer_norm1``, ``attn`` (``qkv``, ``proj``, ``num_attention_heads``,
+            ``use_rel_pos``, ``rel_pos_h``, ``rel_pos_w``), ``layer_norm2``, ``mlp`` and ``window_size`` (0: global).
+        sites: Grafted modules of this block.
+        x: (B, h, w, D).
+        image: (B, 3, H, W), normalised; what grafts may look at.
+        block: Index of the block, for the context.
+
+    Returns:
+        (B, h, w, D).
+    """
+    grid = (x.shape[1], x.shape[2])
+    context = SiteContext(block=block, grid_size=grid, image=image)
+    x = add_deltas(sites.block_input, x, context)
+    normed = layer.layer_norm1(x)
+    if layer.window_size:
+        windows = window_layout(grid, layer.window_size)
+        inside = SiteContext(block=block, grid_size=grid, image=image, windows=windows)
+        attended = attention_forward(layer.attn, sites, partition(normed, windows), inside)
+        x = x + unpartition(attended, windows, grid)
+    else:
+        x = x + attention_forward(layer.attn, sites, normed, context)
+    x = add_deltas(sites.after_attention, x, context)
+    normed = layer.layer_norm2(x)
+    change = layer.mlp(normed)
+    change = add_deltas(sites.parallel_mlp_raw, x, context, onto=change)
+    change = add_deltas(sites.parallel_mlp, normed, context, onto=change)
+    return x + change
+
+
+def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
+    """Self-attention of all tokens of ``x`` (B', h', w', D), which are windows or whole images; returns the same shape."""
+    batch, height, width, dim = x.shape
+    heads = attn.num_attention_heads
+    qkv = add_qkv_deltas(sites.qkv, x, attn.qkv(x), context)
+    query, key, value = qkv.reshape(batch, height * width, 3, heads, dim // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    rel = (relative_table(attn.rel_pos_h, height), relative_table(attn.rel_pos_w, width)) if attn.use_rel_pos else None
+    out = attend(query, key, value, rel, (height, width))
+    out = attn.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
+    return add_deltas(sites.attention_output, out, context)
+
+
+def window_layout(grid: tuple[int, int], size: int) -> WindowInfo:
+    """Windows of ``size`` tokens that cover ``grid`` (h, w), padded at the bottom and right."""
+    rows, columns = -(-grid[0] // size), -(-grid[1] // size)
+    return WindowInfo(size=size, counts=(rows, columns), padded=(rows * size, columns * size))
+
+
+def partition(x: Tensor, windows: WindowInfo) -> Tensor:
+    """Cut (B, h, w, D) into (B * windows, s, s, D), padding with zeros."""
+    batch, height, width, dim = x.shape
+    (rows, columns), size = windows.counts, windows.size
+    if windows.padded != (height, width):
+        x = functional.pad(x, (0, 0, 0, windows.padded[1] - width, 0, windows.padded[0] - height))
+    return x.reshape(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size, size, dim)
+
+
+def unpartition(x: Tensor, windows: WindowInfo, grid: tuple[int, int]) -> Tensor:
+    """Undo :func:`partition`: (B * windows, s, s, D) to (B, h, w, D) of ``grid``, padding dropped."""
+    (rows, columns), size, dim = windows.counts, windows.size, x.shape[-1]
+    x = x.reshape(-1, rows, columns, size, size, dim).transpose(2, 3).reshape(-1, *windows.padded, dim)
+    return x[:, : grid[0], : grid[1]]

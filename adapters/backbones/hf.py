@@ -1,0 +1,259 @@
+"""A Hugging Face ``SamModel`` as a frozen backbone: our encoder and decoder forward over its parameters.
+
+Logits equal ``SamModel.forward`` at the native size; any other H, W that are multiples of the patch work too, with position
+tables interpolated. Grafts go into ``encoder_sites`` and ``block_sites``, or wrap linear layers of ``sam`` by name.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+from samgraft.adapters.backbones.attention import absolute_table
+from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch
+from samgraft.adapters.backbones.blocks import block_forward
+from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
+from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, add_deltas
+from samgraft.adapters.prompts.base import Prompts
+from samgraft.errors import CheckpointError, InputError, NoMatchError, PromptError, ShapeError
+
+SAM_MEAN = (0.485, 0.456, 0.406)
+"""Mean of SAM's training images, RGB in [0, 1] (ImageNet)."""
+SAM_STD = (0.229, 0.224, 0.225)
+"""Standard deviation that goes with :data:`SAM_MEAN`."""
+DECODE_TOKENS = 2**17
+"""Image tokens decoded at once, over all prompts: 32 prompts of SAM at 1024 px, 512 of graft-tiny at 128 px."""
+
+_FROZEN_MARK = "_samgraft_frozen"
+
+
+class HFSamBackbone(Backbone):
+    """SAM, MedSAM, SlimSAM or graft-tiny as a :class:`~samgraft.adapters.backbones.base.Backbone`.
+
+    Args:
+        sam: The model. It is taken over, not copied: set to eval mode, and none of its parameters asks for a gradient.
+        name: What the backbone is called in bundles and tables.
+        mean: Per channel, subtracted from the image in [0, 1].
+        std: Per channel, divides the image after that.
+        licence: Of the weights.
+        source: Where the weights come from.
+
+    Attributes:
+        sam: The frozen model.
+        encoder_sites: Grafted modules at I0 and I8.
+        block_sites: Grafted modules of each block, I1 to I6.
+
+    Raises:
+        CheckpointError: the configuration is not one of a square SAM image encoder with RGB input.
+    """
+
+    def __init__(
+        self,
+        sam: SamModel,
+        *,
+        name: str = "sam",
+        mean: Sequence[float] = SAM_MEAN,
+        std: Sequence[float] = SAM_STD,
+        licence: str = "unknown",
+        source: str = "",
+    ) -> None:
+        """Freeze ``sam`` and hash its tensors."""
+        super().__init__()
+        self.spec = _make_spec(sam, name, mean, std, licence, source)
+        self.sam = sam
+        self.encoder_sites = EncoderSites()
+        self.block_sites = nn.ModuleList(BlockSites() for _ in range(self.spec.num_blocks))
+        for parameter in sam.parameters():
+            parameter.requires_grad_(False)
+        for module in self.modules():
+            module.__dict__[_FROZEN_MARK] = True
+        self.train(False)
+        self._hash = "" if any(p.is_meta for p in sam.parameters()) else hash_tensors(sam.state_dict())
+
+    def train(self, mode: bool = True) -> Self:
+        """Keep everything frozen in eval mode; only grafted modules follow ``mode``."""
+        for module in self.modules():
+            module.training = mode and _FROZEN_MARK not in module.__dict__
+        return self
+
+    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        """Encode images; see :meth:`Backbone.encode`.
+
+        Args:
+            image: (B, 3, H, W) float in [0, 1]; H and W multiples of ``spec.patch_size``.
+            taps: Block indices whose output is wanted.
+
+        Raises:
+            ShapeError: wrong rank, channels or side.
+            InputError: the image is not of a floating type.
+            NoMatchError: a tap names no block.
+        """
+        return self.resume(self.prefix(image, 0), image, start=0, taps=taps)
+
+    def prefix(self, image: Tensor, stop: int) -> Tensor:
+        """Output of the patch embedding and of blocks 0 .. stop - 1, (B, h, w, D); what may be cached if nothing there changes.
+
+        Args:
+            image: As in :meth:`encode`.
+            stop: The first block that is not run.
+        """
+        normalised = self._normalise(image)
+        encoder = self.sam.vision_encoder
+        x = encoder.patch_embed.projection(normalised).permute(0, 2, 3, 1)
+        grid = (x.shape[1], x.shape[2])
+        if encoder.pos_embed is not None:
+            x = x + absolute_table(encoder.pos_embed, grid)
+        x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(block=-1, grid_size=grid, image=normalised))
+        for block in range(stop):
+            x = block_forward(encoder.layers[block], self.block_sites[block], x, normalised, block)
+        return x
+
+    def resume(self, hidden: Tensor, image: Tensor, *, start: int, taps: Sequence[int] = ()) -> Features:
+        """Run blocks ``start`` to the last, and the neck, on what :meth:`prefix` returned for ``stop=start``.
+
+        Args:
+            hidden: (B, h, w, D).
+            image: The same image as in :meth:`prefix`; grafts may look at it.
+            start: The first block to run.
+            taps: Block indices whose output is wanted, none below ``start``.
+
+        Raises:
+            NoMatchError: a tap names no block that is run.
+        """
+        self._check_taps(taps, start)
+        normalised = self._normalise(image)
+        encoder = self.sam.vision_encoder
+        x, kept = hidden, {}
+        for block in range(start, self.spec.num_blocks):
+            x = block_forward(encoder.layers[block], self.block_sites[block], x, normalised, block)
+            if block in taps:
+                kept[block] = x
+        grid = (x.shape[1], x.shape[2])
+        neck = add_deltas(self.encoder_sites.neck, encoder.neck(x), SiteContext(block=-1, grid_size=grid, image=normalised))
+        return Features(neck=neck, taps=kept)
+
+    def embed(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Embed prompts for a network input of ``size`` (H, W): sparse (N, k, C), dense (N, C, h, w).
+
+        Raises:
+            ShapeError: a mask, sparse or dense prompt does not fit ``size``.
+            PromptError: a coordinate is not finite, or a label is unknown.
+        """
+        return embed_prompts(self.sam.prompt_encoder, prompts, size, self.spec.patch_size)
+
+    def decode(
+        self,
+        features: Features,
+        prompts: Prompts,
+        *,
+        multimask: bool = False,
+        patch: MaskDecoderPatch | None = None,
+        chunk: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode N prompts: mask logits (N, K, 4h, 4w) and predicted IoU (N, K); K = 3 if ``multimask`` else 1.
+
+        Args:
+            features: Of B images.
+            prompts: N prompts; ``image_index`` says which image each belongs to.
+            multimask: Three masks instead of one.
+            patch: Extra decoder tokens and another ending; it decides on K.
+            chunk: Prompts decoded at once; None: as many as :data:`DECODE_TOKENS` allows. Bounds the memory.
+
+        Raises:
+            PromptError: an image index outside 0 .. B - 1.
+        """
+        batch, _, height, width = features.neck.shape
+        index = prompts.image_index
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < batch:
+            raise PromptError(f"image_index spans {int(index.min())}..{int(index.max())}; there are {batch} images; use 0..{batch - 1}")
+        code = image_code(self.sam.shared_image_embedding.positional_embedding, (height, width))
+        size = (height * self.spec.patch_size, width * self.spec.patch_size)
+        step = max(1, chunk or DECODE_TOKENS // (height * width))
+        parts = []
+        for first in range(0, max(1, len(prompts)), step):
+            few = prompts if len(prompts) <= step else prompts.select(torch.arange(first, min(first + step, len(prompts)), device=index.device))
+            embedded = self.embed(few, size)
+            parts.append(
+                decode_masks(
+                    self.sam.mask_decoder, features, embedded, code, few.image_index, multimask=multimask, patch=patch
+                )
+            )
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+
+    def weights_hash(self) -> str:
+        """SHA-256 (hex) of the frozen tensors as they were loaded; grafts, merging and casts do not change it.
+
+        Raises:
+            CheckpointError: the model was built on the meta device and has no bytes.
+        """
+        if not self._hash:
+            raise CheckpointError(f"backbone {self.spec.name!r} was built on the meta device; it has no weights to hash; load real ones")
+        return self._hash
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        self._check_image(image)
+        weight = self.sam.vision_encoder.patch_embed.projection.weight
+        wide = image.to(torch.promote_types(image.dtype, torch.float32))
+        mean, std = wide.new_tensor(self.spec.mean), wide.new_tensor(self.spec.std)
+        normalised = (wide - mean[:, None, None]) / std[:, None, None]
+        return normalised.to(weight.dtype)
+
+    def _check_image(self, image: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ShapeError(f"image has shape {tuple(image.shape)}; expected (B, 3, H, W); repeat a gray image to 3 channels")
+        if not image.is_floating_point():
+            raise InputError(f"image has dtype {image.dtype}; expected floating point in [0, 1]; scale it first (8 bit: divide by 255)")
+        patch = self.spec.patch_size
+        height, width = image.shape[-2:]
+        fit = (max(1, -(-height // patch)) * patch, max(1, -(-width // patch)) * patch)
+        if fit != (height, width):
+            raise ShapeError(
+                f"image is {height} x {width} pixels (H x W); {self.spec.name!r} needs multiples of its patch, {patch}; "
+                f"pad it at the bottom and right to {fit[0]} x {fit[1]}"
+            )
+
+    def _check_taps(self, taps: Sequence[int], start: int) -> None:
+        wrong = [tap for tap in taps if not start <= tap < self.spec.num_blocks]
+        if wrong:
+            raise NoMatchError(f"taps {wrong} name no block that is run; expected {start}..{self.spec.num_blocks - 1}")
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over name, dtype, shape and bytes of each tensor, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _make_spec(
+    sam: SamModel, name: str, mean: Sequence[float], std: Sequence[float], licence: str, source: str
+) -> BackboneSpec:
+    config = sam.config.vision_config
+    if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int) or config.num_channels != 3:
+        raise CheckpointError(
+            f"image encoder of {name!r} has image_size {config.image_size}, patch_size {config.patch_size}, "
+            f"num_channels {config.num_channels}; expected whole numbers (square) and 3 channels"
+        )
+    return BackboneSpec(
+        name=name,
+        patch_size=config.patch_size,
+        native_size=config.image_size,
+        embed_dim=config.hidden_size,
+        num_blocks=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        window_size=config.window_size,
+        global_blocks=tuple(sorted(config.global_attn_indexes)),
+        neck_channels=config.output_channels,
+        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        std=(float(std[0]), float(std[1]), float(std[2])),
+        licence=licence,
+        source=source,
+    )
