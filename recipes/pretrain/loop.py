@@ -248,7 +248,8 @@ def _trainer(rank: int, config: PretrainConfig, port: int) -> None:
 
 def _train(config: PretrainConfig, rank: int) -> None:
     state = Pretraining(config, rank)
-    (state.folder / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    if rank == 0:
+        _append(state.folder / "stages.jsonl", {"from_step": state.step, **asdict(config)})
     loader = _batches(config, state.step, rank)
     started, first_step = time.monotonic(), state.step
     recent: list[dict[str, float]] = []
@@ -265,7 +266,7 @@ def _train(config: PretrainConfig, rank: int) -> None:
         if state.step % config.save_every == 0 or state.step == config.steps:
             state.save()
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
-            _log(state.folder, {"step": state.step, "held_out": evaluate(state.averaged(), device=state.device)})
+            _log(state.folder, {"step": state.step, "held_out": evaluate(state.averaged(), size=config.size, device=state.device)})
 
 
 def _batches(config: PretrainConfig, step: int, rank: int) -> Iterator[list[Tensor]]:
@@ -277,6 +278,10 @@ def _batches(config: PretrainConfig, step: int, rank: int) -> Iterator[list[Tens
 
 
 def _log(folder: Path, record: dict[str, object]) -> None:
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    _append(folder / "log.jsonl", record)
     print(json.dumps(record), flush=True)
+
+
+def _append(path: Path, record: dict[str, object]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
