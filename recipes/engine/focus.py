@@ -1,0 +1,303 @@
+"""Prompted segmentation at the network's own resolution: one square crop per object.
+
+The embedded backbone sees 128 pixels. A whole CT slice or a satellite scene would leave a few tokens for the object, so
+every object gets a square window around its box, resampled to the network size, and its logits are brought back to that
+window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.prompts.base import Prompts
+from samgraft.errors import PromptError, ShapeError
+from samgraft.recipes.engine.windows import (
+    Crops,
+    Window,
+    crop_of,
+    from_network,
+    scale_boxes,
+    scale_points,
+    to_network,
+    whole_window,
+    window_around,
+)
+
+PADDING = -10
+"""Label of a point that is none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObjectMask:
+    """One mask, on the pixels of its window only."""
+
+    window: Window
+    logits: Tensor
+    """(h, w) float on the part of ``window`` inside the picture; above 0 is the object."""
+    iou: float
+    """IoU that the decoder predicts, clipped to [0, 1]."""
+    shape: tuple[int, int]
+    """(H, W) of the picture."""
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of ``logits`` in the picture."""
+        return self.window.clipped(self.shape)
+
+    @property
+    def crop(self) -> NDArray[np.bool_]:
+        """(h, w) bool of the same part."""
+        return (self.logits > 0).numpy()
+
+    def full(self) -> NDArray[np.bool_]:
+        """(H, W) bool."""
+        mask = np.zeros(self.shape, dtype=bool)
+        mask[self.place] = self.crop
+        return mask
+
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Tight (x0, y0, x1, y1) in the picture, first and last pixel inside; None if nothing was found."""
+        crop, (rows, cols) = self.crop, self.place
+        if not crop.any():
+            return None
+        y, x = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
+        return float(x[0] + cols.start), float(y[0] + rows.start), float(x[-1] + cols.start), float(y[-1] + rows.start)
+
+
+def network_size(backbone: Backbone, size: int | None) -> int:
+    """The asked network size, or the backbone's native one.
+
+    Raises:
+        ShapeError: not a positive multiple of the patch.
+    """
+    chosen = backbone.spec.native_size if size is None else size
+    patch = backbone.spec.patch_size
+    if chosen < patch or chosen % patch:
+        raise ShapeError(f"network size is {chosen}; expected a positive multiple of the patch of {patch} pixels")
+    return chosen
+
+
+@torch.no_grad()
+def decode_windows(
+    backbone: Backbone,
+    crops: Crops,
+    windows: Sequence[Window],
+    *,
+    shape: tuple[int, int],
+    size: int,
+    batch: int,
+    boxes: Tensor | None = None,
+    points: Tensor | None = None,
+    labels: Tensor | None = None,
+    multimask: bool = False,
+) -> list[tuple[ObjectMask, ...]]:
+    """Encode one crop per object and decode its prompt.
+
+    Args:
+        backbone: Any backbone, frozen or grafted.
+        crops: Gives the pixels of a window.
+        windows: N windows.
+        shape: (H, W) of the picture.
+        size: Network size in pixels.
+        batch: Windows encoded together.
+        boxes: (N, 4) in picture pixels, or None.
+        points: (N, p, 2) in picture pixels, or None.
+        labels: (N, p) 1, 0 or -10.
+        multimask: Three candidates per object.
+
+    Returns:
+        Per object one mask, or three with ``multimask``, in the order of the decoder.
+    """
+    device = next(backbone.parameters()).device
+    found: list[tuple[ObjectMask, ...]] = []
+    for first in range(0, len(windows), batch):
+        part = list(windows[first : first + batch])
+        rows = slice(first, first + len(part))
+        images = torch.stack([to_network(crops(window), size) for window in part])
+        prompts = Prompts(
+            image_index=torch.arange(len(part)),
+            boxes=None if boxes is None else scale_boxes(boxes[rows].double(), part, size).float(),
+            points=None if points is None else scale_points(points[rows].double(), part, size).float(),
+            labels=None if labels is None else labels[rows],
+        )
+        features = backbone.encode(images.to(device))
+        logits, iou = backbone.decode(features, prompts.to(device), multimask=multimask)
+        for window, one, quality in zip(part, logits.float().cpu(), iou.float().cpu(), strict=True):
+            found.append(_masks(window, one, quality, shape))
+    return found
+
+
+def _masks(window: Window, logits: Tensor, iou: Tensor, shape: tuple[int, int]) -> tuple[ObjectMask, ...]:
+    rows, cols = window.inner(shape)
+    native = from_network(logits, window.side)[:, rows, cols]
+    return tuple(
+        ObjectMask(window=window, logits=one.contiguous(), iou=min(1.0, max(0.0, float(quality))), shape=shape)
+        for one, quality in zip(native, iou, strict=True)
+    )
+
+
+def segment_boxes(
+    backbone: Backbone,
+    image: Tensor,
+    boxes: Tensor | NDArray[np.floating],
+    *,
+    context: float = 1.8,
+    size: int | None = None,
+    batch: int = 16,
+) -> list[ObjectMask]:
+    """Segment one object per box.
+
+    Args:
+        backbone: Any backbone.
+        image: (3, H, W) float in [0, 1].
+        boxes: (N, 4) x0, y0, x1, y1 in pixels, first and last pixel inside.
+        context: Side of the crop over the longest side of the box.
+        size: Network size in pixels, a multiple of the patch; None takes the native size.
+        batch: Crops encoded together.
+
+    Returns:
+        One mask per box: ``.full()`` is (H, W) bool, ``.iou`` the predicted IoU.
+
+    Raises:
+        ShapeError: image, boxes or size are of another shape.
+        PromptError: a box outside the image.
+    """
+    shape = _picture_shape(image)
+    wanted = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
+    _require_inside(wanted.reshape(-1, 2), shape)
+    windows = [window_around(box, shape, context) for box in wanted.tolist()]
+    chosen = network_size(backbone, size)
+    found = decode_windows(backbone, crop_of(image), windows, shape=shape, size=chosen, batch=batch, boxes=wanted)
+    return [masks[0] for masks in found]
+
+
+def segment_points(
+    backbone: Backbone,
+    image: Tensor,
+    points: Tensor | NDArray[np.floating],
+    labels: Tensor | NDArray[np.integer] | None = None,
+    *,
+    context: float = 2.2,
+    size: int | None = None,
+    batch: int = 16,
+    refine: bool = True,
+) -> list[tuple[ObjectMask, ...]]:
+    """Segment one object per row of points, without a box.
+
+    The whole picture is looked at first. Where a candidate is small in it, the picture is looked at again in a window
+    around that candidate, with the same points.
+
+    Args:
+        backbone: Any backbone.
+        image: (3, H, W) float in [0, 1].
+        points: (N, p, 2) or (N, 2), (x, y) pixels.
+        labels: (N, p): 1 on the object, 0 off it, -10 padding; None means all on it.
+        context: Side of the second window over the longest side of the first mask.
+        size: Network size in pixels; None takes the native size.
+        batch: Crops encoded together.
+        refine: Look a second time.
+
+    Returns:
+        Per object three candidates, the one with the largest predicted IoU first.
+
+    Raises:
+        ShapeError: image, points or size are of another shape.
+        PromptError: a point outside the image.
+    """
+    shape = _picture_shape(image)
+    places = torch.as_tensor(points, dtype=torch.float64)
+    places = places[:, None] if places.ndim == 2 else places
+    marks = torch.ones(places.shape[:2]) if labels is None else torch.as_tensor(labels)
+    marks = marks.reshape(places.shape[:2]).long()
+    _require_inside(places[marks != PADDING], shape)
+    return points_in(
+        backbone,
+        crop_of(image),
+        places,
+        marks,
+        shape=shape,
+        size=network_size(backbone, size),
+        context=context,
+        batch=batch,
+        refine=refine,
+    )
+
+
+def points_in(
+    backbone: Backbone,
+    crops: Crops,
+    points: Tensor,
+    labels: Tensor,
+    *,
+    shape: tuple[int, int],
+    size: int,
+    context: float,
+    batch: int,
+    refine: bool = True,
+    view: Window | None = None,
+) -> list[tuple[ObjectMask, ...]]:
+    """The same on anything that gives crops; see :func:`segment_points`.
+
+    ``view`` is looked at first instead of the whole.
+    """
+    options = {"shape": shape, "size": size, "batch": batch}
+    whole = [view or whole_window(shape)] * len(points)
+    first = decode_windows(backbone, crops, whole, points=points, labels=labels, multimask=True, **options)  # type: ignore[arg-type]
+    first = [_by_quality(masks) for masks in first]
+    if not refine:
+        return first
+    again: list[int] = []
+    windows: list[Window] = []
+    for row, masks in enumerate(first):
+        box = masks[0].box()
+        if box is None:
+            continue
+        window = window_around(_with_points(box, points[row], labels[row]), shape, context)
+        if window.side <= 0.75 * whole[row].side:
+            again.append(row)
+            windows.append(window)
+    chosen = torch.tensor(again, dtype=torch.int64)
+    second = decode_windows(
+        backbone,
+        crops,
+        windows,
+        points=points[chosen],
+        labels=labels[chosen],
+        multimask=True,
+        **options,  # type: ignore[arg-type]
+    )
+    for row, masks in zip(again, second, strict=True):
+        first[row] = _by_quality(masks)
+    return first
+
+
+def _by_quality(masks: tuple[ObjectMask, ...]) -> tuple[ObjectMask, ...]:
+    return tuple(sorted(masks, key=lambda mask: -mask.iou))
+
+
+def _with_points(
+    box: tuple[float, float, float, float], points: Tensor, labels: Tensor
+) -> tuple[float, float, float, float]:
+    """Enlarge ``box`` so that it holds all points that are no padding."""
+    real = points[labels != PADDING].tolist()
+    xs, ys = [box[0], box[2], *(p[0] for p in real)], [box[1], box[3], *(p[1] for p in real)]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _picture_shape(image: Tensor) -> tuple[int, int]:
+    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+        raise ShapeError(f"image is {tuple(image.shape)} {image.dtype}; expected (3, H, W) float in [0, 1]")
+    return image.shape[1], image.shape[2]
+
+
+def _require_inside(places: Tensor, shape: tuple[int, int]) -> None:
+    limit = torch.tensor([shape[1], shape[0]], dtype=torch.float64) - 0.5
+    wrong = ~((places >= -0.5).all(-1) & (places <= limit).all(-1))
+    if wrong.any():
+        x, y = places[wrong][0].tolist()
+        raise PromptError(f"({x:g}, {y:g}) lies outside the image: x 0..{shape[1] - 1}, y 0..{shape[0] - 1}")

@@ -1,0 +1,108 @@
+"""What an adapter's header says about its inputs, ready for use on a new scene."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from samgraft.adapters.bundle import BundleMeta
+from samgraft.adapters.graft import Grafted
+from samgraft.domains.medical.intensity import fit_intensity
+from samgraft.domains.scene import Scene
+from samgraft.errors import CheckpointError
+from samgraft.recipes.header import InputRecipe
+from samgraft.recipes.look import Look, fixed_look, look_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Everything that decides a result besides weights and pixels."""
+
+    recipe: InputRecipe
+    """From files to squares."""
+    classes: Mapping[int, str]
+    """Label value -> name."""
+    kind: Literal["semantic", "instance"] = "semantic"
+    """What the channels of the network mean."""
+    modality: str = ""
+    """CT, MR, ...; empty if it was not known."""
+    intensity: Mapping[str, Any] | None = None
+    """Scale of training, or None to fit one on every scene."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """For the result's meta."""
+
+    @property
+    def size(self) -> int:
+        """Side of the network input."""
+        return self.recipe.size
+
+    @property
+    def window(self) -> int | None:
+        """Native side of windows, or None for whole planes."""
+        return self.recipe.window
+
+    @property
+    def overlap(self) -> float:
+        """Overlap of windows as a share of their side."""
+        return self.recipe.overlap
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the network: background and classes; or background, interior and border."""
+        return 3 if self.kind == "instance" else 1 + len(self.classes)
+
+    def scale(self, shape: tuple[int, int]) -> float:
+        """Native pixels per network pixel, of a plane of ``shape``."""
+        side = max(shape) if self.window is None else min(self.window, *shape)
+        return side / self.size
+
+    def look(self, scene: Scene) -> Look:
+        """Channels and scale for ``scene``, chosen as for a training case.
+
+        A recorded window of fixed values (CT, or set by hand) is used; percentiles are measured on every scene.
+
+        Raises:
+            InputError: the scene has not the channels that the adapter was trained on.
+            CheckpointError: the recorded window is not one.
+        """
+        look = look_at(scene, self.recipe.bands)
+        scale = self.intensity or {}
+        kind = scale.get("kind")
+        if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
+            lower, upper = scale.get("lower"), scale.get("upper")
+            if not isinstance(lower, int | float) or not isinstance(upper, int | float):
+                raise CheckpointError(
+                    f"the adapter's header has intensity {dict(scale)!r}; expected numbers lower and upper"
+                )
+            return fixed_look(look, lower=float(lower), upper=float(upper))
+        if self.modality and scene.kind == "volume":
+            fitted = fit_intensity(scene, self.modality)
+            return fixed_look(look, lower=fitted.lower, upper=fitted.upper)
+        return look
+
+    def describe(self) -> dict[str, str]:
+        """For the result's meta."""
+        return {"mode": "automatic", **self.about}
+
+
+def recorded(grafted: Grafted, meta: BundleMeta) -> Recorded:
+    """Read a header.
+
+    Raises:
+        CheckpointError: the header does not say how images become network inputs, or what the classes are.
+    """
+    if not meta.classes:
+        raise CheckpointError(
+            "the adapter's header names no classes; train it with samgraft fit, or give meta=BundleMeta(...)"
+        )
+    if meta.task not in ("semantic", "instance"):
+        raise CheckpointError(
+            f"the adapter's task is {meta.task!r}; expected 'semantic' or 'instance'; update samgraft"
+        )
+    return Recorded(
+        recipe=InputRecipe.from_meta(meta),
+        classes=meta.classes,
+        kind="instance" if meta.task == "instance" else "semantic",
+        modality=meta.modality,
+        intensity=meta.intensity,
+        about={"backbone": grafted.backbone.spec.name},
+    )

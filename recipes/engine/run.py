@@ -1,0 +1,179 @@
+"""``samgraft.segment``: choose the mode, run it, write the results."""
+
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from samgraft.adapters.backbones import load_backbone
+from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
+from samgraft.adapters.graft import Grafted
+from samgraft.domains.atomic import full_suffix
+from samgraft.domains.opening import open_scene
+from samgraft.domains.scene import Scene
+from samgraft.domains.segmentation import SUFFIXES, Segmentation
+from samgraft.errors import ConfigError, OutputError
+from samgraft.recipes.engine.automatic import segment_automatic
+from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
+from samgraft.recipes.engine.prompted import segment_prompted
+from samgraft.recipes.engine.recorded import recorded
+from samgraft.recipes.prompting import UserPrompts
+
+DEFAULT_BACKBONE = "graft-tiny"
+_META = "bundle_meta"
+
+
+def segment(
+    scene: Scene | str | PathLike[str],
+    *,
+    adapter: str | PathLike[str] | Grafted | None = None,
+    backbone: str | PathLike[str] | Backbone | None = None,
+    prompts: UserPrompts | None = None,
+    output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    network_size: int | None = None,
+    context: float = 1.8,
+    batch: int = 16,
+    bands: Sequence[int] | None = None,
+    everything: EverythingConfig | None = None,
+    progress: bool = True,
+) -> Segmentation:
+    """Segment one volume, raster or picture.
+
+    With ``prompts``, the objects that they name; with an ``adapter`` and no prompts, what the adapter was trained for;
+    with neither, everything that looks like an object (pictures and rasters).
+
+    Args:
+        scene: A scene of ``samgraft.open``, or a path.
+        adapter: A file written by ``samgraft fit``, or what ``samgraft.load_adapter`` gives.
+        backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
+        prompts: Boxes and points in pixels of the input.
+        output: File or files to write, the format by suffix.
+        network_size: Side in pixels of the network input for prompts; None takes the backbone's own. With an adapter
+            and no prompts the header decides.
+        context: Side of the view around a box, over the box's longest side.
+        batch: Network inputs computed together.
+        bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
+            first.
+        everything: Thresholds for the mode without prompts and adapter.
+        progress: Show a bar on the terminal.
+
+    Returns:
+        Labels on exactly the grid of the input; ``save`` writes them.
+
+    Raises:
+        InputError: the file is missing, damaged or of another kind than the adapter wants.
+        PromptError: a prompt lies outside.
+        CheckpointError: the adapter is damaged or belongs to another backbone.
+        ConfigError: contradictory options, or an unknown suffix in ``output``.
+        GeometryError: a format that cannot keep the grid.
+        OutputError: an output cannot be written; nothing half written is left.
+    """
+    targets = _targets(output)
+    source = scene if isinstance(scene, Scene) else open_scene(scene)
+    network, grafted, meta, opened = _network(adapter, backbone)
+    track = _bar if progress else None
+    try:
+        if prompts is not None:
+            result = segment_prompted(
+                source, network, prompts, size=network_size, context=context, batch=batch, bands=bands
+            )
+        elif grafted is not None:
+            if network_size is not None or bands is not None:
+                raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
+            result = segment_automatic(source, grafted, recorded(grafted, meta), batch=batch, track=track)
+        else:
+            result = segment_everything(source, network, config=everything, size=network_size, bands=bands, track=track)
+    finally:
+        if opened and grafted is not None:
+            grafted.detach()
+    for path in targets:
+        result.save(path)
+    return result
+
+
+def load_adapter(path: str | PathLike[str], backbone: str | PathLike[str] | Backbone | None = None) -> Grafted:
+    """Load an adapter file onto its backbone.
+
+    Args:
+        path: A ``*.graft`` file.
+        backbone: Name, folder, file or backbone; None loads the one that the file names.
+
+    Returns:
+        The grafted network; hand it to ``samgraft.segment(adapter=...)``. ``adapter_meta`` gives its header.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or belongs to another backbone.
+    """
+    meta = read_meta(path)
+    base = _backbone(read_header(path)["backbone"]["name"] if backbone is None else backbone)
+    grafted = load_bundle(path, base)
+    grafted.eval()
+    return with_meta(grafted, meta)
+
+
+def with_meta(grafted: Grafted, meta: BundleMeta) -> Grafted:
+    """Say what a network that was just trained is for, so that ``segment`` can use it without a file."""
+    setattr(grafted, _META, meta)
+    return grafted
+
+
+def adapter_meta(grafted: Grafted) -> BundleMeta:
+    """Header of a loaded adapter.
+
+    Raises:
+        ConfigError: it was neither loaded from a file nor given a header by :func:`with_meta`.
+    """
+    meta = getattr(grafted, _META, None)
+    if not isinstance(meta, BundleMeta):
+        raise ConfigError(
+            "this adapter has no header; load it with samgraft.load_adapter(path), or add one by with_meta"
+        )
+    return meta
+
+
+def _network(
+    adapter: str | PathLike[str] | Grafted | None, backbone: str | PathLike[str] | Backbone | None
+) -> tuple[Backbone, Grafted | None, BundleMeta, bool]:
+    """Backbone, adapter, header, and whether the adapter was installed here."""
+    if adapter is None:
+        return _backbone(DEFAULT_BACKBONE if backbone is None else backbone), None, BundleMeta(), False
+    if isinstance(adapter, Grafted):
+        if backbone is not None and backbone is not adapter.backbone:
+            raise ConfigError("adapter is already attached to a backbone; leave backbone out")
+        meta = getattr(adapter, _META, None) or BundleMeta()
+        return adapter.backbone, adapter, meta, False
+    grafted = load_adapter(adapter, backbone)
+    return grafted.backbone, grafted, adapter_meta(grafted), True
+
+
+def _backbone(source: str | PathLike[str] | Backbone) -> Backbone:
+    return source if isinstance(source, Backbone) else load_backbone(source)
+
+
+def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None) -> list[Path]:
+    """Outputs as paths; what cannot be written is said before the work begins.
+
+    Raises:
+        ConfigError: a suffix without a writer.
+        OutputError: a folder that does not exist.
+    """
+    if output is None:
+        return []
+    paths = [Path(p) for p in ([output] if isinstance(output, str | PathLike) else output)]
+    for path in paths:
+        suffix = full_suffix(path)
+        if suffix not in SUFFIXES:
+            raise ConfigError(f"{path.name}: unknown suffix {suffix!r}; expected one of {', '.join(SUFFIXES)}")
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
+    return paths
+
+
+def _bar(sequence: Sequence[Any], what: str) -> Iterator[Any]:
+    """Walk ``sequence`` with a bar on stderr; silent where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(sequence, description=what, console=console, transient=True, disable=not console.is_terminal)
