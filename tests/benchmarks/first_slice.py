@@ -1,0 +1,203 @@
+"""Train on real images, no prompt at test time: ``python -m tests.benchmarks.first_slice``.
+
+Three arms with the same split, budget of process time (data loading included), augmentation, loss and schedule: a
+graft on frozen graft-tiny, the same network fully trained, a MONAI UNet from scratch. Every arm is scored once, at the
+end of its budget; nothing is selected on the validation cases. Each run has its own process, so that memory is its own,
+and its result is appended to the JSON file; runs that are already there are skipped.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks import _data
+from tests.benchmarks._arms import ARMS, Arm, build, count, on_sam_base
+from tests.benchmarks._sets import SPECS, SetSpec, choose, evaluate
+from tests.benchmarks._table import markdown, read_json, write_json
+from tests.benchmarks._train import fit
+
+KEY = ("set", "arm", "cases", "budget", "seed", "tune")
+"""What makes two runs the same."""
+MARK = "RESULT "
+
+
+def split(name: str, cases: int | None, seed: int, *, tune: bool) -> tuple[list[_data.Case], list[_data.Case]]:
+    """Training and scored cases. With ``tune`` every fifth training case or patient is scored; val is not read."""
+    train = _data.cases(name, "train")
+    if not tune:
+        return choose(train, cases, seed), _data.cases(name, "val")
+    held = set(sorted({case.id for case in train})[::5])
+    return choose([c for c in train if c.id not in held], cases, seed), [c for c in train if c.id in held]
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """One run, in this process.
+
+    Args:
+        task: The fields of ``KEY``, "backbone", "folder" for the adapter file, and "lr" to override the arm's.
+    """
+    start, wall = time.process_time(), time.perf_counter()
+    spec = SPECS[task["set"]]
+    train, scored = split(spec.name, task["cases"], task["seed"], tune=task["tune"])
+    arm = build(task["arm"], spec, task["backbone"], task["seed"])
+    before = arm.grafted.backbone.weights_hash() if arm.grafted else None
+    options = arm.options if task.get("lr") is None else replace(arm.options, lr=task["lr"])
+    arm.module.train()
+    deadline = start + task["budget"]
+    fitted = fit(arm.forward, arm.trained, spec, train, options, deadline=deadline, three=arm.three, seed=task["seed"])
+    seconds, waited = time.process_time() - start, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    arm.module.eval()
+    scores = evaluate(arm.forward, spec, scored, three=arm.three)
+    sizes = {
+        "parameters": arm.total,
+        "trainable": count(arm.trained),
+        "trainable_share": count(arm.trained) / arm.total,
+    }
+    costs = {"seconds": seconds, "wall_seconds": waited, "peak_mb": peak, "lr": options.lr, "batch": options.batch}
+    same = None if before is None or arm.grafted is None else arm.grafted.backbone.weights_hash() == before
+    row = {key: task[key] for key in KEY} | {"train_cases": len(train), **scores, **sizes, **fitted, **costs}
+    return row | {"backbone_unchanged": same} | _saved(arm, spec, task)
+
+
+def _saved(arm: Arm, spec: SetSpec, task: dict[str, Any]) -> dict[str, Any]:
+    """Write the adapter of a graft run; its path and size."""
+    if arm.grafted is None or task["arm"] != "graft":
+        return {}
+    from samgraft.adapters.bundle import BundleMeta, save_bundle
+
+    path = Path(task["folder"]) / f"{spec.name}-{task['cases'] or 'all'}-{task['seed']}.graft"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    classes = {k: f"class {k}" for k in range(1, spec.classes)}
+    save_bundle(path, arm.grafted, meta=BundleMeta(classes=classes, input_size=(spec.size, spec.size)))
+    return {"adapter": str(path), "adapter_mb": path.stat().st_size / 1e6}
+
+
+def verify(task: dict[str, Any]) -> dict[str, Any]:
+    """Load an adapter file and predict the scored cases again: the hash of all masks."""
+    from samgraft.adapters.backbones.hub import load_backbone
+    from samgraft.adapters.bundle import load_bundle
+    from tests.benchmarks._arms import graft_arm
+
+    spec = SPECS[task["set"]]
+    grafted = load_bundle(task["adapter"], load_backbone(task["backbone"]))
+    grafted.eval()
+    arm = graft_arm(grafted, full=False, batch=1)
+    scored = split(spec.name, task["cases"], task["seed"], tune=task["tune"])[1]
+    return {"masks_sha256": evaluate(arm.forward, spec, scored, three=False)["masks_sha256"]}
+
+
+def isolated(mode: str, task: dict[str, Any]) -> dict[str, Any]:
+    """Run ``mode`` in a new single-threaded process and return what it reports.
+
+    Raises:
+        RuntimeError: it failed; with the end of its output.
+    """
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    command = [sys.executable, "-m", "tests.benchmarks.first_slice", mode, json.dumps(task)]
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not found:
+        raise RuntimeError(f"run {task} failed with {done.returncode}: {done.stderr[-2000:]}")
+    return dict(json.loads(found[-1].removeprefix(MARK)))
+
+
+def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All runs that were asked for, cheap comparisons side by side."""
+    return [
+        {
+            "set": name,
+            "arm": arm,
+            "cases": None if fraction == "all" else int(fraction),
+            "budget": options.budget or SPECS[name].budget,
+            "seed": seed,
+            "tune": options.tune,
+            "backbone": options.backbone,
+            "folder": str(options.json.parent / "adapters"),
+            "lr": options.lr,
+        }
+        for name in options.sets
+        for fraction in options.fractions
+        for seed in range(options.seeds)
+        for arm in options.arms
+    ]
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Do what is missing of the plan, writing the file after every run."""
+    content = read_json(options.json)
+    rows: list[dict[str, Any]] = content.setdefault("results", [])
+    for task in plan(options):
+        if any(all(row.get(key) == task[key] for key in KEY) for row in rows) and options.lr is None:
+            continue
+        row = isolated("--work", task)
+        if "adapter" in row:
+            again = isolated("--verify", task | {"adapter": row["adapter"]})
+            row["same_masks_in_new_process"] = again["masks_sha256"] == row["masks_sha256"]
+        rows.append(row)
+        write_json(options.json, content)
+        print(markdown([row], summary_columns(task["set"])), flush=True)
+    if "sam_base" not in content and "graft" in options.arms:
+        content["sam_base"] = {name: on_sam_base(SPECS[name]) for name in SPECS}
+        write_json(options.json, content)
+    return content
+
+
+def summary_columns(name: str) -> list[str]:
+    """Columns of the printed table of a set."""
+    return [
+        "set",
+        "arm",
+        "train_cases",
+        "n",
+        *SPECS[name].headline,
+        "trainable",
+        "adapter_mb",
+        "steps",
+        "seconds",
+        "peak_mb",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.first_slice", description=__doc__)
+    parser.add_argument("--sets", nargs="*", default=list(SPECS), choices=list(SPECS))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--fractions", nargs="*", default=["all", "5"], help='numbers of training cases, or "all"')
+    parser.add_argument("--budget", type=float, help="process seconds per run; default by set")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per arm, with seeds 0, 1, ...")
+    parser.add_argument("--lr", type=float, help="override the learning rate (for --tune)")
+    parser.add_argument("--tune", action="store_true", help="score held-out training cases; val is not read")
+    parser.add_argument("--backbone", default="graft-tiny")
+    parser.add_argument(
+        "--jobs", type=int, default=1, choices=(1,), help="runs at a time; more would disturb the budget"
+    )
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/first_slice.json"))
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--verify", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    for mode, text in ((work, options.work), (verify, options.verify)):
+        if text:
+            print(MARK + json.dumps(mode(json.loads(text))), flush=True)
+            return
+    content = run(options)
+    for name in options.sets:
+        rows = [r for r in content["results"] if r["set"] == name and r["tune"] == options.tune]
+        print(markdown(rows, summary_columns(name)))
+    print(json.dumps(content.get("sam_base", {}), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Write the tables of docs/benchmarks.md from result files: ``python -m tests.benchmarks.render``.
+
+Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced; the rest of the page is written by hand.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks._sets import SPECS
+from tests.benchmarks._table import markdown, read_json
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+ZERO_SHOT_COLUMNS = ("set", "cases", "objects", "graft-tiny", "ellipse", "otsu", "walker", "margin")
+COST_COLUMNS = (
+    "set",
+    "arm",
+    "train_cases",
+    "parameters",
+    "trainable",
+    "trainable_share",
+    "adapter_mb",
+    "steps",
+    "seconds",
+    "peak_mb",
+)
+
+
+def zero_shot(content: dict[str, Any]) -> str:
+    """The section of zero_shot.json: procedural images, real sets, verdict."""
+    parts = [f"Weights `{content['weights'][:12]}`, input {content.get('procedural', {}).get('size', 128)} px.\n"]
+    if "procedural" in content:
+        parts += ["Unseen procedural images, IoU over objects:\n", markdown([content["procedural"]])]
+    parts += ["Real sets, val split, **box from ground truth**, IoU:\n", markdown(content["real"], ZERO_SHOT_COLUMNS)]
+    parts.append(markdown([content["verdict"]]))
+    return "\n".join(parts)
+
+
+def first_slice(content: dict[str, Any]) -> str:
+    """The section of first_slice.json: scores per set, costs, checks, share on SAM-B."""
+    rows = [row for row in content["results"] if not row["tune"]]
+    parts = []
+    for name, spec in SPECS.items():
+        own = sorted((r for r in rows if r["set"] == name), key=lambda r: (-r["train_cases"], r["seed"], r["arm"]))
+        if own:
+            columns = ["arm", "train_cases", "seed", "n", *_scores(own, spec.headline), "steps", "seconds"]
+            parts += [f"### {name}\n", markdown(own, columns)]
+    parts += ["### Costs\n", markdown(rows, COST_COLUMNS)]
+    grafts = [r for r in rows if r["arm"] == "graft"]
+    if grafts:
+        columns = ["set", "train_cases", "seed", "backbone_unchanged", "same_masks_in_new_process", "adapter_mb"]
+        parts += ["### Checks of the graft runs\n", markdown(grafts, columns)]
+    base = [{"set": name, **values} for name, values in content.get("sam_base", {}).items()]
+    if base:
+        parts += ["### The same recipe on SAM-B, counted on the meta device\n", markdown(base)]
+    return "\n".join(parts)
+
+
+def _scores(rows: Sequence[dict[str, Any]], headline: Sequence[str]) -> list[str]:
+    more = [key for key in rows[0] if key.startswith(("dice", "iou")) and key not in headline]
+    return [*headline, *more]
+
+
+def replaced(page: str, name: str, body: str) -> str:
+    """``page`` with the text between the marks of ``name`` replaced.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.DOTALL)
+    if not pattern.search(page):
+        raise SystemExit(f"the page has no marks '<!-- begin {name} -->' and '<!-- end {name} -->'; put them back")
+    return pattern.sub(lambda found: f"{found[1]}\n{body}\n{found[2]}", page)
+
+
+SECTIONS = {"zero_shot": zero_shot, "first_slice": first_slice}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.render", description=__doc__)
+    parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
+    parser.add_argument("--results", type=Path, default=DOCS / "benchmarks", help="folder of NAME.json")
+    options = parser.parse_args(argv)
+    page = options.page.read_text()
+    for name, section in SECTIONS.items():
+        content = read_json(options.results / f"{name}.json")
+        if not content:
+            print(f"{name}: no {options.results / f'{name}.json'}, left as it is")
+            continue
+        page = replaced(page, name, section(content))
+    options.page.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
