@@ -78,9 +78,13 @@ class DataConfig:
     """Folder of rasters below ``path`` (raster_vector) or of pictures (image_mask); None finds the usual names."""
     fold: int = 0
     """Which entry of splits.json."""
-    split_column: str | None = None
-    """raster_vector without splits.json: ``"<N"`` or ``">=N"`` picks validation rasters by the tile column in the file name
-    (the first long number); None takes every fifth file in sorted order."""
+    split_pattern: str | None = None
+    """raster_vector: regular expression whose first group is a number in the raster's name, such as a tile column; rasters up
+    to ``split_last_train`` train, the others validate. None: splits.json, else the eastern fifth validates."""
+    split_last_train: float | None = None
+    """Largest number that still trains."""
+    class_field: str | None = None
+    """raster_vector: field of the vector file that holds the class; None makes one class, "object"."""
     cases: int | None = None
     """Train on this many cases only, drawn by ``seed``; None takes all. Validation cases stay as they are."""
     seed: int = 0

@@ -1,7 +1,7 @@
 """Dice and IoU of one case on its own grid, and tables that say over how many cases.
 
-Convention for a class: both masks empty gives 1, only one empty gives 0. Means are over cases, never over pixels of
-pooled cases, and always come with n.
+Convention for a class: both masks empty gives 1, only one empty gives 0. Means are over cases (within a
+patient first), never over pixels of pooled cases, and always come with n.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,11 @@ class Score:
     iou: float
     """0 to 1."""
     truth_voxels: int
+    """Elements of the class in the truth."""
     predicted_voxels: int
+    """Elements of the class in the prediction."""
+    group: str = ""
+    """Patient or site; figures are averaged within a group first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,13 @@ def overlap(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[flo
 
 
 def score_case(
-    case: str, predicted: NDArray[np.integer], truth: NDArray[np.integer], classes: Mapping[int, str], *, ignore: int = -1
+    case: str,
+    predicted: NDArray[np.integer],
+    truth: NDArray[np.integer],
+    classes: Mapping[int, str],
+    *,
+    ignore: int = -1,
+    group: str = "",
 ) -> list[Score]:
     """Score every class of one case.
 
@@ -63,6 +73,7 @@ def score_case(
         truth: Label array of the same shape; elements equal to ``ignore`` do not count.
         classes: Label value -> name, without background.
         ignore: Value in ``truth`` that marks unknown elements.
+        group: Patient or site; the case itself if empty.
     """
     if predicted.shape != truth.shape:
         raise ShapeError(f"{case}: prediction is {predicted.shape}; truth is {truth.shape}; compare labels on one grid")
@@ -71,9 +82,8 @@ def score_case(
     for value, name in classes.items():
         p, t = (predicted == value) & known, (truth == value) & known
         dice, iou = overlap(p, t)
-        rows.append(
-            Score(case=case, class_name=name, dice=dice, iou=iou, truth_voxels=int(t.sum()), predicted_voxels=int(p.sum()))
-        )
+        size = {"truth_voxels": int(t.sum()), "predicted_voxels": int(p.sum())}
+        rows.append(Score(case=case, class_name=name, dice=dice, iou=iou, group=group or case, **size))
     return rows
 
 
@@ -96,20 +106,28 @@ class MetricTable:
         self.scores.extend(scores)
 
     def summaries(self) -> list[Summary]:
-        """Dice and IoU per class, and ``dice/mean``, ``iou/mean``: the mean over cases of the case's mean over classes."""
+        """Dice and IoU per class, and ``dice/mean``, ``iou/mean`` over classes; every figure is a mean over n groups."""
         out: list[Summary] = []
         names = list(dict.fromkeys(s.class_name for s in self.scores))
         for figure in ("dice", "iou"):
             for name in names:
-                out.append(summarise(f"{figure}/{name}", [getattr(s, figure) for s in self.scores if s.class_name == name]))
-            per_case: dict[str, list[float]] = {}
-            for s in self.scores:
-                per_case.setdefault(s.case, []).append(getattr(s, figure))
-            out.append(summarise(f"{figure}/mean", [float(np.mean(v)) for v in per_case.values()]))
+                out.append(summarise(f"{figure}/{name}", self._per_group(figure, [name])))
+            out.append(summarise(f"{figure}/mean", self._per_group(figure, names)))
         return out
 
+    def _per_group(self, figure: str, names: Sequence[str]) -> list[float]:
+        """Mean over classes per case, then over the cases of each group."""
+        cases: dict[tuple[str, str], list[float]] = {}
+        for s in self.scores:
+            if s.class_name in names:
+                cases.setdefault((s.group, s.case), []).append(getattr(s, figure))
+        groups: dict[str, list[float]] = {}
+        for (group, _), values in cases.items():
+            groups.setdefault(group, []).append(float(np.mean(values)))
+        return [float(np.mean(values)) for values in groups.values()]
+
     def as_dict(self) -> dict[str, float]:
-        """Name -> mean, plus ``n``: the number of cases."""
+        """Name -> mean, plus ``n``: the number of groups (of cases, where none are grouped)."""
         result = {s.name: s.mean for s in self.summaries()}
-        result["n"] = float(len({s.case for s in self.scores}))
+        result["n"] = float(len({s.group for s in self.scores}))
         return result

@@ -308,14 +308,16 @@ def _metrics_sections(report: Report, metrics: Mapping[str, Any]) -> None:
         return
     rows = [(s["name"], s["mean"], s["std"], s["n"]) for s in metrics["summaries"]]
     note = (
-        f"Best step {metrics.get('step')}, chosen on these validation cases. Every figure is a mean over n cases on the case's "
-        "own grid (AP: pooled objects of n cases). A class absent in both truth and prediction counts 1, in only one 0."
+        f"Best step {metrics.get('step')}, chosen on these validation cases. Every figure is a mean over n cases (or patients, "
+        "where a patient has several) on the case's own grid; AP is over the pooled objects of n cases. A class "
+        "absent in both truth and prediction counts 1, in only one 0."
     )
     if metrics.get("from_ground_truth"):
         note += " Prompts were taken from the ground truth."
     report.table("Validation", ["figure", "mean", "std", "n"], rows, note=note)
     if metrics.get("scores"):
-        rows = [(s["case"], s["class_name"], s["dice"], s["iou"], s["truth_voxels"], s["predicted_voxels"]) for s in metrics["scores"]]
+        keys = ("case", "class_name", "dice", "iou", "truth_voxels", "predicted_voxels")
+        rows = [tuple(s[k] for k in keys) for s in metrics["scores"]]
         rows.sort(key=lambda r: r[2])
         header = ["case", "class", "Dice", "IoU", "true px", "predicted px"]
         report.table("Per case, worst first", header, rows[:60], note=f"{min(60, len(rows))} of {len(rows)} rows")

@@ -1,0 +1,188 @@
+"""What happens beside training: the frozen backbone is checked, figures are recorded, the best adapter is written."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks.progress import TQDMProgressBar
+
+from samgraft.errors import CheckpointError
+from samgraft.recipes.report import save_panels, versions, write_text
+from samgraft.recipes.tasks import MONITOR, SegmentationTask
+
+
+def _task(module: lightning.LightningModule) -> SegmentationTask:
+    if not isinstance(module, SegmentationTask):
+        raise TypeError(f"module is {type(module).__name__}; these callbacks serve SegmentationTask")
+    return module
+
+
+class FrozenCheck(Callback):
+    """Compare the backbone's hash before and after training.
+
+    Raises:
+        CheckpointError: a frozen tensor changed.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.before = ""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Remember the hash."""
+        self.before = _task(pl_module).grafted.backbone.weights_hash()
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Compare."""
+        after = _task(pl_module).grafted.backbone.weights_hash()
+        if after != self.before:
+            raise CheckpointError(
+                f"the frozen backbone changed during training (hash {self.before[:12]} became {after[:12]}); do not use this "
+                "adapter, and report which graft was trained"
+            )
+
+
+class Recorder(Callback):
+    """Append losses and validation figures to ``history.jsonl``; keep the best validation in files.
+
+    Args:
+        run: Run folder.
+        every: Steps between records of the training loss.
+    """
+
+    def __init__(self, run: Path, *, every: int = 20) -> None:
+        """Remember where to write."""
+        self.run, self.every = run, every
+        self.best = float("-inf")
+        self.total, self.count = 0.0, 0
+        self.seconds = 0.0
+        self.began = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best figure and time so far, for a resumed run."""
+        return {"best": self.best, "seconds": self.seconds + time.monotonic() - self.began}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.best, self.seconds = float(state_dict["best"]), float(state_dict["seconds"])
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write down what is trainable."""
+        self.began = time.monotonic()
+        write_text(self.run / "trainable.txt", _task(pl_module).grafted.trainable_table() + "\n")
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the mean loss of the last steps."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self.total, self.count = self.total + float(loss), self.count + 1
+        if self.count >= self.every:
+            self._append({"step": trainer.global_step, "train/loss": self.total / self.count})
+            self.total, self.count = 0.0, 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Record the figures; if they are the best so far, keep them and write the adapter."""
+        task = _task(pl_module)
+        if trainer.sanity_checking or not task.summaries:
+            return
+        values = {s.name.removesuffix("/mean"): s.mean for s in task.summaries}
+        record = {f"val/{k}": v for k, v in values.items() if v == v}
+        self._append({"step": trainer.global_step, **record, "val/n": task.summaries[0].n})
+        figure = values[MONITOR[task.config.task.kind].removeprefix("val/")]
+        if trainer.state.fn != "fit" or not (figure > self.best or self.best == float("-inf")):
+            return
+        self.best = figure if figure == figure else self.best
+        seconds = self.seconds + time.monotonic() - self.began
+        write_metrics(self.run, task, step=trainer.global_step, seconds=seconds)
+        save_adapter(self.run / "adapter.graft", task, trainer, seconds=seconds)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_metrics(run: Path, task: SegmentationTask, *, step: int, seconds: float) -> None:
+    """Write metrics.json and samples.npz of the validation that has just ended."""
+    facts = {
+        "step": step,
+        "seconds": round(seconds, 1),
+        "kind": task.config.task.kind,
+        "classes": dict(enumerate(task.class_names, start=1)),
+        "from_ground_truth": False,
+        "summaries": [{"name": s.name, "mean": s.mean, "std": s.std, "n": s.n} for s in task.summaries],
+        "scores": [vars(s) for s in task.table.scores],
+        "versions": versions(),
+    }
+    write_text(run / "metrics.json", json.dumps(facts, indent=1))
+    save_panels(run / "samples.npz", task.panels)
+
+
+def save_adapter(path: Path, task: SegmentationTask, trainer: lightning.Trainer, *, seconds: float) -> None:
+    """Write the adapter with everything the engine needs to use it on a new image."""
+    from samgraft.adapters.bundle import save_bundle
+    from samgraft.recipes.header import bundle_meta
+
+    metrics = {s.name: s.mean for s in task.summaries} | {"n": float(task.summaries[0].n)}
+    data = getattr(trainer, "datamodule", None)
+    meta = bundle_meta(task, data, metrics=metrics, step=trainer.global_step, seconds=seconds)
+    save_bundle(path, task.grafted, meta=meta)
+
+
+def checkpoints(run: Path, kind: str) -> list[ModelCheckpoint]:
+    """``checkpoints/best.ckpt`` by the validation figure, and ``checkpoints/last.ckpt`` to resume from."""
+    best = ModelCheckpoint(
+        dirpath=run / "checkpoints",
+        filename="best",
+        monitor=MONITOR[kind],
+        mode="max",
+        save_top_k=1,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    return [best]
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's plain progress bar, without the version number."""
+
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Figures beside the bar."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return items
+
+
+class TimeLimit(Callback):
+    """Stop after a wall time, at the end of a step, with one last validation."""
+
+    def __init__(self, minutes: float) -> None:
+        """Remember the limit."""
+        self.seconds = minutes * 60
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the trainer to stop."""
+        if time.monotonic() - _task(pl_module).began > self.seconds:
+            trainer.should_stop = True
+
+
+def load_trainable(task: SegmentationTask, path: Path) -> None:
+    """Load the trainable tensors of a checkpoint into ``task``, without unpickling objects.
+
+    Raises:
+        CheckpointError: damaged, or of another configuration.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); choose another checkpoint") from error
+    task.on_load_checkpoint(checkpoint)
+    task.load_state_dict(checkpoint["state_dict"])

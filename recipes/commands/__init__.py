@@ -1,0 +1,1 @@
+"""One module per command of ``samgraft``; each has ``run(arguments)`` and imports what it needs inside."""

@@ -1,0 +1,48 @@
+"""``samgraft info``: what a file, an adapter or a backbone is, without reading pixels."""
+
+import json
+from collections.abc import Sequence
+
+from samgraft.errors import ConfigError
+from samgraft.recipes.commands.parsing import new_parser, parse, say
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print what was asked for."""
+    parser = new_parser("info", "Say what an image file, an adapter or a backbone is.")
+    parser.add_argument("path", nargs="?", default=None, help="image file or DICOM folder (or an adapter file)")
+    parser.add_argument("-a", "--adapter", default=None, help="adapter file: print its header")
+    parser.add_argument("--backbone", default=None, help="backbone: print its facts; with --adapter, what is trainable")
+    values = parse(parser, arguments)
+    if values.path is None and values.adapter is None and values.backbone is None:
+        raise ConfigError("nothing to describe; give a PATH, --adapter A.graft or --backbone NAME")
+    adapter = values.adapter
+    if values.path is not None and str(values.path).endswith(".graft"):
+        adapter = values.path
+    elif values.path is not None:
+        from samgraft.domains.opening import open_scene
+
+        say(repr(open_scene(values.path)))
+    if adapter is not None:
+        from samgraft.adapters.bundle import read_header
+
+        say(json.dumps(read_header(adapter), indent=2))
+    if values.backbone is not None:
+        _backbone(values.backbone, adapter)
+
+
+def _backbone(name: str, adapter: str | None) -> None:
+    from dataclasses import asdict
+
+    from samgraft.adapters.backbones.hub import load_backbone
+
+    backbone = load_backbone(name)
+    facts = {**asdict(backbone.spec), "parameters": sum(p.numel() for p in backbone.parameters())}
+    for key, value in facts.items():
+        say(f"{key:<14} {value}")
+    say(f"{'sha256':<14} {backbone.weights_hash()}")
+    if adapter is not None:
+        from samgraft.adapters.bundle import load_bundle
+
+        say("")
+        say(load_bundle(adapter, backbone).trainable_table())

@@ -1,0 +1,186 @@
+"""The Lightning data module: training tiles in memory, validation case by case.
+
+One epoch is the stretch between two validations, so that a resumed run continues at an epoch's start.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from samgraft.errors import InputError
+from samgraft.recipes.config import DataConfig, Kind
+from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
+from samgraft.recipes.data.fit import Fit, windows
+from samgraft.recipes.data.layouts import index_data
+
+Tile = tuple[Tensor, Tensor]
+"""Image (3, S, S) uint8 and label (S, S) int32, ``IGNORE`` in the padding."""
+
+
+class TileSet(Dataset[Tile]):
+    """All slices or windows of the training cases, scaled to the network's size once and kept as bytes.
+
+    Args:
+        cases: Training cases; read here.
+        size: Side of the network input.
+        window: Native side of windows, or None for whole slices.
+        overlap: Overlap of windows as a share of their side.
+    """
+
+    def __init__(self, cases: Sequence[CaseRef], *, size: int, window: int | None, overlap: float) -> None:
+        """Read and scale everything."""
+        self.images: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.foreground: list[bool] = []
+        for ref in cases:
+            self._add(ref.read(), size, window, overlap)
+        if not self.images:
+            raise InputError("there is no training case; check data.path, the split and data.cases")
+
+    def _add(self, case: CaseArrays, size: int, window: int | None, overlap: float) -> None:
+        for rows, cols in windows(case.plane, window, overlap):
+            fit = Fit(source=(rows.stop - rows.start, cols.stop - cols.start), size=size)
+            for index in range(case.num_slices):
+                picture = torch.from_numpy(np.ascontiguousarray(case.picture(index)[:, rows, cols]))
+                label = torch.from_numpy(case.labels[index, rows, cols].astype(np.int32))
+                if not (label >= 0).any():
+                    continue
+                self.images.append((fit.image(picture.float() / 255) * 255).round().clamp(0, 255).to(torch.uint8))
+                self.labels.append(fit.labels(label))
+                self.foreground.append(bool((label > 0).any()))
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tile:
+        """One tile."""
+        return self.images[index], self.labels[index]
+
+
+class BalancedSampler(Sampler[int]):
+    """Draw tiles so that a fixed share has foreground; every tile of a kind comes once before any comes twice.
+
+    Args:
+        foreground: Which tiles have a label.
+        share: Share of draws from those; the natural share counts if it is larger.
+        length: Draws per epoch.
+        seed: With the epoch's number, decides everything.
+    """
+
+    def __init__(self, foreground: Sequence[bool], *, share: float, length: int, seed: int) -> None:
+        """Split the tiles."""
+        flags = np.asarray(foreground, dtype=bool)
+        self.groups = [np.flatnonzero(~flags), np.flatnonzero(flags)]
+        natural = float(flags.mean())
+        self.share = max(share, natural) if 0 < natural < 1 else natural
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        """Draws per epoch."""
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of one epoch."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(np.arange(self.length) * self.share + 1e-9)
+        kinds = rng.permutation(wanted.astype(int))
+        queues = [self._endless(group, rng) for group in self.groups]
+        for kind in kinds:
+            yield next(queues[kind])
+
+    @staticmethod
+    def _endless(group: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+        while len(group):
+            yield from (int(i) for i in rng.permutation(group))
+
+
+class SegmentationData(lightning.LightningDataModule):
+    """Training tiles and validation cases of one data set.
+
+    Args:
+        config: What to read and how.
+        kind: "semantic" or "instance": which labels are wanted.
+        size: Side of the network input; already a multiple of the patch.
+        steps: Steps per epoch.
+        val_cases: Validate on the first few cases only; None takes all.
+        class_names: Names of the foreground classes, where the data set does not know them.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        kind: Kind,
+        size: int | None = None,
+        steps: int = 200,
+        val_cases: int | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Index the data set; only headers are read."""
+        super().__init__()
+        self.config, self.kind, self.size, self.steps = config, kind, size or config.size, steps
+        self.index: DataIndex = index_data(config, kind, class_names)
+        self.val_refs = self.index.val[:val_cases]
+        if not self.val_refs:
+            raise InputError(f"{config.path} has no validation case; add splits.json with a 'val' list, so that training can be judged")
+        self._tiles: TileSet | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the foreground classes in order of label value."""
+        return tuple(self.index.classes[k] for k in sorted(self.index.classes))
+
+    def setup(self, stage: str) -> None:
+        """Read the training cases, when they are needed."""
+        if stage == "fit" and self._tiles is None:
+            c = self.config
+            self._tiles = TileSet(self.index.train, size=self.size, window=c.window, overlap=c.overlap)
+
+    def train_dataloader(self) -> DataLoader[Tile]:
+        """Batches of (image (B, 3, S, S) uint8, label (B, S, S) int32)."""
+        if self._tiles is None:
+            self.setup("fit")
+        tiles = self._tiles
+        assert tiles is not None  # noqa: S101 - setup made it
+        batch = self.config.batch_size
+        sampler = BalancedSampler(
+            tiles.foreground, share=self.config.foreground, length=self.steps * batch, seed=self.config.seed
+        )
+        return DataLoader(tiles, batch_size=batch, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[CaseArrays]:
+        """One whole case at a time, native resolution; kept in memory after the first read."""
+        return DataLoader(_Cases(self.val_refs), batch_size=None)
+
+    def describe(self) -> dict[str, object]:
+        """What an adapter's header says about its training data."""
+        tiles = len(self._tiles) if self._tiles is not None else 0
+        return {
+            "data": self.config.path.rstrip("/").rsplit("/", 1)[-1],
+            "layout": self.config.layout,
+            "train_cases": len(self.index.train),
+            "val_cases": len(self.val_refs),
+            "tiles": tiles,
+            "epochs_per_validation": round(self.steps * self.config.batch_size / max(tiles, 1), 3) if tiles else math.nan,
+        }
+
+
+class _Cases(Dataset[CaseArrays]):
+    def __init__(self, refs: Sequence[CaseRef]) -> None:
+        self.refs = refs
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def __getitem__(self, index: int) -> CaseArrays:
+        return self.refs[index].load()

@@ -1,0 +1,227 @@
+"""The training task: a frozen backbone with grafts and a head, trained with Dice + cross-entropy, judged case by case.
+
+Two kinds: "semantic" (a class per pixel) and "instance" (background, interior and border per pixel; objects are made
+from these by ``samgraft.recipes.instances``). Metrics are of validation cases only, on the case's own grid.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.graft import Grafted
+from samgraft.errors import CheckpointError
+from samgraft.recipes.assemble import build_network
+from samgraft.recipes.augment import augment
+from samgraft.recipes.config import AugmentConfig, FitConfig
+from samgraft.recipes.data.cases import CaseArrays
+from samgraft.recipes.inference import predict_instances, predict_semantic
+from samgraft.recipes.instances import InstanceMatch, average_precision, border_target, match_instances, mean_matched_iou
+from samgraft.recipes.losses import IGNORE, SegmentationLoss
+from samgraft.recipes.metrics import MetricTable, Summary, overlap, score_case
+from samgraft.recipes.report import Panel
+
+MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
+"""Figure by which the best checkpoint is chosen."""
+INSTANCE_CLASSES = ("interior", "border")
+_SAMPLES = 8
+
+
+class SegmentationTask(lightning.LightningModule):
+    """Trains what is grafted onto a frozen backbone.
+
+    Args:
+        config: The whole run.
+        class_names: Foreground classes in order of label value.
+        size: Side of the network input.
+        backbone: Ready backbone; None loads ``config.task.backbone``.
+        grafted: Ready backbone with everything attached; then ``backbone`` and the settings of grafts and head do not count.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        *,
+        class_names: Sequence[str],
+        size: int | None = None,
+        backbone: Backbone | None = None,
+        grafted: Grafted | None = None,
+    ) -> None:
+        """Attach grafts and head; loads the backbone if none is given."""
+        super().__init__()
+        self.config, self.class_names, self.size = config, tuple(class_names), size or config.data.size
+        task = config.task
+        channels = len(INSTANCE_CLASSES) if task.kind == "instance" else len(self.class_names)
+        self.grafted = grafted or build_network(task, num_classes=channels, backbone=backbone)
+        self.loss = SegmentationLoss(
+            dice_weight=task.dice_weight, ce_weight=task.ce_weight, class_weights=task.class_weights
+        )
+        self.augmentation: AugmentConfig = config.augment
+        self.randomness = torch.Generator().manual_seed(config.train.seed)
+        self.began = time.monotonic()
+        self.table = MetricTable()
+        self.matches: list[InstanceMatch] = []
+        self.panels: list[Panel] = []
+        self.summaries: list[Summary] = []
+
+    @property
+    def num_classes(self) -> int:
+        """Foreground classes of the data set."""
+        return len(self.class_names)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class logits, background first.
+
+        Args:
+            image: (B, 3, S, S) in [0, 1].
+
+        Returns:
+            (B, 1 + classes, s, s). A head that answers per class through a sigmoid gets a background channel of zeros, so
+            that the largest channel is the class with the most certain "yes", or background if all say "no".
+        """
+        output = self.grafted.predict(image.to(self.device))
+        if output.activation == "softmax":
+            return output.logits
+        return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Augment, predict, compare."""
+        del index
+        image, label = batch
+        image, label = augment(image.float() / 255, label, self.randomness, self.augmentation)
+        target = self._targets(label).to(image.device)
+        logits = functional.interpolate(self(image).float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        loss: Tensor = self.loss(logits, target)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _targets(self, label: Tensor) -> Tensor:
+        """(B, S, S) int64 classes; instance maps become background, interior, border."""
+        if self.config.task.kind == "semantic":
+            return label.long()
+        maps = label.cpu().numpy()
+        targets = torch.stack([torch.from_numpy(border_target(m, border=self.config.task.border)) for m in maps]).long()
+        return torch.where(label.cpu() == IGNORE, IGNORE, targets)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.table, self.matches, self.panels, self.summaries = MetricTable(), [], [], []
+
+    def validation_step(self, case: CaseArrays, index: int) -> None:
+        """Predict a case at its own geometry and score it."""
+        if self.config.task.kind == "instance":
+            self._validate_instances(case, index)
+        else:
+            self._validate_semantic(case, index)
+
+    def _options(self) -> dict[str, Any]:
+        data = self.config.data
+        return {"size": self.size, "window": data.window, "overlap": data.overlap, "batch_size": data.batch_size}
+
+    def _validate_semantic(self, case: CaseArrays, index: int) -> None:
+        predicted = predict_semantic(self, case, **self._options())
+        classes = dict(enumerate(self.class_names, start=1))
+        rows = score_case(case.id, predicted, case.labels, classes, group=case.group)
+        self.table.add(rows)
+        if index < _SAMPLES:
+            middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
+            caption = ", ".join(f"{r.class_name} Dice {r.dice:.2f}" for r in rows)
+            title = case.id if case.axis is None else f"{case.id}, slice {middle}"
+            self._panel(case, middle, predicted[middle], title, caption)
+
+    def _validate_instances(self, case: CaseArrays, index: int) -> None:
+        predicted, scores = predict_instances(self, case, min_area=self.config.task.min_area, **self._options())
+        truth = case.labels[0]
+        match = match_instances(case.id, predicted, scores, truth)
+        self.matches.append(match)
+        name = self.class_names[0] if self.class_names else "object"
+        known = truth != IGNORE
+        foreground = score_case(case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group)
+        self.table.add(foreground)
+        if index < _SAMPLES:
+            hits = int((match.best_iou >= 0.5).sum())
+            iou = overlap((predicted > 0) & known, (truth > 0) & known)[1]
+            caption = f"{hits} of {match.num_truth} objects at IoU 0.5, {len(match.scores)} predicted; IoU {iou:.2f}"
+            self._panel(case, 0, predicted, case.id, caption)
+
+    def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> None:
+        image = case.picture(index)
+        image = image[1] if case.neighbours and case.image.shape[1] == 1 else image
+        instances = self.config.task.kind == "instance"
+        panel = Panel(
+            title=title, image=image, predicted=predicted, truth=case.labels[index], instances=instances, caption=caption
+        )
+        self.panels.append(panel)
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum up and log ``val/...``."""
+        self.summaries = self.table.summaries()
+        if self.config.task.kind == "instance":
+            n = len(self.matches)
+            figures = {"ap50": average_precision(self.matches), "object_iou": mean_matched_iou(self.matches)}
+            extra = [Summary(name=k, mean=v, std=math.nan, n=n) for k, v in figures.items()]
+            self.summaries = extra + self.summaries
+        values = {s.name.removesuffix("/mean"): s.mean for s in self.summaries}
+        if self.config.task.kind == "instance" and math.isnan(values["ap50"]):
+            values["ap50"] = 0.0
+        for name, value in values.items():
+            self.log(f"val/{name}", value, prog_bar=name in ("dice", "ap50"), batch_size=1)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW (no decay on vectors), linear warm-up, cosine; by steps, or by time where that ends first."""
+        task = self.config.task
+        trainable = self.grafted.trainable_parameters()
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": task.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=task.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self.began = time.monotonic()
+
+    def _rate(self, step: int) -> float:
+        """Factor on the peak rate."""
+        progress = step / self.config.train.steps
+        if self.config.train.minutes is not None:
+            progress = max(progress, (time.monotonic() - self.began) / (60 * self.config.train.minutes))
+        warmup = self.config.task.warmup
+        if progress < warmup:
+            return progress / warmup + 1e-3
+        share = min(1.0, (progress - warmup) / (1 - warmup))
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the random numbers; the tensors are the attached parts only (see ``Grafted``)."""
+        checkpoint["randomness"] = self.randomness.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the file holds exactly the attached parts.
+
+        Raises:
+            CheckpointError: names that are missing or unknown, or values that are not finite.
+        """
+        keys, wanted = set(checkpoint["state_dict"]), set(self.state_dict())
+        if keys != wanted:
+            odd = sorted(keys ^ wanted)[:5]
+            raise CheckpointError(f"checkpoint does not fit this configuration; differing tensors: {odd}; resume with the same config")
+        bad = [k for k, v in checkpoint["state_dict"].items() if not torch.isfinite(v).all()]
+        if bad:
+            raise CheckpointError(f"checkpoint has non-finite values in {bad[:5]}; resume from an earlier one")
+        if "randomness" in checkpoint:
+            self.randomness.set_state(checkpoint["randomness"].cpu())
+
+
+def _known_foreground(truth: Any) -> Any:
+    """Instance map to 0/1, with ``IGNORE`` kept."""
+    return (truth > 0).astype(int) + (truth == IGNORE) * IGNORE
+

@@ -1,0 +1,190 @@
+"""A training run from configuration to adapter file: what ``samgraft fit`` does, callable from Python."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.hub import load_backbone
+from samgraft.adapters.bundle import load_bundle, read_header, read_meta
+from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
+from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimit, checkpoints
+from samgraft.recipes.config import FitConfig, Kind
+from samgraft.recipes.data.fit import round_up
+from samgraft.recipes.data.module import SegmentationData
+from samgraft.recipes.header import InputRecipe
+from samgraft.recipes.metrics import Summary
+from samgraft.recipes.report import report_run, write_text
+from samgraft.recipes.tasks import SegmentationTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run left behind."""
+
+    run: Path
+    adapter: Path
+    report: Path
+    summaries: tuple[Summary, ...]
+    """Figures of the last validation."""
+    seconds: float
+
+
+def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[SegmentationTask, SegmentationData]:
+    """Make task and data module that fit each other.
+
+    Raises:
+        ConfigError: ``task.class_names`` does not match the data set, or the head has too many classes.
+    """
+    frozen = backbone if backbone is not None else load_backbone(config.task.backbone)
+    size = round_up(config.data.size, frozen.spec.patch_size)
+    steps = min(config.train.val_every, config.train.steps)
+    data = SegmentationData(
+        config.data,
+        kind=config.task.kind,
+        size=size,
+        steps=steps,
+        val_cases=config.train.val_cases,
+        class_names=config.task.class_names,
+    )
+    names = config.task.class_names or data.class_names
+    if len(names) != len(data.class_names) and config.task.kind == "semantic":
+        raise ConfigError(f"task.class_names has {len(names)} names {names}; the data set has classes {data.class_names}")
+    lightning.seed_everything(config.train.seed, verbose=False)
+    task = SegmentationTask(config, class_names=names, size=size, backbone=frozen)
+    return task, data
+
+
+def fit(
+    config: FitConfig, run: Path, *, resume: bool = False, backbone: Backbone | None = None, report: bool = True
+) -> RunResult:
+    """Train, keep the best adapter, write the report.
+
+    Args:
+        config: Everything that decides the run.
+        run: Folder for config.yaml, checkpoints, history, adapter and report.
+        resume: Continue from ``checkpoints/last.ckpt``.
+        backbone: Ready backbone; None loads the configured one.
+        report: Write ``report.html`` at the end.
+
+    Raises:
+        OutputError: the folder holds a run already and ``resume`` is False.
+        InputError: there is nothing to resume.
+    """
+    last = prepare_run(run, resume)
+    task, data = build(config, backbone=backbone)
+    write_config(run, config)
+    began = time.monotonic()
+    trainer = make_trainer(config, run)
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True)
+    adapter = run / "adapter.graft"
+    written = report_run(run) if report and (run / "metrics.json").is_file() else run / "report.html"
+    return RunResult(
+        run=run, adapter=adapter, report=written, summaries=tuple(task.summaries), seconds=time.monotonic() - began
+    )
+
+
+def prepare_run(run: Path, resume: bool) -> Path | None:
+    """Check the run folder; gives the checkpoint to resume from, or None."""
+    last = run / "checkpoints" / "last.ckpt"
+    if resume:
+        if not last.is_file():
+            raise InputError(f"{last} does not exist, so there is nothing to resume; run without --resume")
+        return last
+    if (run / "config.yaml").exists():
+        raise OutputError(f"{run} already holds a run; choose another --output, or add --resume to continue it")
+    return None
+
+
+def write_config(run: Path, config: FitConfig) -> None:
+    """Save the resolved configuration with the run."""
+    from samgraft.recipes.commands.parsing import to_yaml
+
+    write_text(run / "config.yaml", to_yaml(config.to_dict()))
+
+
+def make_trainer(config: FitConfig, run: Path) -> lightning.Trainer:
+    """Lightning's trainer with the callbacks of a run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    train = config.train
+    callbacks: list[Callback] = [FrozenCheck(), Recorder(run), *checkpoints(run, config.task.kind)]
+    if train.progress:
+        callbacks.append(Progress())
+    if train.minutes is not None:
+        callbacks.append(TimeLimit(train.minutes))
+    return lightning.Trainer(
+        default_root_dir=run,
+        max_steps=2 if train.fast_dev_run else train.steps,
+        limit_train_batches=2 if train.fast_dev_run else None,
+        limit_val_batches=1 if train.fast_dev_run else None,
+        max_epochs=-1,
+        accelerator=train.accelerator,
+        devices=1,
+        precision=train.precision,  # type: ignore[arg-type]
+        gradient_clip_val=config.task.clip,
+        callbacks=callbacks,
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=train.progress,
+        enable_model_summary=False,
+    )
+
+
+def validate(task: SegmentationTask, data: SegmentationData, *, progress: bool = True) -> tuple[Summary, ...]:
+    """Score on the validation cases; the figures also stay in ``task.summaries``."""
+    trainer = lightning.Trainer(
+        accelerator=task.config.train.accelerator,
+        devices=1,
+        logger=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        callbacks=[Progress()] if progress else [],
+    )
+    trainer.validate(task, datamodule=data, verbose=False)
+    return tuple(task.summaries)
+
+
+def load_adapted(
+    config: FitConfig, adapter: Path, *, backbone: Backbone | None = None
+) -> tuple[SegmentationTask, SegmentationData]:
+    """Task and data module around a finished adapter, whose header decides kind, classes, input size and windows.
+
+    Raises:
+        CheckpointError: a damaged adapter, or one of another backbone.
+    """
+    meta = read_meta(adapter)
+    recipe = InputRecipe.from_meta(meta)
+    names = tuple(meta.classes[k] for k in sorted(meta.classes))
+    name = str(read_header(adapter)["backbone"]["name"])
+    task_config = replace(config.task, kind=_kind(meta.task), class_names=names, backbone=name)
+    data_config = replace(
+        config.data,
+        size=recipe.size,
+        window=recipe.window,
+        overlap=recipe.overlap,
+        slice_axis=recipe.slice_axis,
+        neighbours=recipe.neighbours,
+        bands=recipe.bands,
+        modality=config.data.modality or meta.modality or None,
+    )
+    config = replace(config, task=replace(task_config, min_area=recipe.min_area), data=data_config)
+    frozen = backbone if backbone is not None else load_backbone(name)
+    grafted = load_bundle(adapter, frozen)
+    task = SegmentationTask(config, class_names=names, size=recipe.size, grafted=grafted)
+    data = SegmentationData(
+        data_config, kind=task_config.kind, size=recipe.size, val_cases=config.train.val_cases, class_names=names
+    )
+    return task, data
+
+
+def _kind(name: str) -> Kind:
+    if name == "instance":
+        return "instance"
+    if name == "semantic":
+        return "semantic"
+    raise CheckpointError(f"the adapter's task is {name!r}; expected 'semantic' or 'instance'")
