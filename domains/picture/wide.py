@@ -21,6 +21,7 @@ from samgraft.errors import InputError
 from samgraft.grid import Grid
 
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
+_BITS_PER_SAMPLE = 258
 _COLOUR_NAMES = ("red", "green", "blue")
 
 
@@ -95,8 +96,9 @@ def is_wide(path: Path) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(path).close()
-        return False
+            with Image.open(path) as image:
+                bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+                return len(bits) > 1 and max(bits) > 8
     except UnidentifiedImageError:
         pass
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):

@@ -107,11 +107,17 @@ def test_nrrd_without_space_is_flagged_and_ras_is_flipped(tmp_path: Path) -> Non
     lines = ["NRRD0005", "type: uint8", "dimension: 3", "sizes: 2 3 4", "encoding: raw", "", ""]
     (tmp_path / "a.nrrd").write_bytes("\n".join(lines).encode() + bytes(24))
     assert not open_scene(tmp_path / "a.nrrd").frame_known
-    lines[4:4] = ["space: right-anterior-superior", "space directions: (2,0.5,0) (0,3,0) (0,0,4)", "space origin: (5,6,7)"]
+    lines[4:4] = [
+        "space: right-anterior-superior",
+        "space directions: (2,0.5,0) (0,3,0) (0,0,4)",
+        "space origin: (5,6,7)",
+    ]
     (tmp_path / "b.nrrd").write_bytes("\n".join(lines).encode() + bytes(24))
     scene = open_scene(tmp_path / "b.nrrd")
     assert scene.frame_known
-    assert scene.grid.to_world(np.array([0.0, 0, 1])).tolist() == [-7.0, -6.5, 7.0], "shear is kept, x and y are flipped"
+    assert scene.grid.to_world(np.array([0.0, 0, 1])).tolist() == [-7.0, -6.5, 7.0], (
+        "shear is kept, x and y are flipped"
+    )
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
