@@ -86,7 +86,7 @@ def test_16_bit_colour_is_not_cut_to_8(tmp_path: Path, suffix: str, driver: str)
     alpha = np.full((1, 7, 5), 65535, np.uint16)
     alpha[0, 1, 1] = 0
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        extra = {"photometric": "rgb"} if driver == "GTiff" else {}
+        extra = {"photometric": "rgb", "alpha": "yes"} if driver == "GTiff" else {}
         size = {"width": 5, "height": 7, "count": 4, "dtype": "uint16"}
         with rasterio.open(tmp_path / f"a{suffix}", "w", driver=driver, **size, **extra) as target:
             target.write(np.concatenate([wide, alpha]))
