@@ -185,6 +185,10 @@ class SegmentationTask(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Attached parts come in evaluation mode; training wants their dropout. The backbone stays as it is."""
+        self.train()
+
     def on_train_start(self) -> None:
         """Start the clock."""
         self.began = time.monotonic()

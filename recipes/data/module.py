@@ -5,6 +5,7 @@ One epoch is the stretch between two validations, so that a resumed run continue
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import lightning
 import numpy as np
@@ -161,6 +162,12 @@ class SegmentationData(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[CaseArrays]:
         """One whole case at a time, native resolution; kept in memory after the first read."""
         return DataLoader(_Cases(self.val_refs), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move training batches; a case stays in memory as it is, slices are moved as they are predicted."""
+        if isinstance(batch, CaseArrays):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def describe(self) -> dict[str, object]:
         """What an adapter's header says about its training data."""

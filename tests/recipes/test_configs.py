@@ -1,0 +1,82 @@
+"""Every shipped recipe is parsed against the dataclasses, and run on tiny data of its layout."""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from samgraft.adapters.bundle import read_meta
+from samgraft.errors import ConfigError
+from samgraft.recipes.commands.parsing import CONFIGS, config_names, read_fit_config, to_yaml
+from samgraft.recipes.config import DataConfig, FitConfig, TaskConfig, TrainConfig
+from samgraft.recipes.training import fit
+from tests.adapters.toy import toy_backbone
+from tests.recipes._sets import write_pictures, write_rasters, write_volumes
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "ct_tumour": lambda p: write_volumes(p, modality="CT"),
+    "mr_hippocampus": write_volumes,
+    "cardiac_mr": write_pictures,
+    "nerve_us": lambda p: write_pictures(p, classes=2),
+    "nuclei": lambda p: write_pictures(p, instances=True),
+    "retina_vessels": write_pictures,
+    "aerial_buildings": write_rasters,
+}
+
+
+def test_every_recipe_has_data() -> None:
+    assert set(config_names()) == set(WRITERS)
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_recipe_runs(name: str, tmp_path: Path) -> None:
+    config = read_fit_config(CONFIGS / f"{name}.yaml")
+    data = replace(
+        config.data, path=str(WRITERS[name](tmp_path / "data")), size=64, batch_size=2, window=48 if config.data.window else None
+    )
+    train = replace(config.train, fast_dev_run=True, progress=False, accelerator="cpu")
+    result = fit(replace(config, data=data, train=train), tmp_path / "run", backbone=toy_backbone(), report=False)
+    assert read_meta(result.adapter).task == config.task.kind
+    assert read_fit_config(tmp_path / "run" / "config.yaml") == replace(config, data=data, train=train)
+
+
+def test_every_key_of_every_recipe_is_a_field() -> None:
+    known = {f.name: {g.name for g in fields(f.default_factory())} for f in fields(FitConfig)}  # type: ignore[misc, arg-type]
+    for name in config_names():
+        content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        for group, values in content.items():
+            assert set(values) <= known[group], (name, group)
+
+
+def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
+    config = FitConfig(data=DataConfig(path="x y", intensity=(-1.5, 2.0), bands=(3, 2, 1)), task=TaskConfig(class_names=("a", "b")))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config.to_dict()))
+    assert read_fit_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {siz: 3}", "siz"),
+        ("data: {size: 3}", "data.size is 3; expected at least 16 pixels"),
+        ("task: {lr: fast}", "lr"),
+        ("train: {steps: 0}", "train.steps is 0; expected at least 1"),
+        ("data: {intensity: [5, 5]}", "expected lower < upper"),
+        ("task: {kind: panoptic}", "kind"),
+    ],
+)
+def test_wrong_settings_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_fit_config(path)
+
+
+def test_configurations_are_frozen_and_documented() -> None:
+    for kind in (TaskConfig, DataConfig, TrainConfig):
+        assert is_dataclass(kind)
+        with pytest.raises(AttributeError, match="cannot assign"):
+            kind().seed = 3  # type: ignore[misc, attr-defined, union-attr]

@@ -1,0 +1,115 @@
+"""A whole small run on a toy backbone: files, frozen weights, resume, both kinds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from samgraft.adapters.bundle import load_bundle, read_meta
+from samgraft.errors import CheckpointError, InputError, OutputError
+from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
+from samgraft.recipes.header import InputRecipe
+from samgraft.recipes.inference import predict_semantic
+from samgraft.recipes.tasks import SegmentationTask
+from samgraft.recipes.training import build, fit, load_adapted, validate
+from tests.adapters.toy import toy_backbone
+from tests.recipes._sets import write_pictures, write_rasters, write_volumes
+
+SMALL = {"lora": {"rank": 2}}
+
+
+def small_config(path: Path, **data: object) -> FitConfig:
+    """Few steps on 64 pixels."""
+    return FitConfig(
+        task=TaskConfig(grafts=SMALL, lr=5e-3, warmup=0.1),
+        data=DataConfig(path=str(path), size=64, batch_size=4, **data),  # type: ignore[arg-type]
+        augment=AugmentConfig(rotate=5, scale=0.05, shift=0.02),
+        train=TrainConfig(steps=8, val_every=4, progress=False, accelerator="cpu"),
+    )
+
+
+def test_a_run_leaves_an_adapter_that_gives_the_same_masks(tmp_path: Path) -> None:
+    config = small_config(write_volumes(tmp_path / "v"), neighbours=True)
+    backbone = toy_backbone()
+    before = backbone.weights_hash()
+    run = tmp_path / "run"
+    result = fit(config, run, backbone=backbone)
+    assert backbone.weights_hash() == before
+    assert {s.name for s in result.summaries} == {
+        "dice/left", "dice/right", "dice/mean", "iou/left", "iou/right", "iou/mean",
+    }  # fmt: skip
+    assert all(s.n == 1 and 0 <= s.mean <= 1 for s in result.summaries)
+    for name in ("config.yaml", "history.jsonl", "metrics.json", "samples.npz", "trainable.txt", "report.html"):
+        assert (run / name).stat().st_size > 50, name
+    steps = [json.loads(line)["step"] for line in (run / "history.jsonl").read_text().splitlines() if "val/dice" in line]
+    assert steps == [4, 8]
+    meta = read_meta(run / "adapter.graft")
+    assert meta.classes == {1: "left", 2: "right"} and meta.modality == "MR" and meta.input_size == (64, 64)
+    assert InputRecipe.from_meta(meta) == InputRecipe(size=64, neighbours=True)
+    assert meta.metrics["n"] == 1 and meta.training["train_cases"] == 3
+
+    task, data = load_adapted(config, run / "adapter.graft", backbone=toy_backbone())
+    best = json.loads((run / "metrics.json").read_text())
+    again = {s.name: s.mean for s in validate(task, data, progress=False)}
+    for summary in best["summaries"]:
+        assert again[summary["name"]] == pytest.approx(summary["mean"], abs=1e-6)
+    case = data.val_refs[0].load()
+    other = load_bundle(run / "adapter.graft", toy_backbone())
+    twin = SegmentationTask(config, class_names=("left", "right"), size=64, grafted=other)
+    assert (predict_semantic(task, case, size=64) == predict_semantic(twin, case, size=64)).all()
+
+
+def test_checkpoints_hold_no_frozen_tensor_and_resume(tmp_path: Path) -> None:
+    config = small_config(write_pictures(tmp_path / "p"), layout="image_mask")
+    run = tmp_path / "run"
+    fit(replace(config, train=replace(config.train, steps=4)), run, backbone=toy_backbone(), report=False)
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["state_dict"] and not any(".backbone." in key for key in last["state_dict"])
+    assert last["global_step"] == 4
+    with pytest.raises(OutputError, match="already holds a run; choose another --output, or add --resume"):
+        fit(config, run, backbone=toy_backbone())
+    fit(config, run, resume=True, backbone=toy_backbone(), report=False)
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    with pytest.raises(InputError, match="nothing to resume"):
+        fit(config, tmp_path / "other", resume=True, backbone=toy_backbone())
+    wider = replace(config, task=replace(config.task, grafts={"bottleneck": {}}))
+    with pytest.raises(CheckpointError, match="does not fit this configuration"):
+        fit(wider, run, resume=True, backbone=toy_backbone())
+
+
+def test_instances_on_rasters(tmp_path: Path) -> None:
+    config = small_config(write_rasters(tmp_path / "r"), layout="raster_vector", window=64)
+    task = TaskConfig(
+        kind="instance", grafts=SMALL, head_options={"full_resolution": True}, class_names=("building",), class_weights=(1, 1, 2)
+    )
+    result = fit(replace(config, task=task), tmp_path / "run", backbone=toy_backbone())
+    figures = {s.name: s for s in result.summaries}
+    assert {"ap50", "object_iou", "dice/building", "iou/building"} <= set(figures)
+    assert figures["ap50"].n == 1 and 0 <= figures["ap50"].mean <= 1
+    assert read_meta(tmp_path / "run" / "adapter.graft").task == "instance"
+
+
+def test_binary_autosam_learns_from_one_channel(tmp_path: Path) -> None:
+    config = small_config(write_pictures(tmp_path / "p"), layout="image_mask")
+    config = replace(config, task=replace(config.task, grafts={}, head="autosam", head_options={"channels": 16}))
+    task, data = build(config, backbone=toy_backbone())
+    data.setup("fit")
+    logits = task(torch.rand(2, 3, 64, 64))
+    assert logits.shape[:2] == (2, 2) and (logits[:, 0] == 0).all()
+    batch = next(iter(data.train_dataloader()))
+    loss = task.loss(torch.nn.functional.interpolate(task(batch[0].float() / 255), size=(64, 64)), batch[1].long())
+    loss.backward()
+    assert loss.item() > 0.1
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.grafted.trainable_parameters())
+    assert all(p.grad is None for p in task.grafted.backbone.parameters())
+
+
+def test_learning_rate_follows_steps() -> None:
+    config = FitConfig(task=TaskConfig(warmup=0.1), train=TrainConfig(steps=100))
+    rate = SegmentationTask._rate
+    task = type("T", (), {"config": config, "began": 0.0})()
+    assert rate(task, 5) == pytest.approx(0.5, abs=0.01)
+    assert rate(task, 10) == pytest.approx(1.0, abs=0.01)
+    assert rate(task, 100) == pytest.approx(0.01, abs=0.001)
