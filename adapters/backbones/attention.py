@@ -14,9 +14,15 @@ from torch.nn import functional
 MAX_BIAS_CPU = 2**23
 """Largest bias, in elements (B * heads * S * S), that is built at once on a CPU; above it heads go in turn.
 
-Measured on one core, float32, CPU time whole / in turn, in ms: 64 windows of 8 x 8, 6 heads (1.6 million) 16 / 19; with
-gradients, 8 images of 16 x 16 (3.1 million) 53 / 72; 32 x 32 (6.3 million) 26 / 25; 25 windows of 14 x 14, 12 heads (11.5
-million) 133 / 107; 64 x 64 (101 million) 777 / 497. Appending one-hot codes to keys instead of a bias was never faster.
+Measured on one core, float32, CPU time whole / in turn, in ms:
+
+- 64 windows of 8 x 8, 6 heads (1.6 million): 16 / 19
+- 8 images of 16 x 16, 6 heads, with gradients (3.1 million): 53 / 72
+- one image of 32 x 32, 6 heads (6.3 million): 26 / 25
+- 25 windows of 14 x 14, 12 heads (11.5 million): 133 / 107
+- one image of 64 x 64, 6 heads (101 million): 777 / 497
+
+One-hot codes appended to the keys, which need no bias, gained at most a tenth on small shapes, and lost on large ones.
 """
 MAX_BIAS_ACCELERATOR = 2**26
 """The same elsewhere. Not measured: it bounds the bias to 256 MiB in float32."""
@@ -40,14 +46,16 @@ def relative_table(table: Tensor, size: int) -> Tensor:
 
 
 def absolute_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Absolute position table (1, S, S, D), interpolated (bicubic, pixel centres) to (1, h, w, D) where ``grid`` differs."""
+    """Absolute table (1, S, S, D), interpolated (bicubic, pixel centres) to (1, h, w, D) where ``grid`` differs."""
     if tuple(table.shape[1:3]) == grid:
         return table
     resized = functional.interpolate(table.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None, grid: tuple[int, int]) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None, grid: tuple[int, int]
+) -> Tensor:
     """Attention over all tokens of ``grid``, exact; the bias is built whole or head by head, by :data:`MAX_BIAS_CPU`.
 
     Args:
@@ -66,11 +74,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor]
     limit = MAX_BIAS_CPU if query.device.type == "cpu" else MAX_BIAS_ACCELERATOR
     if batch * heads * tokens * tokens <= limit:
         return _attend_biased(query, key, value, rel, grid)
-    parts = [_attend_biased(query[:, i : i + 1], key[:, i : i + 1], value[:, i : i + 1], rel, grid) for i in range(heads)]
+    parts = [
+        _attend_biased(query[:, i : i + 1], key[:, i : i + 1], value[:, i : i + 1], rel, grid) for i in range(heads)
+    ]
     return torch.cat(parts, dim=1)
 
 
-def _attend_biased(query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:
+def _attend_biased(
+    query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]
+) -> Tensor:
     batch, heads, tokens, width = query.shape
     height, columns = grid
     cells = query.reshape(batch * heads, height, columns, width)

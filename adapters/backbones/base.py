@@ -83,7 +83,7 @@ class MaskDecoderPatch(Protocol):
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen promptable segmenter. Always in eval mode; ``train()`` does not change that; no parameter asks for a gradient."""
+    """A frozen promptable segmenter. ``train()`` leaves it in eval mode; no parameter asks for a gradient."""
 
     spec: BackboneSpec
 
@@ -107,7 +107,7 @@ class Backbone(nn.Module, ABC):
     def decode(self, features: Features, prompts: "Prompts", *, multimask: bool = False) -> tuple[Tensor, Tensor]:
         """Decode N prompts: mask logits (N, K, 4h, 4w) and predicted IoU (N, K); K = 3 if ``multimask`` else 1.
 
-        ``prompts.image_index`` maps instances to images; embeddings are indexed, never copied per prompt where avoidable.
+        ``prompts.image_index`` maps instances to images; embeddings are indexed, not copied per prompt if avoidable.
         """
 
     @abstractmethod

@@ -23,8 +23,8 @@ def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block
     """Run one block.
 
     Args:
-        layer: ``SamVisionLayer``, or anything with ``layer_norm1``, ``attn`` (``qkv``, ``proj``, ``num_attention_heads``,
-            ``use_rel_pos``, ``rel_pos_h``, ``rel_pos_w``), ``layer_norm2``, ``mlp`` and ``window_size`` (0: global).
+        layer: ``SamVisionLayer``, or anything with its ``layer_norm1``, ``layer_norm2``, ``mlp``, ``window_size`` (0:
+            global) and ``attn``.
         sites: Grafted modules of this block.
         x: (B, h, w, D).
         image: (B, 3, H, W), normalised; what grafts may look at.
@@ -53,7 +53,7 @@ def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block
 
 
 def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
-    """Self-attention of all tokens of ``x`` (B', h', w', D), which are windows or whole images; returns the same shape."""
+    """Self-attention of the tokens of ``x`` (B', h', w', D), windows or whole images; returns the same shape."""
     batch, height, width, dim = x.shape
     heads = attn.num_attention_heads
     qkv = add_qkv_deltas(sites.qkv, x, attn.qkv(x), context)

@@ -1,7 +1,7 @@
 """SAM's prompt encoder and mask decoder over N prompts, on the modules of a ``transformers`` ``SamModel``.
 
-Differences from ``SamModel.forward``, none of which changes a value: prompts of several images stand in one list, points
-are normalised by the actual size of the network input (any H, W), and parts can be added through a
+Differences from ``SamModel.forward``, none of which changes a value: prompts of several images stand in one list,
+points are normalised by the actual size of the network input (any H, W), and parts can be added through a
 :class:`~samgraft.adapters.backbones.base.MaskDecoderPatch`.
 
 Source:
@@ -9,14 +9,16 @@ Source:
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from samgraft.adapters.backbones.base import Features, MaskDecoderPatch, MaskDecoderState
-from samgraft.adapters.prompts.base import Prompts
 from samgraft.errors import PromptError, ShapeError
+
+if TYPE_CHECKING:
+    from samgraft.adapters.prompts.base import Prompts
 
 PADDING = -10
 """Label of a point that fills up a row; its token is zero, but takes part in attention, as in ``SamModel``."""
@@ -50,7 +52,7 @@ def image_code(matrix: Tensor, grid: tuple[int, int]) -> Tensor:
     return fourier_code(matrix, torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]
 
 
-def embed_prompts(encoder: Any, prompts: Prompts, size: tuple[int, int], patch_size: int) -> tuple[Tensor, Tensor]:
+def embed_prompts(encoder: Any, prompts: "Prompts", size: tuple[int, int], patch_size: int) -> tuple[Tensor, Tensor]:
     """Sparse tokens (N, k, C) and dense embedding (N, C, h, w) of ``prompts``.
 
     Tokens come in the order points, (not a point, if there are points and no boxes), box corners, ``prompts.sparse``.
@@ -82,7 +84,8 @@ def _embed_points(encoder: Any, points: Tensor, labels: Tensor, size: tuple[int,
     """(N, p, C), or (N, p + 1, C) with SAM's "not a point" token at the end if ``pad``."""
     known = (labels == 1) | (labels == 0) | (labels == NOT_A_POINT) | (labels == PADDING)
     if not bool(known.all()):
-        raise PromptError(f"point labels are {sorted(set(labels.flatten().tolist()))}; expected 1 foreground, 0 background, -10 padding")
+        got = sorted(set(labels.flatten().tolist()))
+        raise PromptError(f"point labels are {got}; expected 1 foreground, 0 background, -10 padding")
     code = _pixel_code(encoder, points, size, "points")
     background, foreground = encoder.point_embed[0].weight, encoder.point_embed[1].weight
     kind = labels[..., None]
@@ -103,14 +106,16 @@ def _embed_boxes(encoder: Any, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def _pixel_code(encoder: Any, pixels: Tensor, size: tuple[int, int], what: str) -> Tensor:
     """Code of pixel indices (N, p, 2), (x, y); half a pixel leads from an index to its centre."""
     if not bool(torch.isfinite(pixels).all()):
-        raise PromptError(f"prompt {what} hold NaN or Inf; give finite (x, y) pixels, and label -10 for points that only fill up a row")
+        raise PromptError(
+            f"prompt {what} hold NaN or Inf; give finite (x, y) pixels; label -10 marks points that fill up a row"
+        )
     matrix = encoder.shared_embedding.positional_embedding
     wide = torch.promote_types(torch.promote_types(pixels.dtype, matrix.dtype), torch.float32)
     extent = torch.tensor((size[1], size[0]), device=pixels.device, dtype=wide)
     return fourier_code(matrix, (pixels.to(wide) + 0.5) / extent)
 
 
-def _embed_dense(encoder: Any, prompts: Prompts, size: tuple[int, int], patch_size: int, channels: int) -> Tensor:
+def _embed_dense(encoder: Any, prompts: "Prompts", size: tuple[int, int], patch_size: int, channels: int) -> Tensor:
     grid = (size[0] // patch_size, size[1] // patch_size)
     if prompts.dense is not None:
         _expect("prompts.dense", prompts.dense, (len(prompts), channels, *grid))
@@ -125,7 +130,9 @@ def _embed_dense(encoder: Any, prompts: Prompts, size: tuple[int, int], patch_si
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
-        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} for these features; resize it to fit")
+        raise ShapeError(
+            f"{name} has shape {tuple(tensor.shape)}; expected {shape} for these features; resize it to fit"
+        )
 
 
 def decode_masks(

@@ -1,12 +1,12 @@
 """A Hugging Face ``SamModel`` as a frozen backbone: our encoder and decoder forward over its parameters.
 
-Logits equal ``SamModel.forward`` at the native size; any other H, W that are multiples of the patch work too, with position
-tables interpolated. Grafts go into ``encoder_sites`` and ``block_sites``, or wrap linear layers of ``sam`` by name.
+Logits equal ``SamModel.forward`` at the native size; any other H, W that are multiples of the patch work, with
+position tables interpolated. Grafts go into ``encoder_sites`` and ``block_sites``, or wrap linear layers of ``sam``.
 """
 
 import hashlib
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, M
 from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
 from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, add_deltas
-from samgraft.adapters.prompts.base import Prompts
 from samgraft.errors import CheckpointError, InputError, NoMatchError, PromptError, ShapeError
+
+if TYPE_CHECKING:
+    from samgraft.adapters.prompts.base import Prompts
 
 SAM_MEAN = (0.485, 0.456, 0.406)
 """Mean of SAM's training images, RGB in [0, 1] (ImageNet)."""
@@ -94,7 +96,7 @@ class HFSamBackbone(Backbone):
         return self.resume(self.prefix(image, 0), image, start=0, taps=taps)
 
     def prefix(self, image: Tensor, stop: int) -> Tensor:
-        """Output of the patch embedding and of blocks 0 .. stop - 1, (B, h, w, D); what may be cached if nothing there changes.
+        """Patch embedding and blocks 0 .. stop - 1: (B, h, w, D), cacheable while nothing there changes.
 
         Args:
             image: As in :meth:`encode`.
@@ -108,7 +110,7 @@ class HFSamBackbone(Backbone):
             x = x + absolute_table(encoder.pos_embed, grid)
         x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(block=-1, grid_size=grid, image=normalised))
         for block in range(stop):
-            x = block_forward(encoder.layers[block], self.block_sites[block], x, normalised, block)
+            x = block_forward(encoder.layers[block], self._sites(block), x, normalised, block)
         return x
 
     def resume(self, hidden: Tensor, image: Tensor, *, start: int, taps: Sequence[int] = ()) -> Features:
@@ -128,14 +130,16 @@ class HFSamBackbone(Backbone):
         encoder = self.sam.vision_encoder
         x, kept = hidden, {}
         for block in range(start, self.spec.num_blocks):
-            x = block_forward(encoder.layers[block], self.block_sites[block], x, normalised, block)
+            x = block_forward(encoder.layers[block], self._sites(block), x, normalised, block)
             if block in taps:
                 kept[block] = x
         grid = (x.shape[1], x.shape[2])
-        neck = add_deltas(self.encoder_sites.neck, encoder.neck(x), SiteContext(block=-1, grid_size=grid, image=normalised))
+        neck = add_deltas(
+            self.encoder_sites.neck, encoder.neck(x), SiteContext(block=-1, grid_size=grid, image=normalised)
+        )
         return Features(neck=neck, taps=kept)
 
-    def embed(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def embed(self, prompts: "Prompts", size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Embed prompts for a network input of ``size`` (H, W): sparse (N, k, C), dense (N, C, h, w).
 
         Raises:
@@ -147,7 +151,7 @@ class HFSamBackbone(Backbone):
     def decode(
         self,
         features: Features,
-        prompts: Prompts,
+        prompts: "Prompts",
         *,
         multimask: bool = False,
         patch: MaskDecoderPatch | None = None,
@@ -168,13 +172,15 @@ class HFSamBackbone(Backbone):
         batch, _, height, width = features.neck.shape
         index = prompts.image_index
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < batch:
-            raise PromptError(f"image_index spans {int(index.min())}..{int(index.max())}; there are {batch} images; use 0..{batch - 1}")
+            got = f"{int(index.min())}..{int(index.max())}"
+            raise PromptError(f"image_index spans {got}; there are {batch} images; use 0..{batch - 1}")
         code = image_code(self.sam.shared_image_embedding.positional_embedding, (height, width))
         size = (height * self.spec.patch_size, width * self.spec.patch_size)
         step = max(1, chunk or DECODE_TOKENS // (height * width))
         parts = []
         for first in range(0, max(1, len(prompts)), step):
-            few = prompts if len(prompts) <= step else prompts.select(torch.arange(first, min(first + step, len(prompts)), device=index.device))
+            rows = torch.arange(first, min(first + step, len(prompts)), device=index.device)
+            few = prompts if len(prompts) <= step else prompts.select(rows)
             embedded = self.embed(few, size)
             parts.append(
                 decode_masks(
@@ -192,8 +198,13 @@ class HFSamBackbone(Backbone):
             CheckpointError: the model was built on the meta device and has no bytes.
         """
         if not self._hash:
-            raise CheckpointError(f"backbone {self.spec.name!r} was built on the meta device; it has no weights to hash; load real ones")
+            raise CheckpointError(
+                f"backbone {self.spec.name!r} is on the meta device; it has no weights to hash; load real ones"
+            )
         return self._hash
+
+    def _sites(self, block: int) -> BlockSites:
+        return cast(BlockSites, self.block_sites[block])
 
     def _normalise(self, image: Tensor) -> Tensor:
         self._check_image(image)
@@ -205,15 +216,15 @@ class HFSamBackbone(Backbone):
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != 3:
-            raise ShapeError(f"image has shape {tuple(image.shape)}; expected (B, 3, H, W); repeat a gray image to 3 channels")
+            raise ShapeError(f"image has shape {tuple(image.shape)}; expected (B, 3, H, W); repeat gray to 3 channels")
         if not image.is_floating_point():
-            raise InputError(f"image has dtype {image.dtype}; expected floating point in [0, 1]; scale it first (8 bit: divide by 255)")
+            raise InputError(f"image has dtype {image.dtype}; expected floating point in [0, 1]; 8 bit: divide by 255")
         patch = self.spec.patch_size
         height, width = image.shape[-2:]
         fit = (max(1, -(-height // patch)) * patch, max(1, -(-width // patch)) * patch)
         if fit != (height, width):
             raise ShapeError(
-                f"image is {height} x {width} pixels (H x W); {self.spec.name!r} needs multiples of its patch, {patch}; "
+                f"image is {height} x {width} pixels (H x W); {self.spec.name!r} needs multiples of {patch}; "
                 f"pad it at the bottom and right to {fit[0]} x {fit[1]}"
             )
 
