@@ -51,14 +51,14 @@ class Grafted(nn.Module):
         """Hold the parts; :func:`attach` builds and installs them."""
         super().__init__()
         self.configs = {name: graft.config for name, graft in grafts.items()}
-        self.prompter_config, prompter_module = prompter or (None, None)
-        self.decoder_config, decoder_module = decoder or (None, None)
+        self.prompter_config: PrompterConfig | None = None if prompter is None else prompter[0]
+        self.decoder_config: DecoderConfig | None = None if decoder is None else decoder[0]
         on_meta = any(parameter.is_meta for parameter in backbone.parameters())
         self.base_hash = "" if on_meta else backbone.weights_hash()
         self.backbone = backbone
         self.grafts = nn.ModuleDict(grafts)
-        self.prompter = prompter_module
-        self.decoder = decoder_module
+        self.prompter = None if prompter is None else prompter[1]
+        self.decoder = None if decoder is None else decoder[1]
         self.merged = False
         self.attached = False
         self._load_prefix = ""
@@ -229,9 +229,9 @@ class Grafted(nn.Module):
                 key for key in keys.missing_keys if not key.startswith(f"{self._load_prefix}backbone.")
             ]
 
-        self.register_state_dict_post_hook(drop_backbone)
-        self.register_load_state_dict_pre_hook(remember_prefix)
-        self.register_load_state_dict_post_hook(forgive_backbone)
+        self.register_state_dict_post_hook(drop_backbone)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(remember_prefix)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(forgive_backbone)  # type: ignore[no-untyped-call]
 
 
 def attach(

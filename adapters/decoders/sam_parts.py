@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.decoding import image_code
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.errors import ConfigError
 
@@ -40,10 +41,4 @@ def image_positions(backbone: Backbone, neck: Tensor) -> Tensor:
     code = getattr(getattr(backbone, "sam", None), "shared_image_embedding", None)
     if code is None:
         raise ConfigError(f"backbone {backbone.spec.name!r} has no shared position code; class tokens need one")
-    height, width = neck.shape[-2:]
-    table = code.positional_embedding
-    y = (torch.arange(height, device=table.device, dtype=table.dtype) + 0.5) / height
-    x = (torch.arange(width, device=table.device, dtype=table.dtype) + 0.5) / width
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    positions: Tensor = code(torch.stack([columns, rows], dim=-1))  # (h, w, C)
-    return positions.permute(2, 0, 1)[None]
+    return image_code(code.positional_embedding, (neck.shape[-2], neck.shape[-1]))

@@ -148,7 +148,7 @@ class MergedWeights:
         original = linear.weight
         wide = torch.promote_types(original.dtype, torch.float32)
         merged = (original.detach().to(wide) + delta.to(original.device, wide)).to(original.dtype)
-        self._originals.append((linear, original))
+        self._originals.append((linear, cast(nn.Parameter, original)))
         linear.weight = nn.Parameter(merged, requires_grad=False)
 
     def restore(self) -> None:
