@@ -114,12 +114,12 @@ def full_range(scene: Scene) -> Stretch | None:
 def rgb_channels(scene: Scene) -> tuple[int, int, int]:
     """Channel indices to show as red, green and blue.
 
-    Names or colours decide where the header has them; otherwise the first three channels; one or two channels repeat
+    Names, then colours decide where the header has them; otherwise the first three channels; one or two channels repeat
     the first.
     """
     names = [name.lower() for name in scene.channel_names]
     colors = list(scene.color) if isinstance(scene, RasterScene) else names
-    for table in (colors, names):
+    for table in (names, colors):
         if all(color in table for color in ("red", "green", "blue")):
             return table.index("red"), table.index("green"), table.index("blue")
     return (0, 1, 2) if scene.channels >= 3 else (0, 0, 0)

@@ -6,6 +6,7 @@ GDAL's geotransform with the first two swapped. No number is recomputed on the w
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from affine import Affine
@@ -63,10 +64,9 @@ def transform_of(grid: Grid) -> Affine:
             "write volumes as .nii.gz, .mha or .nrrd"
         )
     (b, a, c), (e, d, f) = grid.affine[:2].tolist()
-    transform = Affine(a, b, c, d, e, f)
     if grid.anchor == "center" and grid.world != PIXEL:
-        return transform * Affine.translation(-0.5, -0.5)
-    return transform
+        c, f = c - 0.5 * (a + b), f - 0.5 * (d + e)
+    return Affine(a, b, c, d, e, f)
 
 
 def crs_of(grid: Grid) -> CRS | None:
@@ -100,12 +100,21 @@ def canonical_wkt(crs: CRS) -> str:
     Sidecar files (``.aux.xml``) often hold an abbreviated WKT of a registered CRS; without this step the same CRS read
     from two kinds of file would differ as text.
     """
+    code = registered_code(crs)
+    return str(crs.to_wkt() if code is None else CRS.from_epsg(code).to_wkt())
+
+
+def registered_code(crs: CRS) -> int | None:
+    """EPSG code of a CRS that equals a registered one, else None."""
+    return _code_of(str(crs.to_wkt()))
+
+
+@lru_cache(maxsize=256)
+def _code_of(wkt: str) -> int | None:
+    """EPSG code of a WKT; the search through the registry takes tenths of a second for unregistered ones."""
+    crs = CRS.from_wkt(wkt)
     code = crs.to_epsg()
-    if code is not None:
-        registered = CRS.from_epsg(code)
-        if registered == crs:
-            return str(registered.to_wkt())
-    return str(crs.to_wkt())
+    return int(code) if code is not None and CRS.from_epsg(code) == crs else None
 
 
 def equal_area(points: NDArray[np.float64], crs: CRS | None) -> NDArray[np.float64] | None:

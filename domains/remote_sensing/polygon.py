@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from samgraft.domains.atomic import atomic_path, full_suffix
-from samgraft.domains.remote_sensing.georeference import crs_of, equal_area, point_map, transform_of
+from samgraft.domains.remote_sensing.georeference import crs_of, equal_area, point_map, registered_code, transform_of
 from samgraft.domains.scene import Array
 from samgraft.errors import ConfigError, GeometryError, OutputError, ShapeError
 from samgraft.grid import Grid
@@ -218,8 +218,8 @@ def _writable_crs(path: Path, driver: str, crs: CRS | None) -> str | None:
     """CRS in the form that the driver stores without loss."""
     if crs is None:
         return None
-    code = crs.to_epsg()
-    if code is not None and CRS.from_epsg(code) == crs:
+    code = registered_code(crs)
+    if code is not None:
         return f"EPSG:{code}"
     if driver == "GeoJSON":
         raise GeometryError(

@@ -91,7 +91,7 @@ class RasterScene(Scene):
         """Read a checked window; see :meth:`Scene.read`."""
         numbers = [self.bands[c] for c in channels]
         with self._reading(window) as source:
-            array = source.read(numbers, window=_gdal_window(window), out_dtype=self._file_dtype)
+            array = self._pixels(source, numbers, window=_gdal_window(window))
         return self._scale(array, channels)
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
@@ -99,7 +99,7 @@ class RasterScene(Scene):
         with self._reading(window) as source:
             part = _gdal_window(window)
             wanted = self._needs_pixels()
-            pixels = source.read(list(self.bands), window=part, out_dtype=self._file_dtype) if wanted else None
+            pixels = self._pixels(source, self.bands, window=part) if wanted else None
             mask = source.read_masks(self._mask_band, window=part) if self._mask_band else None
         shape = tuple(s.stop - s.start for s in window)
         return self._combine(pixels, mask, shape)
@@ -121,10 +121,18 @@ class RasterScene(Scene):
         shape = (max(1, int(height / factor)), max(1, int(width / factor)))
         whole = tuple(slice(0, side) for side in self.grid.shape)
         with self._reading(whole) as source:
-            pixels = source.read(list(self.bands), out_shape=(self.channels, *shape), out_dtype=self._file_dtype)
+            pixels = self._pixels(source, self.bands, out_shape=shape)
             mask = source.read_masks(self._mask_band, out_shape=shape) if self._mask_band else None
         valid = self._combine(pixels, mask, shape)
         return self._scale(pixels, tuple(range(self.channels))), valid
+
+    def _pixels(self, source: Any, bands: Sequence[int], **where: Any) -> Array:
+        """Read bands in the common dtype; bands of different dtypes are read one by one."""
+        if len({source.dtypes[b - 1] for b in bands}) > 1:
+            return np.stack([source.read(b, **where).astype(self._file_dtype) for b in bands])
+        if "out_shape" in where:
+            where["out_shape"] = (len(bands), *where["out_shape"])
+        return np.asarray(source.read(list(bands), **where)).astype(self._file_dtype, copy=False)
 
     def _needs_pixels(self) -> bool:
         """Whether validity depends on pixel values."""

@@ -75,16 +75,15 @@ class VectorLayer:
         near = outline if source is None else shapely.transform(outline, _reproject(target, source))
         margin = 0.02 * max(near.bounds[2] - near.bounds[0], near.bounds[3] - near.bounds[1])
         hits = np.flatnonzero(shapely.intersects(self.geometries, shapely.box(*near.bounds).buffer(margin)))
-        found = []
-        for index in hits.tolist():
-            geometry = self.geometries[index]
-            if source is not None:
-                geometry = shapely.transform(geometry, _reproject(source, target))
-            geometry = shapely.transform(geometry, point_map(to_pixel))
-            if shapely.intersects(geometry, extent):
-                name = self.class_names[index]
-                found.append(VectorObject(geometry=geometry, class_name=name, source_id=self.ids[index]))
-        return tuple(found)
+        moved = self.geometries[hits]
+        if source is not None:
+            moved = shapely.transform(moved, _reproject(source, target))
+        moved = shapely.transform(moved, point_map(to_pixel))
+        touching = np.flatnonzero(shapely.intersects(moved, extent))
+        return tuple(
+            VectorObject(geometry=moved[i], class_name=self.class_names[hits[i]], source_id=self.ids[hits[i]])
+            for i in touching.tolist()
+        )
 
 
 def read_layer(path: Path | str, *, class_field: str | None = None, layer: str | None = None) -> VectorLayer:
@@ -209,7 +208,8 @@ def _draw(
 def _comparable_crs(layer: VectorLayer, target: CRS | None) -> CRS | None:
     """CRS to transform from, or None when file and image coordinates are the same already."""
     if target is None:
-        if layer.crs is None or layer.crs == _WGS84:  # GeoJSON in pixels claims WGS84 for want of anything else
+        unnamed = layer.path.suffix.lower() in (".geojson", ".json") and layer.crs == _WGS84
+        if layer.crs is None or unnamed:  # GeoJSON without a crs member is read as WGS84, also when it is in pixels
             return None
         raise GeometryError(
             f"{layer.path} is in {layer.crs.to_string()[:60]}, the image has no CRS; give the image its CRS "
