@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SamConfig, SamModel
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import BottleneckConfig
 from samgraft.adapters.grafts.base import GraftConfig
+from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._sets import Forward, SetSpec
 from tests.benchmarks._train import Optimiser
 
@@ -48,10 +49,7 @@ def build(name: ArmName, spec: SetSpec, backbone: str, seed: int) -> Arm:
     torch.manual_seed(seed)
     if name == "unet":
         return unet(spec)
-    from samgraft.adapters.backbones.hub import load_backbone
-
-    loaded = load_backbone(backbone)
-    grafted = attach(loaded, GRAFTS, decoder=decoder_config(spec))
+    grafted = attach(open_backbone(backbone), GRAFTS, decoder=decoder_config(spec))
     return graft_arm(grafted, full=name == "full", batch=spec.batch)
 
 
@@ -111,10 +109,8 @@ def backbone_parameters(grafted: Grafted) -> int:
 
 def on_sam_base(spec: SetSpec) -> dict[str, float | int]:
     """The same recipe on SAM-B, counted on the meta device: trainable parameters and their share of the backbone."""
-    from samgraft.adapters.backbones.hf import HFSamBackbone
-
     with torch.device("meta"):
-        backbone: Backbone = HFSamBackbone(SamModel(SamConfig()))
+        backbone = HFSamBackbone(SamModel(SamConfig()))
         grafted = attach(backbone, GRAFTS, decoder=decoder_config(spec))
     trained, frozen = count(grafted.trainable_parameters()), backbone_parameters(grafted)
     return {"trainable": trained, "backbone": frozen, "share": trained / frozen}

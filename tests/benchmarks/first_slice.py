@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 
+from samgraft.adapters.bundle import BundleMeta, load_bundle, save_bundle
 from tests.benchmarks import _data
-from tests.benchmarks._arms import ARMS, Arm, build, count, on_sam_base
+from tests.benchmarks._arms import ARMS, Arm, build, count, graft_arm, on_sam_base
+from tests.benchmarks._backbone import fingerprint, open_backbone
 from tests.benchmarks._sets import SPECS, SetSpec, choose, evaluate
 from tests.benchmarks._table import markdown, read_json, write_json
 from tests.benchmarks._train import fit
@@ -50,7 +52,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     spec = SPECS[task["set"]]
     train, scored = split(spec.name, task["cases"], task["seed"], tune=task["tune"])
     arm = build(task["arm"], spec, task["backbone"], task["seed"])
-    before = arm.grafted.backbone.weights_hash() if arm.grafted else None
+    before = fingerprint(arm.grafted) if arm.grafted else None
     options = arm.options if task.get("lr") is None else replace(arm.options, lr=task["lr"])
     arm.module.train()
     deadline = start + task["budget"]
@@ -65,7 +67,7 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         "trainable_share": count(arm.trained) / arm.total,
     }
     costs = {"seconds": seconds, "wall_seconds": waited, "peak_mb": peak, "lr": options.lr, "batch": options.batch}
-    same = None if before is None or arm.grafted is None else arm.grafted.backbone.weights_hash() == before
+    same = None if arm.grafted is None else fingerprint(arm.grafted) == before
     row = {key: task[key] for key in KEY} | {"train_cases": len(train), **scores, **sizes, **fitted, **costs}
     return row | {"backbone_unchanged": same} | _saved(arm, spec, task)
 
@@ -74,8 +76,6 @@ def _saved(arm: Arm, spec: SetSpec, task: dict[str, Any]) -> dict[str, Any]:
     """Write the adapter of a graft run; its path and size."""
     if arm.grafted is None or task["arm"] != "graft":
         return {}
-    from samgraft.adapters.bundle import BundleMeta, save_bundle
-
     path = Path(task["folder"]) / f"{spec.name}-{task['cases'] or 'all'}-{task['seed']}.graft"
     path.parent.mkdir(parents=True, exist_ok=True)
     classes = {k: f"class {k}" for k in range(1, spec.classes)}
@@ -85,12 +85,8 @@ def _saved(arm: Arm, spec: SetSpec, task: dict[str, Any]) -> dict[str, Any]:
 
 def verify(task: dict[str, Any]) -> dict[str, Any]:
     """Load an adapter file and predict the scored cases again: the hash of all masks."""
-    from samgraft.adapters.backbones.hub import load_backbone
-    from samgraft.adapters.bundle import load_bundle
-    from tests.benchmarks._arms import graft_arm
-
     spec = SPECS[task["set"]]
-    grafted = load_bundle(task["adapter"], load_backbone(task["backbone"]))
+    grafted = load_bundle(task["adapter"], open_backbone(task["backbone"]))
     grafted.eval()
     arm = graft_arm(grafted, full=False, batch=1)
     scored = split(spec.name, task["cases"], task["seed"], tune=task["tune"])[1]

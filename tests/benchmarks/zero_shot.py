@@ -19,7 +19,10 @@ from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.prompts.base import Prompts
-from tests.benchmarks._baselines import BASELINES, Box, grow
+from samgraft.recipes.engine.focus import segment_boxes
+from samgraft.recipes.pretrain.scenes import make_sample
+from tests.benchmarks._backbone import open_backbone
+from tests.benchmarks._baselines import BASELINES
 from tests.benchmarks._data import View, box_of, views
 from tests.benchmarks._metrics import iou, mean_by_case
 from tests.benchmarks._table import markdown, write_json
@@ -49,8 +52,6 @@ def inner_point(mask: Mask) -> tuple[int, int]:
 @torch.no_grad()
 def procedural(backbone: Backbone, count: int, size: int) -> dict[str, Any]:
     """Mean IoU over all objects of ``count`` unseen images, for a tight box and for one point (best of three masks)."""
-    from samgraft.recipes.pretrain.scenes import make_sample
-
     by_box, by_point = [], []
     for seed in range(UNSEEN_SEED, UNSEEN_SEED + count):
         sample = make_sample(seed, size)
@@ -77,55 +78,24 @@ def _at(logits: torch.Tensor, size: int) -> NDArray[np.bool_]:
     return np.asarray(scaled.numpy() > 0)
 
 
-@torch.no_grad()
-def fill_box(backbone: Backbone, image: NDArray[np.float32], box: Box, *, size: int, context: float) -> Mask:
-    """Segment what a box encloses, looking at a crop around it.
-
-    Args:
-        backbone: Promptable backbone.
-        image: (H, W, 3) in [0, 1].
-        box: (x0, y0, x1, y1), first and last pixel inside.
-        size: Side in pixels of the network input.
-        context: What is added to each side of the box, as a fraction of its longer side.
-
-    Returns:
-        (H, W) mask, within the crop.
-    """
-    x0, y0, x1, y1 = grow(box, image.shape[:2], context)
-    crop = torch.from_numpy(np.ascontiguousarray(image[y0 : y1 + 1, x0 : x1 + 1])).permute(2, 0, 1)[None]
-    height, width = crop.shape[2:]
-    scale = size / max(height, width)
-    inner = max(1, round(height * scale)), max(1, round(width * scale))
-    scaled = functional.interpolate(crop, inner, mode="bilinear", antialias=True, align_corners=False)
-    scaled = functional.pad(scaled, (0, size - inner[1], 0, size - inner[0]))
-    local = torch.tensor([[box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0]], dtype=torch.float32)
-    factor = torch.tensor([inner[1] / width, inner[0] / height]).repeat(2)
-    prompts = Prompts(
-        image_index=torch.zeros(1, dtype=torch.long), boxes=(local + 0.5) * factor - 0.5, from_ground_truth=True
-    )
-    logits, _ = backbone.decode(backbone.encode(scaled), prompts)
-    fine = functional.interpolate(logits[:, :1], (size, size), mode="bilinear", align_corners=False)[
-        ..., : inner[0], : inner[1]
-    ]
-    found = functional.interpolate(fine, (height, width), mode="bilinear", align_corners=False)[0, 0] > 0
-    mask = np.zeros(image.shape[:2], dtype=bool)
-    mask[y0 : y1 + 1, x0 : x1 + 1] = found.numpy()
-    return mask
-
-
-def real(backbone: Backbone, name: str, *, limit: int | None, size: int, context: float) -> dict[str, Any]:
+def real(backbone: Backbone, name: str, *, limit: int | None, size: int, context: float | None) -> dict[str, Any]:
     """One row of the table: every method on the objects of one set."""
     start, values, objects = time.process_time(), dict[str, list[tuple[str, float]]](), 0
     seen: list[View] = []
+    crop = {} if context is None else {"context": context}
     for view in views(name):
         if limit is not None and len(seen) >= limit:
             break
         seen.append(view)
         gray = np.ascontiguousarray(view.image.mean(axis=2))
-        for truth in view.masks:
-            box, objects = box_of(truth), objects + 1
-            masks = {key: method(gray, box) for key, method in BASELINES.items()}
-            masks["graft-tiny"] = fill_box(backbone, view.image, box, size=size, context=context)
+        if not view.masks:
+            continue
+        boxes = [box_of(truth) for truth in view.masks]
+        picture = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
+        own = segment_boxes(backbone, picture, torch.tensor(boxes), size=size, **crop)
+        for truth, box, found in zip(view.masks, boxes, own, strict=True):
+            objects += 1
+            masks = {key: method(gray, box) for key, method in BASELINES.items()} | {"graft-tiny": found.full()}
             for key, mask in masks.items():
                 values.setdefault(key, []).append((view.case, iou(mask, truth)))
     scores: dict[str, Any] = {key: mean_by_case(values[key]) for key in ("graft-tiny", *BASELINES) if key in values}
@@ -160,14 +130,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=200, help="procedural images; 0 for none")
     parser.add_argument("--size", type=int, default=128, help="side of the network input in pixels")
     parser.add_argument(
-        "--context", type=float, default=0.5, help="added to each side of a box, as a share of its longer side"
+        "--context", type=float, help="side of the crop over the box's longer side; default of the engine"
     )
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    from samgraft.adapters.backbones.hub import load_backbone
 
-    backbone = load_backbone(options.backbone)
+    backbone = open_backbone(options.backbone)
     result: dict[str, Any] = {
         "backbone": options.backbone,
         "weights": backbone.weights_hash(),
