@@ -33,7 +33,9 @@ def augment(image: Tensor, label: Tensor, generator: torch.Generator, config: Au
         ShapeError: image and label do not fit together.
     """
     if image.ndim != 4 or label.shape != (image.shape[0], *image.shape[2:]):
-        raise ShapeError(f"image is {tuple(image.shape)}, label {tuple(label.shape)}; expected (B, C, H, W) and (B, H, W)")
+        raise ShapeError(
+            f"image is {tuple(image.shape)}, label {tuple(label.shape)}; expected (B, C, H, W) and (B, H, W)"
+        )
     if not config.enabled:
         return image, label
     if config.quarter_turns:

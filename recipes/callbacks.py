@@ -7,8 +7,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.callbacks.progress import TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
 from samgraft.errors import CheckpointError
 from samgraft.recipes.report import save_panels, versions, write_text
@@ -41,8 +40,8 @@ class FrozenCheck(Callback):
         after = _task(pl_module).grafted.backbone.weights_hash()
         if after != self.before:
             raise CheckpointError(
-                f"the frozen backbone changed during training (hash {self.before[:12]} became {after[:12]}); do not use this "
-                "adapter, and report which graft was trained"
+                f"the frozen backbone changed during training (hash {self.before[:12]} became {after[:12]}); do not "
+                "use this adapter, and report which graft was trained"
             )
 
 

@@ -26,9 +26,18 @@ COMMANDS = {
 
 def usage() -> str:
     """The overview."""
-    lines = ["usage: samgraft COMMAND [options]", "", "Graft small trainable parts onto a frozen segmentation backbone.", ""]
+    lines = [
+        "usage: samgraft COMMAND [options]",
+        "",
+        "Graft small trainable parts onto a frozen segmentation backbone.",
+        "",
+    ]
     lines += [f"  {name:<10} {text}" for name, (text, _) in COMMANDS.items()]
-    lines += ["", "samgraft COMMAND --help shows the options of a command; --debug shows tracebacks; --version the version.", ""]
+    lines += [
+        "",
+        "samgraft COMMAND --help shows the options of a command; --debug shows tracebacks; --version the version.",
+        "",
+    ]
     return "\n".join(lines)
 
 

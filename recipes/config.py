@@ -58,7 +58,18 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(0.0 <= self.probability <= 1.0, f"augment.probability is {self.probability}; expected 0 to 1")
-        for name in ("rotate", "scale", "shift", "elastic", "gamma", "contrast", "brightness", "colour", "noise", "blur"):
+        for name in (
+            "rotate",
+            "scale",
+            "shift",
+            "elastic",
+            "gamma",
+            "contrast",
+            "brightness",
+            "colour",
+            "noise",
+            "blur",
+        ):
             value = getattr(self, name)
             _check(value >= 0, f"augment.{name} is {value}; expected zero or more")
         _check(self.elastic_nodes >= 2, f"augment.elastic_nodes is {self.elastic_nodes}; expected at least 2")
@@ -69,7 +80,8 @@ class DataConfig:
     """Where the images are and how they become network inputs."""
 
     layout: Layout = "nnunet"
-    """"nnunet": imagesTr/labelsTr volumes; "image_mask": images/ and masks/ or instances/; "raster_vector": rasters with polygons."""
+    """"nnunet": imagesTr/ and labelsTr/ volumes; "image_mask": images/ and masks/ or instances/; "raster_vector": rasters
+    with polygons."""
     path: str = ""
     """Folder of the data set; on the command line ``--data PATH``."""
     labels: str | None = None
@@ -79,8 +91,8 @@ class DataConfig:
     fold: int = 0
     """Which entry of splits.json."""
     split_pattern: str | None = None
-    """raster_vector: regular expression whose first group is a number in the raster's name, such as a tile column; rasters up
-    to ``split_last_train`` train, the others validate. None: splits.json, else the eastern fifth validates."""
+    """raster_vector: regular expression whose first group is a number in the raster's name, such as a tile column; rasters
+    up to ``split_last_train`` train, the others validate. None: splits.json, else the eastern fifth validates."""
     split_last_train: float | None = None
     """Largest number that still trains."""
     class_field: str | None = None
@@ -92,7 +104,7 @@ class DataConfig:
     size: int = 128
     """Side of the square network input in pixels; rounded up to a multiple of the backbone's patch."""
     window: int | None = None
-    """Cut pictures and rasters into windows of this many native pixels (then resized to ``size``); None takes them whole."""
+    """Cut pictures and rasters into windows of this many native pixels (resized to ``size``); None takes them whole."""
     overlap: float = 0.25
     """Overlap of neighbouring windows, as a fraction of ``window``."""
     slice_axis: int | None = None
@@ -113,7 +125,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.size >= 16, f"data.size is {self.size}; expected at least 16 pixels")
-        _check(self.cases is None or self.cases >= 1, f"data.cases is {self.cases}; expected at least 1, or null for all")
+        _check(
+            self.cases is None or self.cases >= 1, f"data.cases is {self.cases}; expected at least 1, or null for all"
+        )
         _check(0.0 <= self.overlap < 1.0, f"data.overlap is {self.overlap}; expected 0 up to, not including, 1")
         _check(0.0 <= self.foreground <= 1.0, f"data.foreground is {self.foreground}; expected 0 to 1")
         _check(self.slice_axis in (None, 0, 1, 2), f"data.slice_axis is {self.slice_axis}; expected 0, 1 or 2")
@@ -162,8 +176,13 @@ class TaskConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.lr > 0, f"task.lr is {self.lr}; expected a positive rate")
-        _check(0.0 <= self.warmup < 1.0, f"task.warmup is {self.warmup}; expected a share from 0 up to, not including, 1")
-        _check(self.dice_weight + self.ce_weight > 0, "task.dice_weight and task.ce_weight are both 0; give one of them weight")
+        _check(
+            0.0 <= self.warmup < 1.0, f"task.warmup is {self.warmup}; expected a share from 0 up to, not including, 1"
+        )
+        _check(
+            self.dice_weight + self.ce_weight > 0,
+            "task.dice_weight and task.ce_weight are both 0; give one of them weight",
+        )
         _check(self.border >= 1, f"task.border is {self.border}; expected at least 1 pixel")
 
 
@@ -212,7 +231,8 @@ class FitConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types (tuples become lists), nested as in the YAML."""
-        return _plain(asdict(self))
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.errors import CheckpointError
@@ -42,7 +41,9 @@ class InputRecipe:
         """
         values = meta.extra.get("input")
         if not isinstance(values, Mapping):
-            raise CheckpointError("the adapter's header does not say how images become network inputs; train it with samgraft fit")
+            raise CheckpointError(
+                "the adapter's header does not say how images become network inputs; train it with samgraft fit"
+            )
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise CheckpointError(f"the adapter's input recipe has unknown fields {unknown}; update samgraft")

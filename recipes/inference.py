@@ -1,6 +1,6 @@
 """Predict the slices of a case at its original in-plane geometry, with any network that maps squares to logits.
 
-Shared by validation, benchmarks and whoever has a stack of slices: resize, predict, resize the logits back, blend windows.
+Shared by validation, the engine and benchmarks: resize, predict, resize the logits back, blend windows.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,13 @@ Network = Callable[[Tensor], Tensor]
 
 
 def slice_probabilities(
-    network: Network, case: CaseArrays, *, size: int, window: int | None = None, overlap: float = 0.25, batch_size: int = 8
+    network: Network,
+    case: CaseArrays,
+    *,
+    size: int,
+    window: int | None = None,
+    overlap: float = 0.25,
+    batch_size: int = 8,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (slice index, class probabilities (K, h, w)) of every slice in order.
 

@@ -25,8 +25,8 @@ def border_target(instances: NDArray[np.integer], *, border: int = 1) -> NDArray
         border: Width of the rim in pixels, inside the object.
 
     Returns:
-        (H, W) uint8 of ``BACKGROUND``, ``INTERIOR``, ``BORDER``. An object thinner than its rim keeps its innermost pixels
-        as interior, so that none is lost.
+        (H, W) uint8 of ``BACKGROUND``, ``INTERIOR``, ``BORDER``. An object thinner than its rim keeps its innermost
+        pixel as interior, so that none is lost.
     """
     inside = instances > 0
     differs = np.zeros(instances.shape, dtype=bool)
@@ -152,7 +152,8 @@ def iou_matrix(predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> ND
     joint = np.bincount(p * cols + t, minlength=rows * cols).reshape(rows, cols).astype(np.float64)
     both = joint[1:, 1:]
     union = joint.sum(axis=1)[1:, None] + joint.sum(axis=0)[None, 1:] - both
-    return both / np.maximum(union, 1.0)
+    iou: NDArray[np.float64] = both / np.maximum(union, 1.0)
+    return iou
 
 
 def match_instances(

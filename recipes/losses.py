@@ -1,7 +1,7 @@
 """Dice + cross-entropy on class logits, with pixels that do not count.
 
-Single-channel (binary) logits x become two channels (0, x): softmax of one channel is constantly 1, so its cross-entropy
-is constantly 0 and nothing would be learned.
+Single-channel (binary) logits x become two channels (0, x): softmax of one channel is constantly 1, so its
+cross-entropy is constantly 0 and nothing would be learned.
 """
 
 from collections.abc import Sequence
@@ -91,9 +91,15 @@ class SegmentationLoss(nn.Module):
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         classes = logits.shape[1]
         if logits.shape[2:] != labels.shape[1:] or len(logits) != len(labels):
-            raise ShapeError(f"labels are {tuple(labels.shape)}; logits {tuple(logits.shape)} need (B, H, W) of the same size")
+            raise ShapeError(
+                f"labels are {tuple(labels.shape)}; logits {tuple(logits.shape)} need (B, H, W) of the same size"
+            )
         if int(labels.max()) >= classes:
-            raise ShapeError(f"a label is {int(labels.max())}; {classes} classes allow 0 to {classes - 1}; check class_names")
+            raise ShapeError(
+                f"a label is {int(labels.max())}; {classes} classes allow 0 to {classes - 1}; check class_names"
+            )
         weights = self._weights()
         if weights is not None and len(weights) != classes:
-            raise ShapeError(f"class_weights has {len(weights)} values; the network has {classes} classes with background")
+            raise ShapeError(
+                f"class_weights has {len(weights)} values; the network has {classes} classes with background"
+            )

@@ -106,7 +106,7 @@ class MetricTable:
         self.scores.extend(scores)
 
     def summaries(self) -> list[Summary]:
-        """Dice and IoU per class, and ``dice/mean``, ``iou/mean`` over classes; every figure is a mean over n groups."""
+        """Dice and IoU per class, and ``dice/mean``, ``iou/mean`` over classes; each a mean over n groups."""
         out: list[Summary] = []
         names = list(dict.fromkeys(s.class_name for s in self.scores))
         for figure in ("dice", "iou"):

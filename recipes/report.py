@@ -4,6 +4,7 @@ Pictures are embedded as PNG; nothing is loaded from elsewhere, so the file can 
 """
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -37,7 +38,7 @@ figure img{display:block;width:100%;image-rendering:auto;background:#000}figure.
 figcaption{padding:7px 10px;font-size:13px;overflow-wrap:anywhere}
 .key span{display:inline-block;margin-right:16px;font-size:13px}.key i{display:inline-block;width:18px;height:4px;margin-right:6px;vertical-align:middle;border:1px solid #8a94a0}
 pre{background:#fff;border:1px solid #dfe4ea;border-radius:6px;padding:12px;font-size:12.5px;overflow:auto;max-height:480px}
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +73,9 @@ def overlay(panel: Panel, *, side: int = 384) -> NDArray[np.uint8]:
     image = _rgb(panel.image)
     for labels in (panel.predicted, panel.truth):
         if labels is not None and labels.shape != image.shape[:2]:
-            raise ShapeError(f"{panel.title}: labels are {labels.shape}, the image is {image.shape[:2]}; give both on one grid")
+            raise ShapeError(
+                f"{panel.title}: labels are {labels.shape}, the image is {image.shape[:2]}; give both on one grid"
+            )
     shrink = max(1, int(np.ceil(max(image.shape[:2]) / (3 * side))))
     factor = max(1, side // max(image.shape[:2])) if shrink == 1 else 1
     picture = _resample(image, factor, shrink)
@@ -101,7 +104,12 @@ def _resample(array: NDArray[Any], factor: int, shrink: int) -> NDArray[Any]:
 
 
 def _draw(
-    picture: NDArray[np.uint8], labels: NDArray[np.integer], instances: bool, colour: Sequence[int] | None, *, width: int
+    picture: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    instances: bool,
+    colour: Sequence[int] | None,
+    *,
+    width: int,
 ) -> None:
     """Paint the inner rims of all labels into ``picture``."""
     from scipy import ndimage
@@ -154,7 +162,9 @@ def _plot(axes: Any, history: Sequence[Mapping[str, float]], names: Sequence[str
         points = [(row["step"], row[name]) for row in history if name in row]
         if points:
             marker = "o" if len(points) < 30 else None
-            axes.plot(*zip(*points, strict=True), label=name.removeprefix("val/"), linewidth=1.6, marker=marker, markersize=3)
+            axes.plot(
+                *zip(*points, strict=True), label=name.removeprefix("val/"), linewidth=1.6, marker=marker, markersize=3
+            )
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)
@@ -192,7 +202,7 @@ class Report:
 
     def figure(self, heading: str, picture: bytes, *, caption: str = "") -> None:
         """Add a PNG over the whole width."""
-        self._parts.append(f'<h2>{html.escape(heading)}</h2>{_figure(picture, caption, "wide")}')
+        self._parts.append(f"<h2>{html.escape(heading)}</h2>{_figure(picture, caption, 'wide')}")
 
     def panels(self, heading: str, panels: Sequence[Panel], *, classes: Mapping[int, str] | None = None) -> None:
         """Add overlays with a key of colours."""
@@ -233,7 +243,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error}; choose a writable folder with enough space") from error
 
 
@@ -246,7 +257,9 @@ def _cell(value: object) -> str:
 def _figure(picture: bytes, caption: str, kind: str) -> str:
     data = base64.b64encode(picture).decode("ascii")
     text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="{kind}"><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">{text}</figure>'
+    return (
+        f'<figure class="{kind}"><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">{text}</figure>'
+    )
 
 
 def _key(panels: Sequence[Panel], classes: Mapping[int, str]) -> str:
@@ -254,8 +267,12 @@ def _key(panels: Sequence[Panel], classes: Mapping[int, str]) -> str:
     if any(p.instances for p in panels):
         entries.append(("predicted objects", PALETTE[0]))
     else:
-        entries += [(f"predicted {name}", PALETTE[(value - 1) % len(PALETTE)]) for value, name in classes.items() if value]
-    marks = "".join(f'<span><i style="background:rgb{colour}"></i>{html.escape(name)}</span>' for name, colour in entries)
+        entries += [
+            (f"predicted {name}", PALETTE[(value - 1) % len(PALETTE)]) for value, name in classes.items() if value
+        ]
+    marks = "".join(
+        f'<span><i style="background:rgb{colour}"></i>{html.escape(name)}</span>' for name, colour in entries
+    )
     return f'<p class="key">{marks}</p>'
 
 
@@ -308,8 +325,8 @@ def _metrics_sections(report: Report, metrics: Mapping[str, Any]) -> None:
         return
     rows = [(s["name"], s["mean"], s["std"], s["n"]) for s in metrics["summaries"]]
     note = (
-        f"Best step {metrics.get('step')}, chosen on these validation cases. Every figure is a mean over n cases (or patients, "
-        "where a patient has several) on the case's own grid; AP is over the pooled objects of n cases. A class "
+        f"Best step {metrics.get('step')}, chosen on these validation cases. Every figure is a mean over n cases (or "
+        "patients, where a patient has several) on the case's own grid; AP is over the pooled objects of n cases. A class "
         "absent in both truth and prediction counts 1, in only one 0."
     )
     if metrics.get("from_ground_truth"):
@@ -339,7 +356,8 @@ def save_panels(path: Path, panels: Sequence[Panel]) -> None:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error}; choose a writable folder with enough space") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +23,13 @@ from samgraft.recipes.augment import augment
 from samgraft.recipes.config import AugmentConfig, FitConfig
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.inference import predict_instances, predict_semantic
-from samgraft.recipes.instances import InstanceMatch, average_precision, border_target, match_instances, mean_matched_iou
+from samgraft.recipes.instances import (
+    InstanceMatch,
+    average_precision,
+    border_target,
+    match_instances,
+    mean_matched_iou,
+)
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
 from samgraft.recipes.metrics import MetricTable, Summary, overlap, score_case
 from samgraft.recipes.report import Panel
@@ -41,7 +48,7 @@ class SegmentationTask(lightning.LightningModule):
         class_names: Foreground classes in order of label value.
         size: Side of the network input.
         backbone: Ready backbone; None loads ``config.task.backbone``.
-        grafted: Ready backbone with everything attached; then ``backbone`` and the settings of grafts and head do not count.
+        grafted: Ready backbone with everything attached; ``backbone`` and the settings of grafts and head do not count.
     """
 
     def __init__(
@@ -82,8 +89,8 @@ class SegmentationTask(lightning.LightningModule):
             image: (B, 3, S, S) in [0, 1].
 
         Returns:
-            (B, 1 + classes, s, s). A head that answers per class through a sigmoid gets a background channel of zeros, so
-            that the largest channel is the class with the most certain "yes", or background if all say "no".
+            (B, 1 + classes, s, s). A head that answers per class through a sigmoid gets a background channel of zeros,
+            so that the largest channel is the class with the most certain "yes", or background if all say "no".
         """
         output = self.grafted.predict(image.to(self.device))
         if output.activation == "softmax":
@@ -96,7 +103,9 @@ class SegmentationTask(lightning.LightningModule):
         image, label = batch
         image, label = augment(image.float() / 255, label, self.randomness, self.augmentation)
         target = self._targets(label).to(image.device)
-        logits = functional.interpolate(self(image).float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
+        logits = functional.interpolate(
+            self(image).float(), size=image.shape[-2:], mode="bilinear", align_corners=False
+        )
         loss: Tensor = self.loss(logits, target)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -142,7 +151,9 @@ class SegmentationTask(lightning.LightningModule):
         self.matches.append(match)
         name = self.class_names[0] if self.class_names else "object"
         known = truth != IGNORE
-        foreground = score_case(case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group)
+        foreground = score_case(
+            case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group
+        )
         self.table.add(foreground)
         if index < _SAMPLES:
             hits = int((match.best_iou >= 0.5).sum())
@@ -155,7 +166,12 @@ class SegmentationTask(lightning.LightningModule):
         image = image[1] if case.neighbours and case.image.shape[1] == 1 else image
         instances = self.config.task.kind == "instance"
         panel = Panel(
-            title=title, image=image, predicted=predicted, truth=case.labels[index], instances=instances, caption=caption
+            title=title,
+            image=image,
+            predicted=predicted,
+            truth=case.labels[index],
+            instances=instances,
+            caption=caption,
         )
         self.panels.append(panel)
 
@@ -173,7 +189,7 @@ class SegmentationTask(lightning.LightningModule):
         for name, value in values.items():
             self.log(f"val/{name}", value, prog_bar=name in ("dice", "ap50"), batch_size=1)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW (no decay on vectors), linear warm-up, cosine; by steps, or by time where that ends first."""
         task = self.config.task
         trainable = self.grafted.trainable_parameters()
@@ -217,7 +233,9 @@ class SegmentationTask(lightning.LightningModule):
         keys, wanted = set(checkpoint["state_dict"]), set(self.state_dict())
         if keys != wanted:
             odd = sorted(keys ^ wanted)[:5]
-            raise CheckpointError(f"checkpoint does not fit this configuration; differing tensors: {odd}; resume with the same config")
+            raise CheckpointError(
+                f"checkpoint does not fit this configuration; differing tensors: {odd}; resume with the same config"
+            )
         bad = [k for k, v in checkpoint["state_dict"].items() if not torch.isfinite(v).all()]
         if bad:
             raise CheckpointError(f"checkpoint has non-finite values in {bad[:5]}; resume from an earlier one")
@@ -228,4 +246,3 @@ class SegmentationTask(lightning.LightningModule):
 def _known_foreground(truth: Any) -> Any:
     """Instance map to 0/1, with ``IGNORE`` kept."""
     return (truth > 0).astype(int) + (truth == IGNORE) * IGNORE
-

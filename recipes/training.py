@@ -53,7 +53,9 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     )
     names = config.task.class_names or data.class_names
     if len(names) != len(data.class_names) and config.task.kind == "semantic":
-        raise ConfigError(f"task.class_names has {len(names)} names {names}; the data set has classes {data.class_names}")
+        raise ConfigError(
+            f"task.class_names has {len(names)} names {names}; the data set has classes {data.class_names}"
+        )
     lightning.seed_everything(config.train.seed, verbose=False)
     task = SegmentationTask(config, class_names=names, size=size, backbone=frozen)
     return task, data

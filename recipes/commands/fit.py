@@ -9,7 +9,9 @@ from samgraft.recipes.commands.parsing import add_fit_config, fit_words, new_par
 
 def run(arguments: Sequence[str]) -> None:
     """Parse ``arguments`` and train."""
-    parser = new_parser("fit", "Train an adapter. Short names: --data PATH --cases N --steps N --minutes M --size S --lr R")
+    parser = new_parser(
+        "fit", "Train an adapter. Short names: --data PATH --cases N --steps N --minutes M --size S --lr R"
+    )
     parser.add_argument("-o", "--output", default=None, help="run folder; by default runs/<recipe>-<time>")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output from its last checkpoint")
     add_fit_config(parser)
@@ -17,7 +19,9 @@ def run(arguments: Sequence[str]) -> None:
     namespace = parse(parser, words)
     config = to_fit_config(parser, namespace)
     if not config.data.path:
-        raise ConfigError("no data set named; add --data PATH (a folder with imagesTr/labelsTr, or images and masks, or rasters)")
+        raise ConfigError(
+            "no data set named; add --data PATH (a folder with imagesTr/labelsTr, or images and masks, or rasters)"
+        )
     folder = run_folder(words, namespace.output)
 
     from samgraft.recipes.training import fit

@@ -4,16 +4,16 @@ import json
 from collections.abc import Sequence
 
 from samgraft.errors import ConfigError
-from samgraft.recipes.commands.parsing import new_parser, parse, say
+from samgraft.recipes.commands.parsing import plain_parser, say
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print what was asked for."""
-    parser = new_parser("info", "Say what an image file, an adapter or a backbone is.")
+    parser = plain_parser("info", "Say what an image file, an adapter or a backbone is.")
     parser.add_argument("path", nargs="?", default=None, help="image file or DICOM folder (or an adapter file)")
     parser.add_argument("-a", "--adapter", default=None, help="adapter file: print its header")
     parser.add_argument("--backbone", default=None, help="backbone: print its facts; with --adapter, what is trainable")
-    values = parse(parser, arguments)
+    values = parser.parse_args(list(arguments))
     if values.path is None and values.adapter is None and values.backbone is None:
         raise ConfigError("nothing to describe; give a PATH, --adapter A.graft or --backbone NAME")
     adapter = values.adapter

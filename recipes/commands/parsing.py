@@ -1,5 +1,6 @@
 """What commands share: YAML recipes by name or path, short option names, parsers that raise ConfigError."""
 
+import argparse
 import contextlib
 import io
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import FitConfig
@@ -50,9 +51,22 @@ def config_path(name: str) -> Path:
 class Parser(ArgumentParser):
     """A parser whose complaints are ConfigErrors."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing and leaving."""
         raise ConfigError(f"{message} (samgraft {self.prog.split()[-1]} --help shows all options)") from ex
+
+
+class PlainParser(argparse.ArgumentParser):
+    """The same of the standard library, for commands without a recipe; knows repeated options of several words."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing and leaving."""
+        raise ConfigError(f"{message} (samgraft {self.prog.split()[-1]} --help shows all options)")
+
+
+def plain_parser(command: str, description: str) -> PlainParser:
+    """An empty plain parser for ``samgraft command``."""
+    return PlainParser(prog=f"samgraft {command}", description=description, allow_abbrev=False)
 
 
 def new_parser(command: str, description: str) -> Parser:
@@ -89,7 +103,8 @@ def fit_words(words: Sequence[str]) -> list[str]:
 
 def to_fit_config(parser: Parser, namespace: Any) -> FitConfig:
     """Turn parsed values into dataclasses, whose own checks run here."""
-    built = parser.instantiate_classes(namespace)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    built = instantiate(namespace)
     return FitConfig(task=built.task, data=built.data, augment=built.augment, train=built.train)
 
 

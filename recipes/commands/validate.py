@@ -18,7 +18,9 @@ from samgraft.recipes.config import FitConfig
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, load the adapter, score, print the table."""
-    parser = new_parser("validate", "Score an adapter on validation cases, at their own geometry. No label reaches the network.")
+    parser = new_parser(
+        "validate", "Score an adapter on validation cases, at their own geometry. No label reaches the network."
+    )
     parser.add_argument("-a", "--adapter", default=None, help="adapter file; by default adapter.graft of --run")
     parser.add_argument("--run", default=None, help="run folder of samgraft fit, for its configuration")
     parser.add_argument("-o", "--output", default=None, help="folder for metrics.json, samples.npz and report.html")
@@ -33,7 +35,9 @@ def run(arguments: Sequence[str]) -> None:
     config = to_fit_config(parser, values)
     adapter = Path(values.adapter or (Path(values.run) / "adapter.graft" if values.run else ""))
     if not adapter.is_file():
-        raise ConfigError(f"no adapter file {str(adapter)!r}; add --adapter A.graft, or --run with the folder of samgraft fit")
+        raise ConfigError(
+            f"no adapter file {str(adapter)!r}; add --adapter A.graft, or --run with the folder of samgraft fit"
+        )
     if not config.data.path:
         raise ConfigError("no data set named; add --data PATH, or --run with the folder of samgraft fit")
     score(config, adapter, None if values.output is None else Path(values.output))

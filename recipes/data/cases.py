@@ -1,4 +1,4 @@
-"""A case: the unit of splits, metrics and averaging (a patient, a volume, a picture, a raster), as a stack of 2D slices."""
+"""A case: the unit of splits and metrics (a volume, a picture, a raster), as a stack of 2D slices."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +38,13 @@ class CaseArrays:
         if not self.group:
             object.__setattr__(self, "group", self.id)
         if self.image.ndim != 4 or self.image.shape[1] not in (1, 3) or self.image.dtype != np.uint8:
-            raise ShapeError(f"{self.id}: image is {self.image.shape} {self.image.dtype}; expected (n, 1 or 3, h, w) uint8")
+            raise ShapeError(
+                f"{self.id}: image is {self.image.shape} {self.image.dtype}; expected (n, 1 or 3, h, w) uint8"
+            )
         if self.labels.shape != (self.image.shape[0], *self.image.shape[2:]):
-            raise ShapeError(f"{self.id}: labels are {self.labels.shape}; the image is {self.image.shape}; give one label per pixel")
+            raise ShapeError(
+                f"{self.id}: labels are {self.labels.shape}; the image is {self.image.shape}; give one label per pixel"
+            )
 
     @property
     def num_slices(self) -> int:
@@ -55,7 +59,8 @@ class CaseArrays:
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Slice ``index`` as (3, h, w): copies of one channel, or its neighbours (edge slices repeat)."""
         if self.image.shape[1] == 3:
-            return self.image[index]
+            whole: NDArray[np.uint8] = self.image[index]
+            return whole
         if not self.neighbours:
             return np.repeat(self.image[index], 3, axis=0)
         around = [min(max(index + step, 0), self.num_slices - 1) for step in (-1, 0, 1)]
@@ -71,7 +76,7 @@ class CaseArrays:
 
     def foreground(self) -> NDArray[np.bool_]:
         """(n,): which slices have a label above 0."""
-        return (self.labels > 0).any(axis=(1, 2))
+        return np.asarray((self.labels > 0).any(axis=(1, 2)), dtype=np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,12 +126,13 @@ def small_labels(labels: NDArray[np.integer], known: NDArray[np.bool_] | None = 
     """Labels in the smallest signed dtype that holds them, ``IGNORE`` where not ``known``."""
     top = int(labels.max(initial=0))
     dtype = np.int8 if top < 128 else np.int16 if top < 2**15 else np.int32
-    small = labels.astype(dtype)
-    if known is not None and not known.all():
-        small = np.where(known, small, np.array(IGNORE, dtype=dtype))
+    small: NDArray[np.integer] = labels.astype(dtype)
+    if known is not None:
+        small[~known] = IGNORE
     return small
 
 
 def to_bytes(image: NDArray[np.floating]) -> NDArray[np.uint8]:
     """[0, 1] floats to 0..255, rounded."""
-    return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    scaled: NDArray[np.uint8] = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return scaled

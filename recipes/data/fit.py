@@ -1,7 +1,7 @@
 """How a slice or picture of any size becomes a square network input, and how logits go back.
 
-The picture is centred in the smallest square that holds it, its edge pixels are repeated into the rest, and the square is
-scaled: the same convention as ``samgraft.recipes.engine.windows``, so training and use agree. Images are interpolated
+The picture is centred in the smallest square that holds it, its edge pixels are repeated into the rest, and the square
+is scaled: the same convention as ``samgraft.recipes.engine.windows``, so training and use agree. Images are interpolated
 (averaging when shrinking), labels are picked nearest.
 """
 
@@ -50,7 +50,9 @@ class Fit:
         (top, left), (height, width) = self.corner, self.source
         flat = functional.pad(flat, (left, self.side - width - left, top, self.side - height - top), value=outside)
         if self.side != self.size:
-            flat = functional.interpolate(flat.double(), size=(self.size, self.size), mode="nearest-exact").to(labels.dtype)
+            flat = functional.interpolate(flat.double(), size=(self.size, self.size), mode="nearest-exact").to(
+                labels.dtype
+            )
         return flat.reshape(*labels.shape[:-2], self.size, self.size)
 
     def back(self, logits: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Starts of windows that cover ``length`` pixels, evenly spaced, overlapping by at least ``overlap`` of a window."""
+    """Starts of windows that cover ``length`` pixels, evenly spaced, overlapping by at least that share."""
     if window >= length:
         return [0]
     stride = max(1, int(window * (1 - overlap)))

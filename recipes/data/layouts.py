@@ -55,13 +55,17 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     train = choose_cases([refs[i] for i in split.train if i in refs], config.cases, config.seed)
     val = tuple(refs[i] for i in sorted(split.val) if i in refs)
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
-    return DataIndex(train=train, val=val, classes=names, modality=modality, intensity=_recorded_scale(config, modality))
+    return DataIndex(
+        train=train, val=val, classes=names, modality=modality, intensity=_recorded_scale(config, modality)
+    )
 
 
 def _nnunet(config: DataConfig, kind: Kind, class_names: Sequence[str] | None) -> DatasetIndex:
     del class_names
     if kind == "instance":
-        raise ConfigError("task.kind 'instance' works on pictures and rasters; volumes in nnU-Net layout take 'semantic'")
+        raise ConfigError(
+            "task.kind 'instance' works on pictures and rasters; volumes in nnU-Net layout take 'semantic'"
+        )
     return read_nnunet(config.path)
 
 
@@ -82,7 +86,12 @@ def _raster_vector(config: DataConfig, kind: Kind, class_names: Sequence[str] | 
     elif (root / "splits.json").is_file():
         split = root / "splits.json"
     return read_raster_vector(
-        rasters, vectors, kind=kind, split=split, class_field=config.class_field, classes=class_names if config.class_field else None
+        rasters,
+        vectors,
+        kind=kind,
+        split=split,
+        class_field=config.class_field,
+        classes=class_names if config.class_field else None,
     )
 
 
@@ -115,15 +124,18 @@ def _split(data: DatasetIndex, config: DataConfig) -> Split:
         place[case.group] = max(place.get(case.group, (east, case.group)), (east, case.group))
     groups = sorted(place, key=lambda g: place[g])
     if len(groups) < 2:
-        raise InputError(f"{config.path} has {len(groups)} labelled case or patient; at least two are needed, to train and to validate")
+        raise InputError(
+            f"{config.path} has {len(groups)} labelled cases or patients; training and validation need one each"
+        )
     chosen = set(groups[-max(1, round(VALIDATION_SHARE * len(groups))) :])
     return Split(
-        train=tuple(c.id for c in labelled if c.group not in chosen), val=tuple(c.id for c in labelled if c.group in chosen)
+        train=tuple(c.id for c in labelled if c.group not in chosen),
+        val=tuple(c.id for c in labelled if c.group in chosen),
     )
 
 
 def _modality(channel_names: Sequence[str]) -> str | None:
-    """"CT" or "MR" from the first channel's name, or None."""
+    """Tell "CT" or "MR" from the first channel's name, or None."""
     first = channel_names[0].upper() if channel_names else ""
     if first.startswith("CT"):
         return "CT"
@@ -148,7 +160,9 @@ def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
     return look
 
 
-def read_case(case: Case, *, config: DataConfig, kind: Kind, values: tuple[int, ...], modality: str | None) -> CaseArrays:
+def read_case(
+    case: Case, *, config: DataConfig, kind: Kind, values: tuple[int, ...], modality: str | None
+) -> CaseArrays:
     """Read a case as slices.
 
     Args:
@@ -214,4 +228,3 @@ def _components(labels: NDArray[np.int32]) -> NDArray[np.integer]:
 
     found: NDArray[np.integer] = ndimage.label(labels > 0)[0]
     return found
-

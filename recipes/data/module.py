@@ -93,7 +93,9 @@ class BalancedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Indices of one epoch."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(np.arange(self.length) * self.share + 1e-9)
+        wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(
+            np.arange(self.length) * self.share + 1e-9
+        )
         kinds = rng.permutation(wanted.astype(int))
         queues = [self._endless(group, rng) for group in self.groups]
         for kind in kinds:
@@ -133,7 +135,9 @@ class SegmentationData(lightning.LightningDataModule):
         self.index: DataIndex = index_data(config, kind, class_names)
         self.val_refs = self.index.val[:val_cases]
         if not self.val_refs:
-            raise InputError(f"{config.path} has no validation case; add splits.json with a 'val' list, so that training can be judged")
+            raise InputError(
+                f"{config.path} has no validation case to judge training by; add splits.json with a 'val' list"
+            )
         self._tiles: TileSet | None = None
 
     @property
@@ -178,7 +182,9 @@ class SegmentationData(lightning.LightningDataModule):
             "train_cases": len(self.index.train),
             "val_cases": len(self.val_refs),
             "tiles": tiles,
-            "epochs_per_validation": round(self.steps * self.config.batch_size / max(tiles, 1), 3) if tiles else math.nan,
+            "epochs_per_validation": round(self.steps * self.config.batch_size / max(tiles, 1), 3)
+            if tiles
+            else math.nan,
         }
 
 

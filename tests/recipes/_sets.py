@@ -33,7 +33,11 @@ def write_volumes(root: Path, *, cases: int = 4, modality: str = "MRI", seed: in
         image = image - (1000 if modality == "CT" else 0) * (label == 0)
         nib.save(nib.Nifti1Image(image.astype(np.float32), affine), root / "imagesTr" / f"{name}_0000.nii.gz")
         nib.save(nib.Nifti1Image(label, affine), root / "labelsTr" / f"{name}.nii.gz")
-    header = {"channel_names": {"0": modality}, "labels": {"background": 0, "left": 1, "right": 2}, "file_ending": ".nii.gz"}
+    header = {
+        "channel_names": {"0": modality},
+        "labels": {"background": 0, "left": 1, "right": 2},
+        "file_ending": ".nii.gz",
+    }
     header |= {"numTraining": cases, "name": "tiny"}
     (root / "dataset.json").write_text(json.dumps(header))
     (root / "splits.json").write_text(json.dumps([{"train": ids[:-1], "val": ids[-1:]}]))
@@ -41,7 +45,7 @@ def write_volumes(root: Path, *, cases: int = 4, modality: str = "MRI", seed: in
 
 
 def write_pictures(root: Path, *, cases: int = 6, instances: bool = False, classes: int = 1, seed: int = 0) -> Path:
-    """images/ and masks/ (0/255 for one class) or instances/ of 60 x 70 pixels; patients of two pictures, no overlap."""
+    """images/ and masks/ (0/255 for one class) or instances/ of 60 x 70 pixels; two pictures per patient."""
     rng = np.random.default_rng(seed)
     folder = "instances" if instances else "masks"
     for name in ("images", folder):
@@ -61,7 +65,7 @@ def write_pictures(root: Path, *, cases: int = 6, instances: bool = False, class
 
 
 def write_rasters(root: Path, *, cases: int = 3, seed: int = 0) -> Path:
-    """images/*.tif (3 bands, EPSG:32645, 0.5 m, nodata corner) and labels/*.geojson with square buildings, west to east."""
+    """images/*.tif (3 bands, EPSG:32645, 0.5 m, nodata corner) and labels/*.geojson with three buildings."""
     rng = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (root / name).mkdir(parents=True)
@@ -73,10 +77,26 @@ def write_rasters(root: Path, *, cases: int = 3, seed: int = 0) -> Path:
             image[:, row : row + 20, col : col + 24] += 120
             corners = [(col, row), (col + 24, row), (col + 24, row + 20), (col, row + 20), (col, row)]
             ring = [[left + 0.5 * x, top - 0.5 * y] for x, y in corners]
-            features.append({"type": "Feature", "properties": {"id": number}, "geometry": {"type": "Polygon", "coordinates": [ring]}})
+            features.append(
+                {
+                    "type": "Feature",
+                    "properties": {"id": number},
+                    "geometry": {"type": "Polygon", "coordinates": [ring]},
+                }
+            )
         image[:, :6, :6] = 0
-        profile = {"driver": "GTiff", "height": 96, "width": 96, "count": 3, "dtype": "uint8", "nodata": 0, "crs": "EPSG:32645"}
-        with rasterio.open(root / "images" / f"tile-{index}.tif", "w", transform=Affine(0.5, 0, left, 0, -0.5, top), **profile) as file:
+        profile = {
+            "driver": "GTiff",
+            "height": 96,
+            "width": 96,
+            "count": 3,
+            "dtype": "uint8",
+            "nodata": 0,
+            "crs": "EPSG:32645",
+        }
+        with rasterio.open(
+            root / "images" / f"tile-{index}.tif", "w", transform=Affine(0.5, 0, left, 0, -0.5, top), **profile
+        ) as file:
             file.write(image)
         crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32645"}}
         content = {"type": "FeatureCollection", "crs": crs, "features": features}

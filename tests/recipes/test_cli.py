@@ -14,7 +14,8 @@ from tests.recipes._sets import write_volumes
 
 def test_overview_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in cli.COMMANDS)
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
     assert cli.main(["segmnt"]) == 2
     assert "did you mean 'segment'?" in capsys.readouterr().err
     assert cli.main([]) == 2
@@ -36,7 +37,9 @@ def test_overview_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> Non
         (["validate", "--adapter", "/nowhere/a.graft"], "no adapter file"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 2
     captured = capsys.readouterr().err
     assert message in captured
@@ -59,7 +62,8 @@ def test_red_only_where_wanted(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_short_names_and_order() -> None:
     words = parsing.fit_words(["--data", "d", "--steps=3", "--config", "nuclei", "--fast-dev-run"])
     assert words == [
-        "--config", str(parsing.CONFIGS / "nuclei.yaml"), "--data.path", "d", "--train.steps=3", "--train.fast_dev_run=true",
+        "--config", str(parsing.CONFIGS / "nuclei.yaml"), "--data.path", "d",
+        "--train.steps=3", "--train.fast_dev_run=true",
     ]  # fmt: skip
     assert run_folder(words, None).name.startswith("nuclei-")
     assert run_folder(words, "out") == Path("out")
@@ -87,6 +91,10 @@ def test_help_and_version_load_nothing_heavy(repo_root: Path) -> None:
         "print(sorted({'torch', 'lightning', 'transformers', 'jsonargparse', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(repo_root / ".src")}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(repo_root / ".src")},
     )
     assert done.stdout.strip().endswith("[]")

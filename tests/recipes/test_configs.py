@@ -34,7 +34,11 @@ def test_every_recipe_has_data() -> None:
 def test_recipe_runs(name: str, tmp_path: Path) -> None:
     config = read_fit_config(CONFIGS / f"{name}.yaml")
     data = replace(
-        config.data, path=str(WRITERS[name](tmp_path / "data")), size=64, batch_size=2, window=48 if config.data.window else None
+        config.data,
+        path=str(WRITERS[name](tmp_path / "data")),
+        size=64,
+        batch_size=2,
+        window=48 if config.data.window else None,
     )
     train = replace(config.train, fast_dev_run=True, progress=False, accelerator="cpu")
     result = fit(replace(config, data=data, train=train), tmp_path / "run", backbone=toy_backbone(), report=False)
@@ -51,7 +55,9 @@ def test_every_key_of_every_recipe_is_a_field() -> None:
 
 
 def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
-    config = FitConfig(data=DataConfig(path="x y", intensity=(-1.5, 2.0), bands=(3, 2, 1)), task=TaskConfig(class_names=("a", "b")))
+    config = FitConfig(
+        data=DataConfig(path="x y", intensity=(-1.5, 2.0), bands=(3, 2, 1)), task=TaskConfig(class_names=("a", "b"))
+    )
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config.to_dict()))
     assert read_fit_config(path) == config

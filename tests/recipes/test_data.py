@@ -176,8 +176,19 @@ def test_augment_moves_image_and_label_together() -> None:
     label[:, 20:44, 12:40] = 70000  # instance numbers survive
     image = (label > 0).float()[:, None].repeat(1, 3, 1, 1)
     config = AugmentConfig(
-        rotate=30, scale=0.3, shift=0.1, elastic=0.03, flip_x=True, quarter_turns=True,
-        gamma=0, contrast=0, brightness=0, colour=0, noise=0, blur=0, probability=1,
+        rotate=30,
+        scale=0.3,
+        shift=0.1,
+        elastic=0.03,
+        flip_x=True,
+        quarter_turns=True,
+        gamma=0,
+        contrast=0,
+        brightness=0,
+        colour=0,
+        noise=0,
+        blur=0,
+        probability=1,
     )
     moved, picked = augment(image, label, torch.Generator().manual_seed(1), config)
     assert set(picked.unique().tolist()) == {IGNORE, 0, 70000} and picked.dtype == torch.int32

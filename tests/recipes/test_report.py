@@ -68,11 +68,12 @@ def test_report_of_a_run_and_what_is_missing(tmp_path: Path) -> None:
     score = {"case": "worst", "class_name": "a", "dice": 0.1, "iou": 0.05, "truth_voxels": 5, "predicted_voxels": 6}
     metrics = {
         "step": 7, "kind": "semantic", "classes": {"1": "a"}, "from_ground_truth": True,
-        "summaries": [{"name": "dice/a", "mean": 0.5, "std": 0.1, "n": 4}], "scores": [{**score, "dice": 0.9, "case": "best"}, score],
+        "summaries": [{"name": "dice/a", "mean": 0.5, "std": 0.1, "n": 4}],
+        "scores": [{**score, "dice": 0.9, "case": "best"}, score],
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     text = report_run(tmp_path, tmp_path / "x.html").read_text()
-    assert "Prompts were taken from the ground truth" in text and "<td class=\"num\">4</td>" in text
+    assert "Prompts were taken from the ground truth" in text and '<td class="num">4</td>' in text
     assert text.index("worst") < text.index("best</td>")
 
 

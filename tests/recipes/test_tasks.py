@@ -43,7 +43,9 @@ def test_a_run_leaves_an_adapter_that_gives_the_same_masks(tmp_path: Path) -> No
     assert all(s.n == 1 and 0 <= s.mean <= 1 for s in result.summaries)
     for name in ("config.yaml", "history.jsonl", "metrics.json", "samples.npz", "trainable.txt", "report.html"):
         assert (run / name).stat().st_size > 50, name
-    steps = [json.loads(line)["step"] for line in (run / "history.jsonl").read_text().splitlines() if "val/dice" in line]
+    steps = [
+        json.loads(line)["step"] for line in (run / "history.jsonl").read_text().splitlines() if "val/dice" in line
+    ]
     assert steps == [4, 8]
     meta = read_meta(run / "adapter.graft")
     assert meta.classes == {1: "left", 2: "right"} and meta.modality == "MR" and meta.input_size == (64, 64)
@@ -82,7 +84,11 @@ def test_checkpoints_hold_no_frozen_tensor_and_resume(tmp_path: Path) -> None:
 def test_instances_on_rasters(tmp_path: Path) -> None:
     config = small_config(write_rasters(tmp_path / "r"), layout="raster_vector", window=64)
     task = TaskConfig(
-        kind="instance", grafts=SMALL, head_options={"full_resolution": True}, class_names=("building",), class_weights=(1, 1, 2)
+        kind="instance",
+        grafts=SMALL,
+        head_options={"full_resolution": True},
+        class_names=("building",),
+        class_weights=(1, 1, 2),
     )
     result = fit(replace(config, task=task), tmp_path / "run", backbone=toy_backbone())
     figures = {s.name: s for s in result.summaries}
