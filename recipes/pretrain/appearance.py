@@ -1,6 +1,6 @@
 """How painted regions look: brightness, colour, texture, edges, blur, bias field and noise.
 
-Contrast between an object and what surrounds it is drawn over two orders of magnitude, down to the noise level: where
+Contrast between an object and what surrounds it is drawn over an order of magnitude, down to the noise level: where
 nothing can be seen, the best answer to a box is a smooth convex shape, and that has to be learned too.
 """
 
@@ -35,7 +35,7 @@ def render(rng: Rng, regions: NDArray[np.int32], kinds: NDArray[np.int64]) -> Ar
 
 def _base_colours(rng: Rng, kinds: NDArray[np.int64], colour: bool) -> Array:
     """(R, 3) mean colour of every region: classes differ by a drawn contrast, regions of a class by little."""
-    contrast = float(np.exp(rng.uniform(np.log(0.06), np.log(0.8))))
+    contrast = float(np.exp(rng.uniform(np.log(0.1), np.log(0.8))))
     within = contrast * float(rng.choice([0.0, 0.1, 0.3], p=[0.4, 0.4, 0.2]))
     ground = rng.uniform(0.15, 0.85, 3) if colour else np.full(3, rng.uniform(0.05, 0.85))
     direction = _direction(rng, colour)
@@ -115,7 +115,7 @@ def _finish(rng: Rng, image: Array) -> Array:
     """Noise of several kinds, gamma, inversion, and the stretch to [0, 1]."""
     gray = bool((image[0] == image[1]).all())
     shape = (1, *image.shape[1:]) if gray else image.shape
-    level = float(rng.choice([0.0, 0.02, 0.06, 0.15], p=[0.15, 0.4, 0.3, 0.15]))
+    level = float(rng.choice([0.0, 0.02, 0.06, 0.15], p=[0.2, 0.45, 0.25, 0.1]))
     if level > 0:
         noise = rng.standard_normal(shape).astype(np.float32)
         grain = rng.random()
@@ -124,7 +124,7 @@ def _finish(rng: Rng, image: Array) -> Array:
         elif grain < 0.5:  # speckle: wider along one axis, multiplied
             noise = ndimage.gaussian_filter(noise, (0, 0.5, 1.5)) * 3.0 * (0.3 + 1.5 * np.clip(image, 0, 1))
         image = image + level * noise
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         low, high = np.quantile(image, [0.005, 0.995])
         image = (image - low) / max(float(high - low), 1e-3)
     image = np.clip(image, 0, 1)

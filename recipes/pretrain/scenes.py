@@ -39,6 +39,8 @@ class Canvas:
     regions: NDArray[np.int32]
     kinds: list[int] = field(default_factory=lambda: [0])
     """Appearance class of each region; regions of one class look alike."""
+    painted: list[int] = field(default_factory=lambda: [0])
+    """Area in pixels of each region when it was painted."""
     targets: list[tuple[int, ...]] = field(default_factory=list)
     """Each target is the union of these regions."""
 
@@ -46,6 +48,7 @@ class Canvas:
         """Put ``mask`` on top as a new region of appearance class ``kind``; returns its number."""
         number = len(self.kinds)
         self.kinds.append(kind)
+        self.painted.append(int(mask.sum()))
         self.regions[mask] = number
         if target:
             self.targets.append((number,))
@@ -77,11 +80,14 @@ def make_sample(seed: int, size: int = 128) -> ProceduralSample:
     raise RuntimeError(f"no visible object after 20 tries with seed {seed}")
 
 
-def _visible_masks(canvas: Canvas, min_area: int = 20) -> list[Mask]:
+def _visible_masks(canvas: Canvas, min_side: float = 0.04) -> list[Mask]:
+    """Masks of the targets that are large enough and at least 60 % visible (nobody can outline a sliver of a disc)."""
     masks = []
     for parts in canvas.targets:
         mask = np.isin(canvas.regions, parts) if len(parts) > 1 else canvas.regions == parts[0]
-        if min_area <= mask.sum() <= 0.85 * mask.size:
+        area = int(mask.sum())
+        whole = max(canvas.painted[part] for part in parts)
+        if (min_side * canvas.size) ** 2 <= area <= 0.85 * mask.size and area >= 0.6 * whole:
             masks.append(mask)
     return masks
 
@@ -129,6 +135,21 @@ def organs(rng: Rng, canvas: Canvas) -> None:
             canvas.targets.append((outer, core))
             if rng.random() < 0.6:
                 canvas.targets.remove((outer,))
+        elif rng.random() < 0.3:
+            _inclusions(rng, canvas, outer)
+
+
+def _inclusions(rng: Rng, canvas: Canvas, outer: int) -> None:
+    """Small spots that belong to region ``outer`` though they look different: muscles in a chamber, necrosis, nucleoli."""
+    rows, cols = np.nonzero(canvas.regions == outer)
+    if len(rows) < 60:
+        return
+    spots = []
+    for _ in range(int(rng.integers(1, 5))):
+        k, r = int(rng.integers(len(rows))), 0.5 * np.sqrt(len(rows)) * rng.uniform(0.1, 0.45)
+        mask = shapes.blob(rng, canvas.size, (float(rows[k]), float(cols[k])), (r, r * rng.uniform(0.6, 1.4)), 0.1)
+        spots.append(canvas.paint(mask & np.isin(canvas.regions, [outer, *spots]), kind=4, target=False))
+    canvas.targets[-1] = (outer, *spots)
 
 
 def shells(rng: Rng, canvas: Canvas) -> None:
@@ -231,7 +252,7 @@ def trees(rng: Rng, canvas: Canvas) -> None:
     """One branching object; sometimes a large disc lies below it."""
     if rng.random() < 0.5:
         disc = shapes.blob(rng, canvas.size, _center(rng, canvas.size, 0.35), _radii(rng, canvas.size, 0.06, 0.5, 1.3), 0.02)
-        canvas.paint(disc, kind=5)
+        canvas.paint(disc, kind=5, target=rng.random() < 0.3)
     canvas.paint(shapes.tree(rng, canvas.size, rng.uniform(1.0, 4.5)), kind=1)
 
 
