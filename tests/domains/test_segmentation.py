@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.domains.remote_sensing.vector import rasterise, read_vectors
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import ConfigError, GeometryError, OutputError, ShapeError
 from samgraft.grid import Grid
-
 from tests.data import rasters
 
 OBLIQUE = np.array([[0.1, -0.2, 0.9, 5.0], [0.0, 0.8, 0.2, -7.0], [3.3, 0.0, 0.1, 11.0], [0.0, 0.0, 0.0, 1.0]])

@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+
 from samgraft.domains.datasets.image_mask import read_image_mask
 from samgraft.domains.datasets.nnunet import read_nnunet
 from samgraft.domains.datasets.raster_vector import RasterVectorCase, read_raster_vector, split_by_number
 from samgraft.errors import GeometryError, InputError, NoMatchError
-
 from tests.data import rasters
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rasterio.enums import ColorInterp
+
 from samgraft.domains.remote_sensing.bands import Stretch, full_range, rgb_channels, stretch, to_rgb
 from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.errors import ConfigError, ShapeError
-
 from tests.data import rasters
 
 pytestmark = pytest.mark.remote_sensing

@@ -15,11 +15,11 @@ import rasterio.shutil
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+
 from samgraft.domains.remote_sensing.georeference import UNKNOWN_CRS, crs_of, transform_of
 from samgraft.domains.remote_sensing.raster import RasterScene, class_colors, write_label_geotiff
 from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
 from samgraft.grid import Grid
-
 from tests.data import rasters
 
 pytestmark = pytest.mark.remote_sensing

@@ -9,6 +9,7 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.features import sieve
 from rasterio.warp import transform as warp_points
+
 from samgraft.domains.remote_sensing.georeference import equal_area, grid_of
 from samgraft.domains.remote_sensing.polygon import polygonise, write_vectors
 from samgraft.domains.remote_sensing.raster import RasterScene
@@ -16,7 +17,6 @@ from samgraft.domains.remote_sensing.vector import rasterise, rasterise_classes,
 from samgraft.domains.segmentation import InstanceRecord
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
-
 from tests.data import rasters
 
 pytestmark = pytest.mark.remote_sensing
