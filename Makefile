@@ -29,6 +29,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "No Python >= 3.11 found; install one or call make with PYTHON=/path/to/python3.11" >&2; exit 1; fi
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): torch, then samgraft with its test tools (a few minutes, once)"
 	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
 	@touch $@

@@ -10,7 +10,8 @@ import pytest
 
 from tests.architecture._tree import FOLDERS, ROOT, pyproject, python_files
 
-REFUSED = {"torchvision", "timm", "ultralytics", "pickle", "dill", "joblib"}
+REFUSED = {"torchvision", "timm", "ultralytics", "dill", "joblib"}
+UNPICKLES = re.compile(r"pickle\.loads?\(|Unpickler\(|allow_pickle=True|torch\.load\((?![^\n]*weights_only=True)")
 
 
 def _run(code: str) -> str:
@@ -44,6 +45,11 @@ def test_nothing_imports_a_bare_folder_or_a_refused_package() -> None:
         str(p.relative_to(ROOT)): names for p in paths if (names := _imports(p.read_text()) & {*FOLDERS, ".", *REFUSED})
     }
     assert bad == {}
+
+
+def test_nothing_unpickles() -> None:
+    hits = {str(p.relative_to(ROOT)): found for p in python_files() if (found := UNPICKLES.findall(p.read_text()))}
+    assert hits == {}
 
 
 def test_import_of_the_root_is_quick() -> None:
