@@ -19,7 +19,7 @@ from samgraft.errors import ConfigError, NoMatchError
 from tests.adapters.toy import toy_backbone, toy_image, toy_prompts
 
 MERGE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.15}
-"""Largest difference between merged and unmerged logits, relative to their standard deviation. The only table of the kind."""
+"""Largest difference of merged and unmerged logits, in their standard deviations. The only table of the kind."""
 
 VARIANTS: list[GraftConfig] = [
     LoraConfig(targets=("q", "k", "v"), rank=2, alpha=8.0, rslora=True, blocks=(0, 2)),

@@ -83,7 +83,8 @@ class SliceLora(nn.Module):
             if name in self.slices:
                 parts.append(cast(PeftLinear, self.slices[name]).get_delta_weight(ADAPTER_NAME))
             else:
-                parts.append(first.lora_A[ADAPTER_NAME].weight.new_zeros(self.embed_dim, self.embed_dim))
+                like = cast(nn.Linear, first.lora_A[ADAPTER_NAME]).weight
+                parts.append(like.new_zeros(self.embed_dim, self.embed_dim))
         return torch.cat(parts).detach()
 
 

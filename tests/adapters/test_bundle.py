@@ -72,7 +72,8 @@ def test_same_masks_in_a_new_process(tmp_path: Path, repo_root: Path) -> None:
         "import sys, torch; torch.set_num_threads(1)\n"
         "from samgraft.adapters.bundle import load_bundle\n"
         "from tests.adapters.toy import toy_backbone, toy_image\n"
-        "with torch.no_grad(): torch.save(load_bundle(sys.argv[1], toy_backbone()).predict(toy_image()).logits, sys.argv[2])"
+        "with torch.no_grad(): logits = load_bundle(sys.argv[1], toy_backbone()).predict(toy_image()).logits\n"
+        "torch.save(logits, sys.argv[2])"
     )
     env = {**os.environ, "PYTHONPATH": f"{repo_root / '.src'}{os.pathsep}{repo_root}"}
     subprocess.run([sys.executable, "-c", code, str(file), str(tmp_path / "out.pt")], check=True, env=env)
