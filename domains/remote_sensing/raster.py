@@ -233,7 +233,7 @@ def write_label_geotiff(
             _verify(temp, values, grid)
         except OutputError:
             raise
-        except (RasterioError, OSError) as error:
+        except (RasterioError, OSError, InputError) as error:
             raise OutputError(
                 f"cannot write {path}: {error}; nothing was left behind, check space and rights"
             ) from error
