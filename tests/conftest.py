@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -40,13 +41,16 @@ def _leak_guard() -> Iterator[None]:
     for name in set(os.environ) - set(env):
         del os.environ[name]
     os.environ.update(env)
-    torch.set_default_dtype(before["default dtype"])
-    torch.set_grad_enabled(before["grad mode"])
-    torch.use_deterministic_algorithms(before["deterministic"])
+    if (
+        after != before
+    ):  # only then: the deterministic switch imports the whole compiler, half a minute on a busy machine
+        torch.set_default_dtype(before["default dtype"])
+        torch.set_grad_enabled(before["grad mode"])
+        torch.use_deterministic_algorithms(before["deterministic"])
     assert after == before, f"the test left torch changed: {after}, before it {before}"
 
 
-def _torch_state() -> dict[str, object]:
+def _torch_state() -> dict[str, Any]:
     return {
         "default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),

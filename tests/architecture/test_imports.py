@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +24,11 @@ def _run(code: str) -> str:
     return done.stdout.strip()
 
 
-def _imports(text: str) -> set[str]:
+@cache
+def _imports(path: Path) -> set[str]:
     """Top-level names of all absolute imports in a module, wherever they stand; "." for a relative one."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -41,9 +44,7 @@ def test_no_folder_is_loaded_under_its_bare_name() -> None:
 
 def test_nothing_imports_a_bare_folder_or_a_refused_package() -> None:
     paths = python_files() + sorted((ROOT / "tests").rglob("*.py"))
-    bad = {
-        str(p.relative_to(ROOT)): names for p in paths if (names := _imports(p.read_text()) & {*FOLDERS, ".", *REFUSED})
-    }
+    bad = {str(p.relative_to(ROOT)): names for p in paths if (names := _imports(p) & {*FOLDERS, ".", *REFUSED})}
     assert bad == {}
 
 
@@ -71,7 +72,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     ]
     names = {_canonical(re.split(r"[<>=\[;! ]", d)[0]) for d in declared}
     owners = packages_distributions()
-    used = set().union(*(_imports(p.read_text()) for p in python_files())) - set(sys.stdlib_module_names) - {"samgraft"}
+    used = set().union(*(_imports(p) for p in python_files())) - set(sys.stdlib_module_names) - {"samgraft"}
     missing = {
         name for name in used if not names & ({_canonical(d) for d in owners.get(name, ())} | {_canonical(name)})
     }
