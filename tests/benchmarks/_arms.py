@@ -66,7 +66,8 @@ def graft_arm(grafted: Grafted, *, full: bool, batch: int) -> Arm:
         own = {id(p) for p in trained}
         for key, parameter in grafted.backbone.named_parameters():
             if id(parameter) not in own and "shared_image_embedding" not in key and "positional_embedding" not in key:
-                trained.append(parameter.requires_grad_(True))
+                parameter.requires_grad_(True)
+                trained.append(parameter)
 
     def forward(image: Tensor) -> Tensor:
         logits = grafted.predict(image).logits

@@ -96,7 +96,7 @@ def _walk(crop: Float, seeds: NDArray[np.int_], beta: float, most: int) -> Mask:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = random_walker(crop, seeds, beta=beta, mode="cg_j", tol=1e-3) == 1
-    return found if found.shape == shape else resize(found.astype(np.float32), shape, order=1) > 0.5
+    return np.asarray(found if found.shape == shape else resize(found.astype(np.float32), shape, order=1) > 0.5)
 
 
 BASELINES = {"ellipse": ellipse, "otsu": otsu, "walker": walker}

@@ -81,7 +81,7 @@ def _picture(path: Path) -> Float:
 def percentile_scale(volume: NDArray[Any], lower: float = 0.5, upper: float = 99.5) -> Float:
     """Map the two percentiles to 0 and 1 and clip."""
     low, high = np.percentile(volume, (lower, upper))
-    return np.clip((volume - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+    return np.asarray(np.clip((volume - low) / max(high - low, 1e-6), 0, 1), dtype=np.float32)
 
 
 def _volume_cases(name: str, split: Split) -> Iterator[Case]:

@@ -82,7 +82,7 @@ def real(backbone: Backbone, name: str, *, limit: int | None, size: int, context
     """One row of the table: every method on the objects of one set."""
     start, values, objects = time.process_time(), dict[str, list[tuple[str, float]]](), 0
     seen: list[View] = []
-    crop = {} if context is None else {"context": context}
+    crop: dict[str, Any] = {} if context is None else {"context": context}
     for view in views(name):
         if limit is not None and len(seen) >= limit:
             break
