@@ -3,6 +3,7 @@
 Only the standard library is imported, so that ``samgraft --help`` stays quick.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -80,8 +81,8 @@ class DataConfig:
     """Where the images are and how they become network inputs."""
 
     layout: Layout = "nnunet"
-    """"nnunet": imagesTr/ and labelsTr/ volumes; "image_mask": images/ and masks/ or instances/; "raster_vector": rasters
-    with polygons."""
+    """"nnunet": imagesTr/ and labelsTr/ volumes; "image_mask": images/ and masks/ or instances/; "raster_vector":
+    rasters with polygons."""
     path: str = ""
     """Folder of the data set; on the command line ``--data PATH``."""
     labels: str | None = None
@@ -91,8 +92,8 @@ class DataConfig:
     fold: int = 0
     """Which entry of splits.json."""
     split_pattern: str | None = None
-    """raster_vector: regular expression whose first group is a number in the raster's name, such as a tile column; rasters
-    up to ``split_last_train`` train, the others validate. None: splits.json, else the eastern fifth validates."""
+    """raster_vector: regular expression whose first group is a number in the raster's name, such as a tile column;
+    rasters up to ``split_last_train`` train, others validate. None: splits.json, else the eastern fifth validates."""
     split_last_train: float | None = None
     """Largest number that still trains."""
     class_field: str | None = None
@@ -233,6 +234,13 @@ class FitConfig:
         """Plain JSON types (tuples become lists), nested as in the YAML."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """YAML text in the order of the fields."""
+    import yaml
+
+    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:

@@ -80,8 +80,8 @@ def overlay(panel: Panel, *, side: int = 384) -> NDArray[np.uint8]:
     factor = max(1, side // max(image.shape[:2])) if shrink == 1 else 1
     picture = _resample(image, factor, shrink)
     if panel.truth is not None:
-        _draw(picture, _resample(panel.truth, factor, shrink), panel.instances, TRUTH, width=2)
-    _draw(picture, _resample(panel.predicted, factor, shrink), panel.instances, None, width=1 if factor == 1 else 2)
+        _draw(picture, _resample(panel.truth, factor, shrink), panel.instances, TRUTH, width=1 if factor == 1 else 2)
+    _draw(picture, _resample(panel.predicted, factor, shrink), panel.instances, None, width=2)
     return picture
 
 
@@ -326,8 +326,8 @@ def _metrics_sections(report: Report, metrics: Mapping[str, Any]) -> None:
     rows = [(s["name"], s["mean"], s["std"], s["n"]) for s in metrics["summaries"]]
     note = (
         f"Best step {metrics.get('step')}, chosen on these validation cases. Every figure is a mean over n cases (or "
-        "patients, where a patient has several) on the case's own grid; AP is over the pooled objects of n cases. A class "
-        "absent in both truth and prediction counts 1, in only one 0."
+        "patients, where a patient has several) on the case's own grid; AP is over the pooled objects of n cases. A "
+        "class absent in both truth and prediction counts 1, in only one 0."
     )
     if metrics.get("from_ground_truth"):
         note += " Prompts were taken from the ground truth."

@@ -13,7 +13,7 @@ from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.bundle import load_bundle, read_header, read_meta
 from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
 from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimit, checkpoints
-from samgraft.recipes.config import FitConfig, Kind
+from samgraft.recipes.config import FitConfig, Kind, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.header import InputRecipe
@@ -104,8 +104,6 @@ def prepare_run(run: Path, resume: bool) -> Path | None:
 
 def write_config(run: Path, config: FitConfig) -> None:
     """Save the resolved configuration with the run."""
-    from samgraft.recipes.commands.parsing import to_yaml
-
     write_text(run / "config.yaml", to_yaml(config.to_dict()))
 
 

@@ -2,13 +2,11 @@
 
 import argparse
 import contextlib
-import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 
 from samgraft.errors import ConfigError, InputError
@@ -130,13 +128,6 @@ def read_fit_config(path: Path) -> FitConfig:
     parser = new_parser("fit", "")
     add_fit_config(parser)
     return to_fit_config(parser, parse(parser, ["--config", str(path)]))
-
-
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """YAML text in the order of the fields."""
-    stream = io.StringIO()
-    yaml.safe_dump(dict(values), stream, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
-    return stream.getvalue()
 
 
 def say(text: str) -> None:

@@ -73,8 +73,6 @@ def run(arguments: Sequence[str]) -> None:
         if result.kind == "instance"
         else f"{int((result.labels > 0).sum()):,} elements"
     )
-    say(
-        f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}"
-    )
+    say(f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}")
     for path in values.output:
         say(f"wrote {path}")

@@ -1,8 +1,8 @@
 """How a slice or picture of any size becomes a square network input, and how logits go back.
 
 The picture is centred in the smallest square that holds it, its edge pixels are repeated into the rest, and the square
-is scaled: the same convention as ``samgraft.recipes.engine.windows``, so training and use agree. Images are interpolated
-(averaging when shrinking), labels are picked nearest.
+is scaled: the same convention as ``samgraft.recipes.engine.windows``, so training and use agree. Images are
+interpolated (averaging when shrinking), labels are picked nearest.
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ import yaml
 
 from samgraft.adapters.bundle import read_meta
 from samgraft.errors import ConfigError
-from samgraft.recipes.commands.parsing import CONFIGS, config_names, read_fit_config, to_yaml
-from samgraft.recipes.config import DataConfig, FitConfig, TaskConfig, TrainConfig
+from samgraft.recipes.commands.parsing import CONFIGS, config_names, read_fit_config
+from samgraft.recipes.config import DataConfig, FitConfig, TaskConfig, TrainConfig, to_yaml
 from samgraft.recipes.training import fit
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
