@@ -240,7 +240,8 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text in the order of the fields."""
     import yaml
 
-    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    options = {"sort_keys": False, "default_flow_style": None, "width": 110, "allow_unicode": True}
+    return str(yaml.safe_dump(dict(values), **options))
 
 
 def _plain(value: Any) -> Any:

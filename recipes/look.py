@@ -29,7 +29,8 @@ class Look:
         """Scale (c, h, w) raw values of ``channels`` to (3, h, w) float32 in [0, 1]; NaN becomes 0."""
         low = np.array(self.lower, dtype=np.float32)[:, None, None]
         span = np.array(self.upper, dtype=np.float32)[:, None, None] - low
-        scaled: NDArray[np.float32] = (array.astype(np.float32) - low) / np.where(span > 0, span, np.float32(1))
+        span = np.where(span > 0, span, 1).astype(np.float32)
+        scaled: NDArray[np.float32] = np.asarray((array - low) / span, dtype=np.float32)
         np.nan_to_num(np.clip(scaled, 0.0, 1.0, out=scaled), copy=False, nan=0.0)
         return np.broadcast_to(scaled, (3, *scaled.shape[1:])) if len(scaled) == 1 else scaled
 

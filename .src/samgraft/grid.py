@@ -59,7 +59,7 @@ class Grid:
     def to_world(self, index: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map array indices (..., ndim) in axis order to world coordinates (..., ndim)."""
         index = np.asarray(index, dtype=np.float64)
-        return index @ self.affine[:-1, :-1].T + self.affine[:-1, -1]
+        return np.asarray(index @ self.affine[:-1, :-1].T + self.affine[:-1, -1], dtype=np.float64)
 
     def to_index(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map world coordinates (..., ndim) to fractional array indices (..., ndim) in axis order."""

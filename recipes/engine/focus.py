@@ -16,6 +16,7 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.errors import PromptError, ShapeError
+from samgraft.recipes.engine.box_fit import fit_logits, mean_logits
 from samgraft.recipes.engine.windows import (
     Crops,
     Window,
@@ -30,6 +31,8 @@ from samgraft.recipes.engine.windows import (
 
 PADDING = -10
 """Label of a point that is none."""
+CONTEXTS = (1.3, 1.6, 2.0)
+"""Sides of the windows around a box, over its longest side."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,9 +149,10 @@ def segment_boxes(
     image: Tensor,
     boxes: Tensor | NDArray[np.floating],
     *,
-    context: float = 1.8,
+    context: float | Sequence[float] = CONTEXTS,
     size: int | None = None,
     batch: int = 16,
+    fit: bool = True,
 ) -> list[ObjectMask]:
     """Segment one object per box.
 
@@ -156,9 +160,10 @@ def segment_boxes(
         backbone: Any backbone.
         image: (3, H, W) float in [0, 1].
         boxes: (N, 4) x0, y0, x1, y1 in pixels, first and last pixel inside.
-        context: Side of the crop over the longest side of the box.
+        context: Side of the crop over the longest side of the box; several are looked at and averaged.
         size: Network size in pixels, a multiple of the patch; None takes the native size.
         batch: Crops encoded together.
+        fit: The boxes are tight: cut the logits where the mask fills its box.
 
     Returns:
         One mask per box: ``.full()`` is (H, W) bool, ``.iou`` the predicted IoU.
@@ -170,10 +175,50 @@ def segment_boxes(
     shape = _picture_shape(image)
     wanted = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     _require_inside(wanted.reshape(-1, 2), shape)
-    windows = [window_around(box, shape, context) for box in wanted.tolist()]
+    contexts = (context,) if isinstance(context, int | float) else context
     chosen = network_size(backbone, size)
-    found = decode_windows(backbone, crop_of(image), windows, shape=shape, size=chosen, batch=batch, boxes=wanted)
-    return [masks[0] for masks in found]
+    return boxes_in(backbone, crop_of(image), wanted, shape=shape, size=chosen, contexts=contexts, batch=batch, fit=fit)
+
+
+def boxes_in(
+    backbone: Backbone,
+    crops: Crops,
+    boxes: Tensor,
+    *,
+    shape: tuple[int, int],
+    size: int,
+    contexts: Sequence[float] = CONTEXTS,
+    batch: int,
+    fit: bool = True,
+    around: Sequence[Sequence[float]] | None = None,
+    points: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> list[ObjectMask]:
+    """The same on anything that gives crops; see :func:`segment_boxes`.
+
+    ``around`` are the boxes that windows are laid around, if they are not ``boxes`` (N, 4) themselves; ``points``
+    (N, p, 2) and ``labels`` (N, p) are clicks that go with the boxes.
+    """
+    centred = boxes.tolist() if around is None else around
+    options = {"shape": shape, "size": size, "batch": batch, "boxes": boxes, "points": points, "labels": labels}
+    looks = [
+        decode_windows(backbone, crops, [window_around(box, shape, c) for box in centred], **options)  # type: ignore[arg-type]
+        for c in contexts
+    ]
+    return [
+        _one_of([masks[0] for masks in seen], box if fit else None)
+        for seen, box in zip(zip(*looks, strict=True), boxes.tolist(), strict=True)
+    ]
+
+
+def _one_of(looks: Sequence[ObjectMask], box: Sequence[float] | None) -> ObjectMask:
+    """Average the looks at one object and, if ``box`` is given, let the mask fill it."""
+    smallest, logits = mean_logits([(look.place, look.logits) for look in looks])
+    frame = looks[smallest]
+    if box is not None:
+        logits = fit_logits(logits, frame.place, box)
+    iou = sum(look.iou for look in looks) / len(looks)
+    return ObjectMask(window=frame.window, logits=logits, iou=iou, shape=frame.shape)
 
 
 def segment_points(

@@ -9,7 +9,7 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
-from samgraft.recipes.engine.focus import ObjectMask, decode_windows, network_size, points_in
+from samgraft.recipes.engine.focus import CONTEXTS, ObjectMask, boxes_in, network_size, points_in
 from samgraft.recipes.engine.planes import Plane, look_at
 from samgraft.recipes.engine.windows import window_around
 from samgraft.recipes.prompting import UserPrompts
@@ -24,7 +24,8 @@ def segment_prompted(
     prompts: UserPrompts,
     *,
     size: int | None = None,
-    context: float = 1.8,
+    context: float | Sequence[float] = CONTEXTS,
+    fit: bool = True,
     batch: int = 16,
     bands: Sequence[int] | None = None,
 ) -> Segmentation:
@@ -35,7 +36,8 @@ def segment_prompted(
         backbone: Any backbone.
         prompts: Boxes and points in pixels of the scene.
         size: Network size; None takes the native one.
-        context: Side of the crop over the longest side of a box.
+        context: Side of the crop over the longest side of a box; several are averaged.
+        fit: Boxes are tight: the mask fills its box.
         batch: Crops encoded together.
         bands: Channels shown as red, green, blue.
 
@@ -47,7 +49,8 @@ def segment_prompted(
     chosen = network_size(backbone, size)
     axis, index = prompts.plane_axis(scene.grid), prompts.plane_index(scene.grid)
     plane = Plane(scene, look_at(scene, bands), axis=axis, index=index)
-    masks = _objects(plane, backbone, prompts, size=chosen, context=context, batch=batch)
+    contexts = (context,) if isinstance(context, int | float) else context
+    masks = _objects(plane, backbone, prompts, size=chosen, contexts=contexts, batch=batch, fit=fit)
     meta = {"mode": "prompted", "backbone": backbone.spec.name}
     if axis is not None:
         meta["slice"] = f"{'DHW'[axis]}={index}"
@@ -67,7 +70,14 @@ def segment_prompted(
 
 
 def _objects(
-    plane: Plane, backbone: Backbone, prompts: UserPrompts, *, size: int, context: float, batch: int
+    plane: Plane,
+    backbone: Backbone,
+    prompts: UserPrompts,
+    *,
+    size: int,
+    contexts: Sequence[float],
+    batch: int,
+    fit: bool,
 ) -> list[ObjectMask]:
     """One mask per object that was asked for."""
     points, labels = _point_tensors(prompts)
@@ -84,11 +94,19 @@ def _objects(
         )
         return [masks[0] for masks in found]
     boxes = torch.tensor(prompts.boxes, dtype=torch.float64)
-    windows = [window_around(_around(box, prompts), plane.shape, context) for box in prompts.boxes]
-    extra = {"points": points, "labels": labels} if prompts.points else {}
-    options = {"shape": plane.shape, "size": size, "batch": batch}
-    found = decode_windows(backbone, plane.crop, windows, boxes=boxes, **extra, **options)  # type: ignore[arg-type]
-    return [masks[0] for masks in found]
+    return boxes_in(
+        backbone,
+        plane.crop,
+        boxes,
+        around=[_around(box, prompts) for box in prompts.boxes],
+        points=points if prompts.points else None,
+        labels=labels if prompts.points else None,
+        shape=plane.shape,
+        size=size,
+        contexts=contexts,
+        batch=batch,
+        fit=fit,
+    )
 
 
 def _around(box: tuple[float, float, float, float], prompts: UserPrompts) -> tuple[float, float, float, float]:

@@ -16,6 +16,7 @@ from samgraft.domains.segmentation import SUFFIXES, Segmentation
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
+from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.prompted import segment_prompted
 from samgraft.recipes.engine.recorded import recorded
 from samgraft.recipes.prompting import UserPrompts
@@ -32,7 +33,8 @@ def segment(
     prompts: UserPrompts | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
-    context: float = 1.8,
+    context: float | Sequence[float] = CONTEXTS,
+    tight_boxes: bool = True,
     batch: int = 16,
     bands: Sequence[int] | None = None,
     everything: EverythingConfig | None = None,
@@ -51,7 +53,8 @@ def segment(
         output: File or files to write, the format by suffix.
         network_size: Side in pixels of the network input for prompts; None takes the backbone's own. With an adapter
             and no prompts the header decides.
-        context: Side of the view around a box, over the box's longest side.
+        context: Side of the view around a box, over the box's longest side; several views are averaged.
+        tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
         batch: Network inputs computed together.
         bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
             first.
@@ -76,7 +79,14 @@ def segment(
     try:
         if prompts is not None:
             result = segment_prompted(
-                source, network, prompts, size=network_size, context=context, batch=batch, bands=bands
+                source,
+                network,
+                prompts,
+                size=network_size,
+                context=context,
+                fit=tight_boxes,
+                batch=batch,
+                bands=bands,
             )
         elif grafted is not None:
             if network_size is not None or bands is not None:

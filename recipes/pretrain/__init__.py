@@ -1,0 +1,1 @@
+"""Pretraining of graft-tiny on procedural images: shapes, scenes, appearance, prompts, loop, export."""

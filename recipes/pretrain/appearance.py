@@ -73,7 +73,11 @@ def _textures(rng: Rng, regions: NDArray[np.int32], kinds: NDArray[np.int64], si
     out = np.zeros(regions.shape, dtype=np.float32)
     if strength == 0.0:
         return out
-    fields = [smooth_noise(rng, size, rng.uniform(2, 8)), smooth_noise(rng, size, rng.uniform(12, 60)), _stripes(rng, size)]
+    fields = [
+        smooth_noise(rng, size, rng.uniform(2, 8)),
+        smooth_noise(rng, size, rng.uniform(12, 60)),
+        _stripes(rng, size),
+    ]
     classes, inverse = np.unique(kinds, return_inverse=True)
     for texture in fields:
         weight = strength * rng.gamma(0.6, 0.7, len(classes)) * (rng.random(len(classes)) < 0.5)

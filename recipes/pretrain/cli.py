@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from samgraft.recipes.pretrain.export import export
-from samgraft.recipes.pretrain.loop import PretrainConfig, run as train
+from samgraft.recipes.pretrain.loop import PretrainConfig
+from samgraft.recipes.pretrain.loop import run as train
 
 
 def run(arguments: Sequence[str]) -> None:

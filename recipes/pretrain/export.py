@@ -32,7 +32,9 @@ def export(run: Path, folder: Path, *, name: str = "graft_tiny") -> Path:
     tensors = _distinct(state["average"])
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
-        raise CheckpointError(f"non-finite weights in {bad[:3]}; the run diverged; resume an earlier one with a lower lr")
+        raise CheckpointError(
+            f"non-finite weights in {bad[:3]}; the run diverged; resume an earlier one with a lower lr"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.safetensors"
     temporary = target.with_suffix(".tmp")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import SamModel
@@ -144,10 +145,9 @@ class Pretraining:
             best = iou.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
             previous = logits.detach().gather(2, best)[:, :, 0]
             again = correction(previous, target, points, size, with_point=not by_box)
-            previous = previous.flatten(0, 1)[:, None] if self.rng.random() < 0.7 else None
-            logits, iou = decode(
-                self.model, neck, size, **(first if by_box else {}), **again, masks=previous, multimask=False
-            )
+            mask = previous.flatten(0, 1)[:, None] if self.rng.random() < 0.7 else None
+            box = boxes if by_box else None
+            logits, iou = decode(self.model, neck, size, boxes=box, **again, masks=mask, multimask=False)
             part, truth = mask_loss(logits, iou, target, balance)
             loss = loss + part
             log["corrected"] = float(truth.mean())
@@ -204,7 +204,9 @@ def correction(previous: Tensor, target: Tensor, points: Tensor, size: int, *, w
 
 
 @torch.no_grad()
-def evaluate(model: SamModel, *, count: int = 60, size: int = 128, device: str | torch.device = "cpu") -> dict[str, float]:
+def evaluate(
+    model: SamModel, *, count: int = 60, size: int = 128, device: str | torch.device = "cpu"
+) -> dict[str, float]:
     """Mean IoU per prompt type on held-out scenes, whole views and zoomed ones, at the resolution of the logits."""
     examples = [e for n in range(count) for e in make_examples(HELD_OUT_SEED + n, size=size, prompts=4, views=1)]
     box, point, predicted = [], [], []
@@ -215,7 +217,9 @@ def evaluate(model: SamModel, *, count: int = 60, size: int = 128, device: str |
         logits, iou = decode(model, neck, size, boxes=e.boxes[None].to(device), multimask=False)
         box.append(mask_loss(logits, iou, goal, 0.0)[1])
         labels = torch.ones(1, e.points.shape[0], 1, dtype=torch.long, device=device)
-        logits, iou = decode(model, neck, size, points=e.points[None, :, None].to(device), labels=labels, multimask=True)
+        logits, iou = decode(
+            model, neck, size, points=e.points[None, :, None].to(device), labels=labels, multimask=True
+        )
         truth = true_iou(logits, goal[:, :, None])
         point.append(truth.max(-1).values)
         predicted.append(truth.gather(-1, iou.argmax(-1, keepdim=True))[..., 0])
@@ -233,7 +237,7 @@ def run(config: PretrainConfig) -> Path:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        multiprocessing.spawn(_trainer, (config, port), nprocs=config.processes)  # type: ignore[no-untyped-call]
+        spawn(_trainer, (config, port), nprocs=config.processes)
     else:
         _train(config, rank=0)
     return Path(config.run)
@@ -241,7 +245,9 @@ def run(config: PretrainConfig) -> Path:
 
 def _trainer(rank: int, config: PretrainConfig, port: int) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=config.processes)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=config.processes
+    )
     _train(config, rank)
     distributed.destroy_process_group()
 
@@ -266,7 +272,10 @@ def _train(config: PretrainConfig, rank: int) -> None:
         if state.step % config.save_every == 0 or state.step == config.steps:
             state.save()
         if state.step % config.evaluate_every == 0 or state.step == config.steps:
-            _log(state.folder, {"step": state.step, "held_out": evaluate(state.averaged(), size=config.size, device=state.device)})
+            _log(
+                state.folder,
+                {"step": state.step, "held_out": evaluate(state.averaged(), size=config.size, device=state.device)},
+            )
 
 
 def _batches(config: PretrainConfig, step: int, rank: int) -> Iterator[list[Tensor]]:

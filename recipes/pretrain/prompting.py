@@ -49,7 +49,7 @@ def jitter_box(rng: np.random.Generator, box: Array, size: int) -> Array:
     length = np.array([box[2] - box[0], box[3] - box[1]] * 2) + 1
     moved = box + np.clip(rng.normal(0, 0.05, 4), -0.2, 0.2) * length
     moved[2:] = np.maximum(moved[2:], moved[:2] + 1)
-    return np.clip(moved, 0, size - 1).astype(np.float32)
+    return np.asarray(np.clip(moved, 0, size - 1), dtype=np.float32)
 
 
 def inner_point(rng: np.random.Generator, mask: NDArray[np.bool_]) -> Array:
@@ -80,7 +80,7 @@ def make_examples(seed: int, *, size: int, prompts: int, views: int) -> list[Exa
 
 
 def _zoom(rng: np.random.Generator, masks: NDArray[np.bool_], size: int) -> Tensor:
-    """Affine (2, 3) in normalised coordinates for a square window around one object, 1.2 to 3 times its longest side."""
+    """Affine (2, 3) in normalised coordinates of a square window 1.2 to 3 times the longest side of one object."""
     box = tight_box(masks[int(rng.integers(len(masks)))])
     side = max(box[2] - box[0], box[3] - box[1]) + 1
     window = float(np.clip(side * np.exp(rng.uniform(np.log(1.2), np.log(3.0))), 16, 1.4 * size))
@@ -98,7 +98,9 @@ def _view(
     stack = torch.cat([image, torch.from_numpy(masks).float()])[None]
     grid = F.affine_grid(view[None], [1, 1, size, size], align_corners=False)
     warped = F.grid_sample(stack, grid, padding_mode="border", align_corners=False)[0]
-    labels = F.grid_sample(regions[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)[0, 0]
+    labels = F.grid_sample(
+        regions[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+    )[0, 0]
     found = _redraw(rng, warped[3:], size) > 0.5
     area = found.flatten(1).sum(1)
     usable = torch.nonzero((area >= 12) & (area <= 0.9 * size * size)).flatten()
@@ -133,9 +135,9 @@ def _turn(tensor: Tensor, turns: int, flip: bool) -> Tensor:
 
 
 class ProceduralStream(IterableDataset[tuple[Tensor, ...]]):
-    """Endless examples; scene ``n`` of worker ``w`` of ``k`` has seed ``first + n * k + w``, so a run can be continued."""
+    """Endless examples; scene ``n`` of worker ``w`` of ``k`` has seed ``first + n * k + w``: a run can be continued."""
 
-    def __init__(self, *, first: int, size: int, prompts: int, views: int = 2) -> None:
+    def __init__(self, *, first: int, size: int, prompts: int, views: int = 4) -> None:
         """Remember where to start."""
         self.first, self.size, self.prompts, self.views = first, size, prompts, views
 

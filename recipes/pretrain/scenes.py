@@ -103,7 +103,9 @@ def _background(rng: Rng, canvas: Canvas) -> None:
         for k in range(1, len(fields)):
             canvas.paint(areas == k, kind=100 + k, target=False)
         return
-    body = shapes.blob(rng, size, _center(rng, size, 0.4), (rng.uniform(0.4, 0.6) * size, rng.uniform(0.4, 0.6) * size), 0.08)
+    body = shapes.blob(
+        rng, size, _center(rng, size, 0.4), (rng.uniform(0.4, 0.6) * size, rng.uniform(0.4, 0.6) * size), 0.08
+    )
     canvas.paint(body, kind=101, target=False)
 
 
@@ -130,7 +132,9 @@ def organs(rng: Rng, canvas: Canvas) -> None:
         if rng.random() < 0.25:
             scale = rng.uniform(0.25, 0.7)
             jitter = rng.normal(0, 0.12 * min(radii), 2)
-            inner = shapes.blob(rng, size, (center[0] + jitter[0], center[1] + jitter[1]), (radii[0] * scale, radii[1] * scale), wobble)
+            inner = shapes.blob(
+                rng, size, (center[0] + jitter[0], center[1] + jitter[1]), (radii[0] * scale, radii[1] * scale), wobble
+            )
             core = canvas.paint(inner & (canvas.regions == outer), kind=int(rng.integers(4, 6)))
             canvas.targets.append((outer, core))
             if rng.random() < 0.6:
@@ -140,11 +144,11 @@ def organs(rng: Rng, canvas: Canvas) -> None:
 
 
 def _inclusions(rng: Rng, canvas: Canvas, outer: int) -> None:
-    """Small spots that belong to region ``outer`` though they look different: muscles in a chamber, necrosis, nucleoli."""
+    """Small spots that belong to ``outer`` though they look different: muscles in a chamber, necrosis, nucleoli."""
     rows, cols = np.nonzero(canvas.regions == outer)
     if len(rows) < 60:
         return
-    spots = []
+    spots: list[int] = []
     for _ in range(int(rng.integers(1, 5))):
         k, r = int(rng.integers(len(rows))), 0.5 * np.sqrt(len(rows)) * rng.uniform(0.1, 0.45)
         mask = shapes.blob(rng, canvas.size, (float(rows[k]), float(cols[k])), (r, r * rng.uniform(0.6, 1.4)), 0.1)
@@ -218,7 +222,12 @@ def buildings(rng: Rng, canvas: Canvas) -> None:
 
 
 def _house(
-    rng: Rng, canvas: Canvas, center: tuple[float, float], sides: tuple[float, float], angle: float, shadow: NDArray[np.float64] | None
+    rng: Rng,
+    canvas: Canvas,
+    center: tuple[float, float],
+    sides: tuple[float, float],
+    angle: float,
+    shadow: NDArray[np.float64] | None,
 ) -> None:
     mask = shapes.building(rng, canvas.size, center, sides, angle)
     if shadow is not None:
@@ -244,23 +253,31 @@ def tubes(rng: Rng, canvas: Canvas) -> None:
     """Curved bands: vessels lengthwise, roads, worms, membranes."""
     width = _radius(rng, canvas.size, 0.02, 0.12)
     for _ in range(int(rng.integers(1, 6))):
-        mask = shapes.tube(rng, canvas.size, _center(rng, canvas.size), rng.uniform(0.3, 1.2) * canvas.size, width * rng.uniform(0.7, 1.3))
+        mask = shapes.tube(
+            rng,
+            canvas.size,
+            _center(rng, canvas.size),
+            rng.uniform(0.3, 1.2) * canvas.size,
+            width * rng.uniform(0.7, 1.3),
+        )
         canvas.paint(mask, kind=int(rng.integers(1, 3)))
 
 
 def trees(rng: Rng, canvas: Canvas) -> None:
     """One branching object; sometimes a large disc lies below it."""
     if rng.random() < 0.5:
-        disc = shapes.blob(rng, canvas.size, _center(rng, canvas.size, 0.35), _radii(rng, canvas.size, 0.06, 0.5, 1.3), 0.02)
+        disc = shapes.blob(
+            rng, canvas.size, _center(rng, canvas.size, 0.35), _radii(rng, canvas.size, 0.06, 0.5, 1.3), 0.02
+        )
         canvas.paint(disc, kind=5, target=rng.random() < 0.3)
     canvas.paint(shapes.tree(rng, canvas.size, rng.uniform(1.0, 4.5)), kind=1)
 
 
 def mixture(rng: Rng, canvas: Canvas) -> None:
     """Two layouts over each other."""
-    first, second = rng.choice([organs, cells, polygons, tubes, territories], 2, replace=False)
-    first(rng, canvas)
-    second(rng, canvas)
+    choices: list[Layout] = [organs, cells, polygons, tubes, territories]
+    for index in rng.choice(len(choices), 2, replace=False):
+        choices[int(index)](rng, canvas)
 
 
 LAYOUTS: dict[str, tuple[Layout, float]] = {

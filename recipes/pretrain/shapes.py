@@ -18,14 +18,16 @@ def smooth_noise(rng: Rng, size: int, cells: float) -> Field:
     """Smooth random field (size, size), zero mean and unit variance, with about ``cells`` features along a side."""
     n = max(2, int(np.ceil(cells)) + 3)
     coarse = rng.standard_normal((n, n)).astype(np.float32)
-    zoomed = ndimage.zoom(coarse, (size + 2 * (size / cells)) / n, order=1 if cells > size / 4 else 3, grid_mode=True, mode="nearest")
+    zoomed = ndimage.zoom(
+        coarse, (size + 2 * (size / cells)) / n, order=1 if cells > size / 4 else 3, grid_mode=True, mode="nearest"
+    )
     start = int(rng.integers(0, max(1, zoomed.shape[0] - size + 1)))
     field = zoomed[start : start + size, start : start + size]
     return np.asarray((field - field.mean()) / (field.std() + 1e-6), dtype=np.float32)
 
 
 def blob(rng: Rng, size: int, center: tuple[float, float], radii: tuple[float, float], wobble: float) -> Mask:
-    """Closed smooth outline r(t) = 1 + sum of a few harmonics, stretched to ``radii`` (rows, cols) and rotated at random."""
+    """Closed smooth outline r(t) = 1 + a few harmonics, stretched to ``radii`` (rows, cols) and turned at random."""
     angle = rng.uniform(0, np.pi)
     reach = int(np.ceil(max(radii) * (1 + 2.5 * wobble))) + 2
     window, rows, cols = _local_grid(size, center, reach)
@@ -50,7 +52,7 @@ def blob(rng: Rng, size: int, center: tuple[float, float], radii: tuple[float, f
 
 def ring(outer: Mask, thickness: float) -> Mask:
     """The part of ``outer`` within ``thickness`` pixels of its outline."""
-    return outer & (ndimage.distance_transform_edt(outer) <= thickness)
+    return np.asarray(outer & (ndimage.distance_transform_edt(outer) <= thickness))
 
 
 def polygon(size: int, corners: NDArray[np.float64]) -> Mask:
@@ -103,7 +105,13 @@ def tree(rng: Rng, size: int, width: float) -> Mask:
 
 
 def _branch(
-    rng: Rng, draw: ImageDraw.ImageDraw, start: tuple[float, float], heading: float, length: float, width: float, depth: int
+    rng: Rng,
+    draw: ImageDraw.ImageDraw,
+    start: tuple[float, float],
+    heading: float,
+    length: float,
+    width: float,
+    depth: int,
 ) -> None:
     path = _walk(rng, draw, start, heading, length, width, taper=0.6, bend=0.1)
     if depth == 0 or len(path) < 6:
@@ -111,7 +119,9 @@ def _branch(
     for _ in range(int(rng.integers(1, 4))):
         row, col, direction = path[int(rng.integers(len(path) // 4, len(path)))]
         turn = rng.choice([-1, 1]) * rng.uniform(0.35, 1.1)
-        _branch(rng, draw, (row, col), direction + turn, length * rng.uniform(0.3, 0.7), max(1.0, width * 0.7), depth - 1)
+        _branch(
+            rng, draw, (row, col), direction + turn, length * rng.uniform(0.3, 0.7), max(1.0, width * 0.7), depth - 1
+        )
 
 
 def _walk(
@@ -142,7 +152,9 @@ def _walk(
     return path
 
 
-def _local_grid(size: int, center: tuple[float, float], reach: int) -> tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.float32]]:
+def _local_grid(
+    size: int, center: tuple[float, float], reach: int
+) -> tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.float32]]:
     r0, r1 = max(0, int(center[0]) - reach), min(size, int(center[0]) + reach + 1)
     c0, c1 = max(0, int(center[1]) - reach), min(size, int(center[1]) + reach + 1)
     r1, c1 = max(r0, r1), max(c0, c1)
