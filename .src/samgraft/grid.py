@@ -22,13 +22,13 @@ class Grid:
     shape: tuple[int, ...]
     """Spatial array shape: (H, W) or (D, H, W). Channels are not part of a grid."""
     affine: NDArray[np.float64]
-    """3x3 or 4x4; maps (row, col, 1) to (x, y, 1) or (d, h, w, 1) to (x, y, z, 1), in mm or CRS units. Read-only."""
+    """3x3 or 4x4, read-only; maps (row, col, 1) to (x, y, 1) or (d, h, w, 1) to (x, y, z, 1) in mm or CRS units."""
     world: str = "pixel"
     """"LPS" or "RAS" (patient, mm), a CRS as WKT, or "pixel" when the file has no world."""
     nodata: float | None = None
     """Value that marks a missing pixel, or None. NaN is allowed."""
     anchor: Anchor = "center"
-    """What an integer index denotes: the centre of the element (volumes, pictures) or its corner (rasters, as in GDAL)."""
+    """What an integer index denotes: the element's centre (volumes, pictures) or its corner (rasters, as in GDAL)."""
 
     def __post_init__(self) -> None:
         """Check shape, affine and finiteness; freeze the affine."""
@@ -64,7 +64,8 @@ class Grid:
     def to_index(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map world coordinates (..., ndim) to fractional array indices (..., ndim) in axis order."""
         world = np.asarray(world, dtype=np.float64)
-        return np.linalg.solve(self.affine[:-1, :-1], (world - self.affine[:-1, -1])[..., None])[..., 0]
+        offset = (world - self.affine[:-1, -1])[..., None]
+        return np.asarray(np.linalg.solve(self.affine[:-1, :-1], offset)[..., 0], dtype=np.float64)
 
     def corners(self) -> NDArray[np.float64]:
         """World coordinates of the outer corner elements, shape (2**ndim, ndim)."""

@@ -30,7 +30,8 @@ class Registry(Generic[T]):
 
         def add(entry: T) -> T:
             if name in self._entries:
-                raise ConfigError(f"{self.kind} {name!r} is already registered as {self._entries[name]!r}; pick another name")
+                taken = self._entries[name]
+                raise ConfigError(f"{self.kind} {name!r} is already registered as {taken!r}; pick another name")
             self._entries[name] = entry
             return entry
 

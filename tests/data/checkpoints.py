@@ -104,7 +104,7 @@ def write_meta_pth(path: Path, model: SamModel, *, under: str | None = None) -> 
 
 def _meta_name(name: str) -> str:
     plain = {
-        "prompt_encoder.shared_embedding.positional_embedding": "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "shared_embedding.positional_embedding": "pe_layer.positional_encoding_gaussian_matrix",
         "vision_encoder.": "image_encoder.",
         "image_encoder.layers.": "image_encoder.blocks.",
         "patch_embed.projection": "patch_embed.proj",
