@@ -28,8 +28,8 @@ from tests.benchmarks._sets import SPECS, SetSpec, choose, evaluate
 from tests.benchmarks._table import markdown, read_json, write_json
 from tests.benchmarks._train import fit
 
-KEY = ("set", "arm", "cases", "budget", "seed", "tune")
-"""What makes two runs the same."""
+KEY = ("set", "arm", "cases", "budget", "seed", "tune", "weights")
+"""What makes two runs the same; "weights" is the start of the backbone's hash, empty for the UNet."""
 MARK = "RESULT "
 
 
@@ -109,7 +109,9 @@ def isolated(mode: str, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All runs that were asked for, cheap comparisons side by side."""
+    """All runs that were asked for, the arms of a comparison side by side."""
+    pretrained = {"graft", "full"} & set(options.arms)
+    weights = open_backbone(options.backbone).weights_hash()[:12] if pretrained else ""
     return [
         {
             "set": name,
@@ -121,6 +123,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
             "backbone": options.backbone,
             "folder": str(options.json.parent / "adapters"),
             "lr": options.lr,
+            "weights": "" if arm == "unet" else weights,
         }
         for name in options.sets
         for fraction in options.fractions

@@ -50,7 +50,15 @@ def first_slice(content: dict[str, Any]) -> str:
     parts += ["### Costs\n", markdown(rows, COST_COLUMNS)]
     grafts = [r for r in rows if r["arm"] == "graft"]
     if grafts:
-        columns = ["set", "train_cases", "seed", "backbone_unchanged", "same_masks_in_new_process", "adapter_mb"]
+        columns = [
+            "set",
+            "train_cases",
+            "seed",
+            "weights",
+            "backbone_unchanged",
+            "same_masks_in_new_process",
+            "adapter_mb",
+        ]
         parts += ["### Checks of the graft runs\n", markdown(grafts, columns)]
     base = [{"set": name, **values} for name, values in content.get("sam_base", {}).items()]
     if base:
