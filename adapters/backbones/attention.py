@@ -3,29 +3,33 @@
 With queries q, keys k (d channels per head) and tables R_h, R_w, the logit of tokens i = (y, x) and j = (y', x') is
 ``q_i . k_j / sqrt(d) + q_i . R_h[y - y'] + q_i . R_w[x - x']``; the position terms use unscaled queries.
 
+The position terms are handed to fused attention as a bias, as transformers does, so that values agree to the last bits.
+Left to itself, torch picks another kernel when the bias wants a gradient: then a graft that changes nothing would still
+change roundings. Here the forward kernel is the same either way, and the backward pass is written out. It also keeps no
+S x S matrix between the two: the bias of one SAM-B block at 1024 px takes 0.8 GB.
+
 Source:
     Segment Anything, arXiv:2304.02643; decomposed positions from MViTv2, arXiv:2112.01526, section 4.1.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-MAX_BIAS_CPU = 2**23
-"""Largest bias, in elements (B * heads * S * S), that is built at once on a CPU; above it heads go in turn.
+MAX_BIAS = 2**23
+"""Largest bias, in elements (B * heads * S * S), that is built at once; above it heads go in turn.
 
-Measured on one core, float32, CPU time whole / in turn, in ms:
+Measured on one core, float32, forward CPU time whole / in turn, in ms:
 
-- 64 windows of 8 x 8, 6 heads (1.6 million): 16 / 19
-- 8 images of 16 x 16, 6 heads, with gradients (3.1 million): 53 / 72
-- one image of 32 x 32, 6 heads (6.3 million): 26 / 25
-- 25 windows of 14 x 14, 12 heads (11.5 million): 133 / 107
-- one image of 64 x 64, 6 heads (101 million): 777 / 497
-
-One-hot codes appended to the keys, which need no bias, gained at most a tenth on small shapes, and lost on large ones.
+- 64 windows of 8 x 8, 6 heads (1.6 million): 16 / 20
+- 16 images of 16 x 16, 6 heads (6.3 million): 33 / 36
+- one image of 32 x 32, 6 heads (6.3 million): 26 / 26
+- 25 windows of 14 x 14, 12 heads (11.5 million): 85 / 97, another time 133 / 107
+- one image of 64 x 64, 6 heads (101 million): 568 / 324
 """
-MAX_BIAS_ACCELERATOR = 2**26
-"""The same elsewhere. Not measured: it bounds the bias to 256 MiB in float32."""
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -56,7 +60,7 @@ def absolute_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None, grid: tuple[int, int]
 ) -> Tensor:
-    """Attention over all tokens of ``grid``, exact; the bias is built whole or head by head, by :data:`MAX_BIAS_CPU`.
+    """Attention over all tokens of ``grid``; exact. The bias is built whole or head by head, by :data:`MAX_BIAS`.
 
     Args:
         query: (B, heads, h * w, d); key and value likewise.
@@ -70,23 +74,49 @@ def attend(
     """
     if rel is None:
         return functional.scaled_dot_product_attention(query, key, value)
-    batch, heads, tokens, _ = query.shape
-    limit = MAX_BIAS_CPU if query.device.type == "cpu" else MAX_BIAS_ACCELERATOR
-    if batch * heads * tokens * tokens <= limit:
-        return _attend_biased(query, key, value, rel, grid)
-    parts = [
-        _attend_biased(query[:, i : i + 1], key[:, i : i + 1], value[:, i : i + 1], rel, grid) for i in range(heads)
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def _attend_biased(
-    query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]
-) -> Tensor:
     batch, heads, tokens, width = query.shape
-    height, columns = grid
-    cells = query.reshape(batch * heads, height, columns, width)
-    rows = torch.einsum("bhwc,hkc->bhwk", cells, rel[0])
-    cols = torch.einsum("bhwc,wkc->bhwk", cells, rel[1])
-    bias = (rows[..., :, None] + cols[..., None, :]).reshape(batch, heads, tokens, tokens)
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+    cells = query.reshape(batch * heads, *grid, width)
+    rows = torch.einsum("bhwc,hkc->bhwk", cells, rel[0]).reshape(batch, heads, *grid, grid[0]).to(query.dtype)
+    cols = torch.einsum("bhwc,wkc->bhwk", cells, rel[1]).reshape(batch, heads, *grid, grid[1]).to(query.dtype)
+    parts = (query, key, value, rows, cols)
+    if batch * heads * tokens * tokens <= MAX_BIAS:
+        return _biased_attention(*parts)
+    return torch.cat([_biased_attention(*(part[:, i : i + 1] for part in parts)) for i in range(heads)], dim=1)
+
+
+def _biased_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    out: Tensor = _BiasedAttention.apply(query, key, value, rows, cols)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _bias(rows: Tensor, cols: Tensor) -> Tensor:
+    """(B, n, S, S) from (B, n, h, w, h) and (B, n, h, w, w)."""
+    batch, heads, height, columns, _ = rows.shape
+    bias = rows[..., :, None] + cols[..., None, :]
+    return bias.reshape(batch, heads, height * columns, height * columns)
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """softmax(q k' / sqrt(d) + bias) v, the bias given as two factors; the backward pass computes the logits anew."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=_bias(rows, cols))
+        ctx.save_for_backward(query, key, value, rows, cols, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, rows, cols, out = ctx.saved_tensors
+        scale = query.shape[-1] ** -0.5
+        logits = torch.matmul(query * scale, key.transpose(-1, -2)).add_(_bias(rows, cols))
+        weights = logits.softmax(dim=-1)
+        grad_value = torch.matmul(weights.transpose(-1, -2), grad)
+        # derivative of softmax: p * (dp - sum(p * dp)), and sum(p * dp) over keys is grad . out
+        change = torch.matmul(grad, value.transpose(-1, -2)).sub_((grad * out).sum(dim=-1, keepdim=True))
+        grad_logits = change.mul_(weights)
+        grad_query = torch.matmul(grad_logits, key).mul_(scale)
+        grad_key = torch.matmul(grad_logits.transpose(-1, -2), query).mul_(scale)
+        pairs = grad_logits.reshape(*rows.shape, cols.shape[-1])
+        return grad_query, grad_key, grad_value, pairs.sum(dim=-1), pairs.sum(dim=-2)

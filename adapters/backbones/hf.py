@@ -169,7 +169,7 @@ class HFSamBackbone(Backbone):
         Raises:
             PromptError: an image index outside 0 .. B - 1.
         """
-        batch, _, height, width = features.neck.shape
+        batch, channels, height, width = features.neck.shape
         index = prompts.image_index
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < batch:
             got = f"{int(index.min())}..{int(index.max())}"
@@ -181,15 +181,15 @@ class HFSamBackbone(Backbone):
         for first in range(0, max(1, len(prompts)), step):
             rows = torch.arange(first, min(first + step, len(prompts)), device=index.device)
             few = prompts if len(prompts) <= step else prompts.select(rows)
-            embedded = self.embed(few, size)
+            embedded, owner = self.embed(few, size), few.image_index
+            if len(prompts) == 0:  # kernels refuse an empty batch: decode one blank prompt, and drop it below
+                blank = features.neck.new_zeros(1, channels, height, width)
+                embedded, owner = (embedded[0].new_zeros(1, 0, channels), blank), index.new_zeros(1)
             parts.append(
-                decode_masks(
-                    self.sam.mask_decoder, features, embedded, code, few.image_index, multimask=multimask, patch=patch
-                )
+                decode_masks(self.sam.mask_decoder, features, embedded, code, owner, multimask=multimask, patch=patch)
             )
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+        logits, iou = zip(*parts, strict=True)
+        return torch.cat(logits)[: len(prompts)], torch.cat(iou)[: len(prompts)]
 
     def weights_hash(self) -> str:
         """SHA-256 (hex) of the frozen tensors as they were loaded; grafts, merging and casts do not change it.
