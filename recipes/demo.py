@@ -35,6 +35,8 @@ from samgraft.recipes.training import fit
 
 SHOWN = 1000
 """Seed of the shown images; training cases have seeds below it."""
+GRAFTS = {"lora": {"rank": 4, "blocks": "last:2"}}
+"""What is put into the encoder; the blocks before it need no gradient."""
 Say = Callable[[str], None]
 
 
@@ -48,10 +50,12 @@ class DemoConfig:
     """Training scenes; one more validates."""
     seconds: float = 35.0
     """Longest training time of each graft."""
-    steps: int = 220
+    steps: int = 140
     """Most steps of each graft."""
-    size: int = 128
+    size: int = 96
     """Side of the network input."""
+    batch: int = 4
+    """Training images per step."""
     volume_shape: tuple[int, int, int] = (24, 128, 128)
     """(D, H, W) of the volumes."""
     scene_shape: tuple[int, int] = (512, 512)
@@ -209,8 +213,8 @@ def _training_volumes(data: Path, config: DemoConfig) -> None:
 def volume_recipe(data: Path, config: DemoConfig) -> FitConfig:
     """How the volume's graft is trained."""
     return FitConfig(
-        task=TaskConfig(grafts={"lora": {"rank": 4, "blocks": "last:2"}}, lr=3e-3),
-        data=DataConfig(layout="nnunet", path=str(data), size=config.size, foreground=0.75),
+        task=TaskConfig(grafts=dict(GRAFTS), class_weights=(1.0, 1.0, 3.0), lr=4e-3, warmup=0.1),
+        data=DataConfig(layout="nnunet", path=str(data), size=config.size, batch_size=config.batch, foreground=0.75),
         augment=AugmentConfig(rotate=8, shift=0.05, scale=0.1),
         train=_schedule(config),
     )
@@ -268,13 +272,21 @@ def scene_recipe(data: Path, config: DemoConfig) -> FitConfig:
         task=TaskConfig(
             kind="instance",
             class_names=("building",),
-            grafts={"lora": {"rank": 4, "blocks": "last:2"}},
+            grafts=dict(GRAFTS),
             class_weights=(1.0, 1.0, 2.0),
             border=2,
             min_area=30,
-            lr=3e-3,
+            lr=4e-3,
+            warmup=0.1,
         ),
-        data=DataConfig(layout="raster_vector", path=str(data), size=config.size, window=config.size, foreground=0.9),
+        data=DataConfig(
+            layout="raster_vector",
+            path=str(data),
+            size=config.size,
+            window=config.size,
+            batch_size=config.batch,
+            foreground=0.9,
+        ),
         augment=AugmentConfig(flip_x=True, flip_y=True, quarter_turns=True, rotate=20, colour=0.08),
         train=_schedule(config),
     )

@@ -23,7 +23,7 @@ SMALL = DemoConfig(
     seconds=60,
     steps=2,
     size=64,
-    volume_shape=(8, 64, 64),
+    volume_shape=(16, 96, 96),
     scene_shape=(180, 160),
     progress=False,
 )
