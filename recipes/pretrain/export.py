@@ -43,6 +43,7 @@ def export(run: Path, folder: Path, *, name: str = "graft_tiny") -> Path:
         size = temporary.stat().st_size
         temporary.unlink()
         raise CheckpointError(f"the weight file would have {size} bytes; at most {MAX_BYTES} are shipped")
+    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     os.replace(temporary, target)
     _write_json(folder / f"{name}.json", _card(run, int(state["step"])))
     return target
