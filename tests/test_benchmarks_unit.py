@@ -153,8 +153,8 @@ def test_plan_and_table_and_atomic_json(tmp_path: "_data.Path") -> None:
     _table.write_json(path, {"x": 1})
     assert json.loads(path.read_text()) == {"x": 1}
     assert [p.name for p in path.parent.iterdir()] == ["r.json"]
-    table = _table.markdown([{"a": 0.12345, "b": None}, {"a": 1234, "b": "x"}])
-    assert table.splitlines()[2:] == ["| 0.123 | - |", "| 1,234 | x |"]
+    table = _table.markdown([{"a": 0.12345, "b": None}, {"a": 1234, "b": True}])
+    assert table.splitlines()[2:] == ["| 0.123 | -   |", "| 1,234 | yes |"]
 
 
 def test_verdict_counts_wins() -> None:

@@ -21,7 +21,7 @@ from tests.benchmarks._train import Optimiser
 
 ArmName = Literal["graft", "full", "unet"]
 ARMS: tuple[ArmName, ...] = ("graft", "full", "unet")
-GRAFTS: tuple[GraftConfig, ...] = (BottleneckConfig(ratio=0.125),)
+GRAFTS: tuple[GraftConfig, ...] = ()
 """What is grafted into the encoder, on every set."""
 FULL = Optimiser(lr=5e-4, batch=0)
 GRAFT = Optimiser(lr=2e-3, batch=0)
@@ -50,7 +50,7 @@ def build(name: ArmName, spec: SetSpec, backbone: str, seed: int) -> Arm:
     if name == "unet":
         return unet(spec)
     grafted = attach(open_backbone(backbone), GRAFTS, decoder=decoder_config(spec))
-    return graft_arm(grafted, full=name == "full", batch=spec.batch)
+    return graft_arm(grafted, full=name == "full", batch=max(2, spec.batch // 2))
 
 
 def decoder_config(spec: SetSpec) -> ClassTokensConfig:

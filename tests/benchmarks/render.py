@@ -56,7 +56,8 @@ def first_slice(content: dict[str, Any]) -> str:
             "seed",
             "weights",
             "backbone_unchanged",
-            "same_masks_in_new_process",
+            "pixels",
+            "pixels_differing_in_new_process",
             "adapter_mb",
         ]
         parts += ["### Checks of the graft runs\n", markdown(grafts, columns)]
