@@ -33,6 +33,8 @@ PADDING = -10
 """Label of a point that is none."""
 CONTEXTS = (1.3, 1.6, 2.0)
 """Sides of the windows around a box, over its longest side."""
+SCALES = (0.5, 1.0)
+"""Each window is looked at at these shares of the network size: half of it sees form, all of it sees edges."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,7 +163,7 @@ def segment_boxes(
         image: (3, H, W) float in [0, 1].
         boxes: (N, 4) x0, y0, x1, y1 in pixels, first and last pixel inside.
         context: Side of the crop over the longest side of the box; several are looked at and averaged.
-        size: Network size in pixels, a multiple of the patch; None takes the native size.
+        size: Network size in pixels, a multiple of the patch; None takes the native size. Half of it is used as well.
         batch: Crops encoded together.
         fit: The boxes are tight: cut the logits where the mask fills its box.
 
@@ -200,10 +202,13 @@ def boxes_in(
     (N, p, 2) and ``labels`` (N, p) are clicks that go with the boxes.
     """
     centred = boxes.tolist() if around is None else around
-    options = {"shape": shape, "size": size, "batch": batch, "boxes": boxes, "points": points, "labels": labels}
+    options = {"shape": shape, "batch": batch, "boxes": boxes, "points": points, "labels": labels}
+    patch = backbone.spec.patch_size
+    sizes = sorted({max(patch, round(size * scale / patch) * patch) for scale in SCALES})
     looks = [
-        decode_windows(backbone, crops, [window_around(box, shape, c) for box in centred], **options)  # type: ignore[arg-type]
+        decode_windows(backbone, crops, [window_around(box, shape, c) for box in centred], size=s, **options)  # type: ignore[arg-type]
         for c in contexts
+        for s in sizes
     ]
     return [
         _one_of([masks[0] for masks in seen], box if fit else None)

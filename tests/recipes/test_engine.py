@@ -254,7 +254,7 @@ def test_box_with_points_is_one_object(tmp_path):
     backbone = Oracle()
     path = picture(tmp_path / "p.png", squares((80, 80), [(20, 20, 50, 50)]))
     segment(path, backbone=backbone, prompts=UserPrompts(boxes=((20, 20, 50, 50),), points=((30, 30, 1), (60, 60, 0))))
-    assert len(backbone.seen) == 3  # one look per context
+    assert len(backbone.seen) == 6  # three contexts at two resolutions
     for prompts in backbone.seen:
         assert len(prompts) == 1 and prompts.boxes is not None
         assert prompts.labels is not None and prompts.labels.tolist() == [[1, 0]]
