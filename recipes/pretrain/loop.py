@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
@@ -34,6 +35,8 @@ class PretrainConfig:
 
     run: str = "runs/graft-tiny"
     """Folder for checkpoints, the log and the exported weights."""
+    start: str = ""
+    """Weight file to begin a new run with (an exported graft_tiny.safetensors); empty draws new weights."""
     steps: int = 20_000
     """Last step; the learning rate reaches zero there."""
     decay_steps: int = 4_000
@@ -70,6 +73,8 @@ class Pretraining:
         self.config = config
         self.device = torch.device(config.device)
         self.model = build_graft_tiny(tiny_config(), seed=config.seed).to(self.device).train()
+        if config.start:
+            load_exported(self.model, Path(config.start))
         channels = self.model.config.vision_config.output_channels
         self.border = nn.Conv2d(channels, 64, 1).to(self.device)
         self.trainable = [p for p in [*self.model.parameters(), *self.border.parameters()] if p.requires_grad]
@@ -165,6 +170,25 @@ class Pretraining:
         keep = min(self.config.ema, (1 + self.step) / (20 + self.step))
         for name, value in self.model.state_dict().items():
             self.average[name].lerp_(value, 1 - keep) if value.is_floating_point() else self.average[name].copy_(value)
+
+
+def load_exported(model: SamModel, path: Path) -> None:
+    """Load an exported weight file into ``model``.
+
+    Raises:
+        CheckpointError: damaged, or of another model.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no exported graft-tiny ({error}); give the file that --export wrote"
+        ) from error
+    lost = [key for key in [*missing, *unexpected] if "positional_embedding" not in key]  # that one is stored once
+    if lost:
+        raise CheckpointError(
+            f"{path} does not match graft-tiny: {lost[:3]}; it was exported with another configuration"
+        )
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

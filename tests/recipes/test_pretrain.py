@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from samgraft.adapters.backbones.tiny import build_graft_tiny, tiny_config
 from samgraft.errors import CheckpointError
@@ -109,6 +109,10 @@ def test_run_resumes_and_exports(tmp_path):
     card = json.loads((tmp_path / "out" / "graft_tiny.json").read_text())
     assert card["card"]["steps"] == 2 and len(card["card"]["stages"]) == 2
     tensors = load_file(target)
+    again = Pretraining(PretrainConfig(run=str(tmp_path / "next"), start=str(target), **options))
+    assert again.step == 0
+    for key, value in again.model.state_dict().items():
+        torch.testing.assert_close(value, after.average[key], rtol=1e-3, atol=1e-4)
     assert target.stat().st_size < 16_000_000 and all(t.dtype == torch.float16 for t in tensors.values())
 
 
@@ -121,3 +125,9 @@ def test_damaged_checkpoint_is_refused(tmp_path):
 def test_export_without_a_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_start_from_a_foreign_file_is_refused(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="does not match graft-tiny"):
+        Pretraining(PretrainConfig(run=str(tmp_path / "run"), start=str(tmp_path / "other.safetensors")))
