@@ -30,7 +30,8 @@ class Look:
         low = np.array(self.lower, dtype=np.float32)[:, None, None]
         span = np.array(self.upper, dtype=np.float32)[:, None, None] - low
         span = np.where(span > 0, span, 1).astype(np.float32)
-        scaled: NDArray[np.float32] = np.asarray((array - low) / span, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # nodata may be the largest float there is
+            scaled: NDArray[np.float32] = np.asarray((array - low) / span, dtype=np.float32)
         np.nan_to_num(np.clip(scaled, 0.0, 1.0, out=scaled), copy=False, nan=0.0)
         return np.broadcast_to(scaled, (3, *scaled.shape[1:])) if len(scaled) == 1 else scaled
 
