@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[test]' -c constraints.txt
 	@touch $@
 
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(STAMP)
 	$(BIN)/samgraft demo
 

@@ -12,7 +12,10 @@ from typing import Any
 from tests.benchmarks._sets import SPECS
 from tests.benchmarks._table import markdown, read_json
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+CARD = ROOT / "adapters" / "backbones" / "embedded" / "graft_tiny.md"
+"""The weight card; it carries the zero-shot tables too."""
 ZERO_SHOT_COLUMNS = ("set", "cases", "objects", "graft-tiny", "ellipse", "otsu", "walker", "margin")
 COST_COLUMNS = (
     "set",
@@ -92,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.render", description=__doc__)
     parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
     parser.add_argument("--results", type=Path, default=DOCS / "benchmarks", help="folder of NAME.json")
+    parser.add_argument("--card", action="store_true", help="write the zero-shot tables into the weight card as well")
     options = parser.parse_args(argv)
     page = options.page.read_text()
     for name, section in SECTIONS.items():
@@ -100,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{name}: no {options.results / f'{name}.json'}, left as it is")
             continue
         page = replaced(page, name, section(content))
+        if name == "zero_shot" and options.card:
+            CARD.write_text(replaced(CARD.read_text(), name, section(content)))
     options.page.write_text(page)
 
 
