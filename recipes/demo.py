@@ -6,7 +6,7 @@ seen, and writes masks, polygons, a report and a picture. Everything comes from 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,19 +93,6 @@ class DemoResult:
     report: Path
     picture: Path
     seconds: float
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Command line: ``samgraft demo [-o FOLDER]``."""
-    from samgraft.recipes.commands.parsing import new_parser, parse, say
-
-    parser = new_parser(
-        "demo", "Train two small grafts on made-up images, segment a CT-like volume and a map, write a report."
-    )
-    parser.add_argument("-o", "--output", default="demo_out", help="folder to write to")
-    parser.add_argument("--seconds", type=float, default=DemoConfig.seconds, help="longest training time of each graft")
-    values = parse(parser, arguments)
-    run_demo(Path(values.output), config=DemoConfig(seconds=values.seconds), say=say)
 
 
 def run_demo(

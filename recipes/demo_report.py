@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Picture = NDArray[np.uint8]
 COLOURS = ((255, 92, 64), (46, 196, 255), (255, 200, 40), (80, 220, 120), (210, 110, 255))
+"""Of classes; objects share one."""
+OBJECT = (255, 238, 40)
 _INK = "#1c2430"
 
 
@@ -41,10 +43,10 @@ def overview(path: Path, volume: "DemoPart", scene: "DemoPart") -> Path:
         (grid[0, 0], gray, f"volume, slice {index}"),
         (grid[0, 1], paint(gray, labels, truth=slice_truth(volume, index)), f"found (Dice {dice})"),
         (grid[1, 0], crop(rgb), "map, a part"),
-        (grid[1, 1], paint(crop(rgb), crop(scene.result.labels), truth=crop(scene.truth)), "found"),
+        (grid[1, 1], paint(crop(rgb), crop(scene.result.labels), objects=True, truth=crop(scene.truth)), "found"),
     ]
     whole = f"all of it: {len(scene.result.instances)} polygons (IoU {scene.figures['IoU buildings']:.2f})"
-    spots.append((grid[:, 2], paint(rgb, scene.result.labels), whole))
+    spots.append((grid[:, 2], paint(rgb, scene.result.labels, objects=True), whole))
     for place, picture, title in spots:
         axes = figure.add_subplot(place)
         axes.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 200 else "antialiased")
@@ -111,9 +113,9 @@ def _slice_panel(part: "DemoPart", index: int) -> Panel:
 
 
 def best_slice(truth: NDArray[Any]) -> int:
-    """Slice with the most classes, then the most labelled pixels."""
-    count = [(len(np.unique(plane)), int((plane > 1).sum())) for plane in truth]
-    return max(range(len(count)), key=lambda i: count[i])
+    """Slice that shows every class at its largest, as far as one slice can."""
+    area = np.array([(truth == value).sum(axis=(1, 2)) for value in np.unique(truth[truth > 0])], dtype=np.float64)
+    return int((area / area.max(axis=1, keepdims=True)).sum(axis=0).argmax()) if len(area) else len(truth) // 2
 
 
 def slice_of(part: "DemoPart", index: int) -> tuple[Picture, NDArray[np.int32]]:
@@ -147,18 +149,21 @@ def crop(array: NDArray[Any], side: int = 170) -> NDArray[Any]:
     return array[starts[0] : starts[0] + side, starts[1] : starts[1] + side]
 
 
-def paint(picture: Picture, labels: NDArray[Any], *, truth: NDArray[Any] | None = None) -> Picture:
+def paint(
+    picture: Picture, labels: NDArray[Any], *, objects: bool = False, truth: NDArray[Any] | None = None
+) -> Picture:
     """Tint labels and draw their outlines, ``truth`` as white outlines below; the picture is enlarged."""
     factor = 4 if max(picture.shape[:2]) <= 200 else 2
     big = picture.repeat(factor, axis=0).repeat(factor, axis=1).astype(np.float32)
     if truth is not None:
         big[_rim(_enlarge(truth, factor), 1)] = 255
     found = _enlarge(labels, factor)
-    rim = _rim(found, factor // 2)
-    for value in np.unique(found[found > 0]):
-        colour = np.array(COLOURS[int(value - 1) % len(COLOURS)], dtype=np.float32)
-        own = found == value
-        big[own] = 0.72 * big[own] + 0.28 * colour
+    rim = _rim(found, 2)
+    shown = np.minimum(found, 1) if objects else found
+    for value in np.unique(shown[shown > 0]):
+        colour = np.array(OBJECT if objects else COLOURS[int(value - 1) % len(COLOURS)], dtype=np.float32)
+        own = shown == value
+        big[own] = 0.74 * big[own] + 0.26 * colour
         big[own & rim] = colour
     return big.clip(0, 255).astype(np.uint8)
 
