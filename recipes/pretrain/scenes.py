@@ -264,13 +264,30 @@ def tubes(rng: Rng, canvas: Canvas) -> None:
 
 
 def trees(rng: Rng, canvas: Canvas) -> None:
-    """One branching object; sometimes a large disc lies below it."""
-    if rng.random() < 0.5:
+    """One branching object, or a fundus; a large disc below it is rarely the object that is meant."""
+    width = float(rng.uniform(1.0, 4.5))
+    if rng.random() < 0.4:
+        _fundus(rng, canvas, min(width, 3.0))
+        return
+    if rng.random() < 0.4:
         disc = shapes.blob(
             rng, canvas.size, _center(rng, canvas.size, 0.35), _radii(rng, canvas.size, 0.06, 0.5, 1.3), 0.02
         )
         canvas.paint(disc, kind=5, target=rng.random() < 0.3)
-    canvas.paint(shapes.tree(rng, canvas.size, rng.uniform(1.0, 4.5)), kind=1)
+    canvas.paint(shapes.tree(rng, canvas.size, width), kind=1)
+
+
+def _fundus(rng: Rng, canvas: Canvas, width: float) -> None:
+    """A disc with vessels all over it: the box around the vessels is nearly the disc's, and the vessels are meant."""
+    size = canvas.size
+    center, radii = _center(rng, size, 0.45), _radii(rng, size, 0.35, 0.5, 1.2)
+    disc = shapes.blob(rng, size, center, radii, 0.02)
+    canvas.paint(disc, kind=5, target=False)
+    root = (center[0] + rng.normal(0, 0.1 * size), center[1] + rng.normal(0, 0.15 * size))
+    if rng.random() < 0.6:
+        radius = rng.uniform(0.1, 0.2) * radii[0]
+        canvas.paint(shapes.blob(rng, size, root, (radius, radius), 0.02) & disc, kind=6)
+    canvas.paint(shapes.tree(rng, size, width, root) & disc, kind=1)
 
 
 def mixture(rng: Rng, canvas: Canvas) -> None:
@@ -281,14 +298,14 @@ def mixture(rng: Rng, canvas: Canvas) -> None:
 
 
 LAYOUTS: dict[str, tuple[Layout, float]] = {
-    "organs": (organs, 0.3),
+    "organs": (organs, 0.27),
     "shells": (shells, 0.1),
     "territories": (territories, 0.12),
     "cells": (cells, 0.14),
     "buildings": (buildings, 0.1),
     "polygons": (polygons, 0.06),
     "tubes": (tubes, 0.05),
-    "trees": (trees, 0.05),
+    "trees": (trees, 0.08),
     "mixture": (mixture, 0.08),
 }
 """Layout name -> (function, relative frequency)."""

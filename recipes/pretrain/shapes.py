@@ -93,10 +93,16 @@ def tube(rng: Rng, size: int, start: tuple[float, float], length: float, width: 
     return np.asarray(image, dtype=bool)
 
 
-def tree(rng: Rng, size: int, width: float) -> Mask:
-    """Branching thin lines from one or two roots, like vessels, cracks or rivers."""
+def tree(rng: Rng, size: int, width: float, root: tuple[float, float] | None = None) -> Mask:
+    """Branching thin lines, like vessels, cracks or rivers: from one to three roots, or all around ``root`` (row, col)."""
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
+    if root is not None:
+        count, start = int(rng.integers(4, 9)), rng.uniform(0, 2 * np.pi)
+        for k in range(count):
+            heading = start + 2 * np.pi * k / count + rng.normal(0, 0.3)
+            _branch(rng, draw, root, heading, rng.uniform(0.3, 0.7) * size, width, depth=3)
+        return np.asarray(image, dtype=bool)
     for _ in range(int(rng.integers(1, 4))):
         root = (rng.uniform(0.1, 0.9) * size, rng.uniform(0.1, 0.9) * size)
         for _ in range(int(rng.integers(2, 5))):
