@@ -1,19 +1,17 @@
 """Class-token decoder: one learned token per class goes through the frozen two-way transformer; no prompt is needed.
 
-The frozen mask decoder answers prompts; this one answers a fixed list of classes, background among them. Tokens
-attend to
-the image in the backbone's transformer (frozen, or a trainable copy); upscaling and hypernetwork start as copies of the
-backbone's. Earlier encoder blocks and a small pyramid of the image itself add what the neck has lost, which matters for
-thin structures and for a small backbone. Everything the backbone owns is read at call time and never stored here.
+The frozen mask decoder answers prompts; this one answers a fixed list of classes, background among them. Tokens attend
+to the image in the backbone's transformer (frozen, or a trainable copy), which also updates the image features. These,
+with earlier encoder blocks, are brought back to fine resolution along a convolutional path that meets the image itself.
+A plain classifier reads the result, and a hypernetwork turns each token into a second one that knows the whole image;
+it starts small. Everything the backbone owns is read at call time and never stored here.
 
-    neck + no-mask + taps + pyramid[patch]  ->  transformer(tokens)  ->  x2 (+pyramid)  ->  x2 (+pyramid)  [-> full
-    size]
-                                                  tokens -> hypernetwork -> weights, one per class; logits = weights .
-                                                  map
+    neck -> transformer(tokens) -> keys + taps -> detail path(image) -> classifier + hypernetwork(tokens) -> logits
 
 Source:
     SAMed, arXiv:2304.13785 (classes + background, softmax); AutoSAM heads, arXiv:2306.13731 (learned tokens on a frozen
-    encoder); progressive upsampling to the input's size, MA-SAM, arXiv:2309.08842. Skips and taps are this project's.
+    encoder); the path is described in ``samgraft.adapters.decoders.detail``. docs/adr/0005-class-token-decoder.md says
+    what was measured.
 """
 
 import copy
@@ -23,12 +21,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, SemanticOutput
-from samgraft.adapters.decoders.pyramid import ImagePyramid, Refine
+from samgraft.adapters.decoders.detail import DetailPath, TokenFusion, finest_stride
 from samgraft.adapters.decoders.sam_parts import image_positions, no_mask_dense, sam_mask_decoder
 from samgraft.errors import ConfigError, NoMatchError
 
@@ -48,35 +45,30 @@ class ClassTokensConfig(DecoderConfig):
     activation: Literal["softmax", "sigmoid"] = "softmax"
     """"softmax": C + 1 channels, background first; "sigmoid": C channels that may overlap."""
     taps: str | tuple[int, ...] = "auto"
-    """Encoder blocks fused into the neck: "auto" (after a quarter, half and three quarters), "none", or indices."""
-    skip_channels: int = 16
-    """Channels of the image pyramid at full resolution (twice and three times that below); 0 for no pyramid."""
-    refine_channels: int = 32
-    """Inner width of the refinement after each upscaling."""
+    """Encoder blocks read beside the neck: "auto" (after a quarter, half and three quarters), "none", or indices."""
+    width: int = 16
+    """Channels of the detail path at a quarter of the patch; doubled at every coarser level."""
+    fused: int = 64
+    """Channels of the joined token maps."""
     full_resolution: bool = False
-    """Upsample on to H x W; else logits are 4h x 4w, as SAM's masks."""
-    hypernetworks: Literal["shared", "per_class"] = "shared"
-    """One hypernetwork for all tokens, or one per class (as in SAM; grows with the classes)."""
+    """Logits at H x W; else four per patch side, as SAM's masks (the nearest power of 2 below)."""
     train_transformer: bool = False
     """Train a copy of the two-way transformer instead of reading the frozen one."""
     dropout: float = 0.0
-    """Probability of dropping whole channels before upscaling while training, in [0, 1)."""
+    """Probability of dropping whole channels of the joined token maps while training, in [0, 1)."""
 
     def __post_init__(self) -> None:
         """Check choices and numbers."""
         check_choice(self.method, "activation", self.activation, ("softmax", "sigmoid"))
-        check_choice(self.method, "hypernetworks", self.hypernetworks, ("shared", "per_class"))
         if isinstance(self.taps, str):
             check_choice(self.method, "taps", self.taps, ("auto", "none"))
         if self.num_classes < 1:
             raise ConfigError(
                 f"class_tokens: num_classes is {self.num_classes}; expected at least 1 (background is not counted)"
             )
-        if self.skip_channels < 0 or self.skip_channels % 4 or self.refine_channels < 4 or self.refine_channels % 4:
-            raise ConfigError(
-                f"class_tokens: skip_channels {self.skip_channels}, refine_channels {self.refine_channels}; "
-                "expected multiples of 4"
-            )
+        for name, value in (("width", self.width), ("fused", self.fused)):
+            if value < 8:
+                raise ConfigError(f"class_tokens: {name} is {value}; expected at least 8 channels")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"class_tokens: dropout is {self.dropout}; expected a probability in [0, 1)")
 
@@ -86,7 +78,7 @@ class ClassTokensConfig(DecoderConfig):
         return self.num_classes + (1 if self.activation == "softmax" else 0)
 
     def build(self, backbone: Backbone) -> "ClassTokenDecoder":
-        """Create the decoder from copies of the backbone's upscaling and hypernetwork."""
+        """Create the decoder; ``backbone`` is only read."""
         return ClassTokenDecoder(self, backbone)
 
 
@@ -95,88 +87,54 @@ class ClassTokenDecoder(DecoderPatch):
 
     Attributes:
         class_tokens: (K, C), starting near the backbone's mask tokens.
-        fuse: Taps and coarsest pyramid level to C channels; zero at step 0, so the transformer first sees the plain
-            neck.
+        hypernetwork: Token (C,) to the weights of a classifier on the fine map; its last layer starts small.
     """
 
     def __init__(self, config: ClassTokensConfig, backbone: Backbone) -> None:
         """Build; ``backbone`` is only read."""
         super().__init__()
         self.config = config
-        self.taps = resolve_taps(config.taps, backbone.spec.num_blocks)
+        spec = backbone.spec
+        self.taps = resolve_taps(config.taps, spec.num_blocks)
         decoder = sam_mask_decoder(backbone)
         like = decoder.mask_tokens.weight
         self.class_tokens = nn.Parameter(_initial_tokens(like, config.num_tokens))
-        self.upscale1, self.norm, self.upscale2 = (
-            _trainable_copy(m) for m in (decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2)
-        )
-        count = config.num_tokens if config.hypernetworks == "per_class" else 1
-        self.hypernetworks = nn.ModuleList(_trainable_copy(decoder.output_hypernetworks_mlps[0]) for _ in range(count))
         self.transformer = _trainable_copy(decoder.transformer) if config.train_transformer else None
-        self.dropout = nn.Dropout2d(config.dropout)
+        stride = 1 if config.full_resolution else finest_stride(spec.patch_size)
+        channels = spec.neck_channels
         with torch.device(like.device):
-            self._add_detail(backbone)
-        for part in (self.pyramid, self.tap_norms, self.fuse, self.refine):
-            if part is not None:
-                part.to(like.dtype)
-
-    def _add_detail(self, backbone: Backbone) -> None:
-        """Create pyramid, fusion of taps and refinements."""
-        config, spec = self.config, backbone.spec
-        levels = round(math.log2(spec.patch_size)) + 1
-        widths = (
-            [config.skip_channels * min(level + 1, 3) for level in range(levels)]
-            if config.skip_channels
-            else [0] * levels
-        )
-        self.pyramid = ImagePyramid(widths) if config.skip_channels else None
-        self.tap_norms = nn.ModuleList(nn.LayerNorm(spec.embed_dim) for _ in self.taps)
-        fused = len(self.taps) * spec.embed_dim + widths[-1]
-        self.fuse = nn.Conv2d(fused, spec.neck_channels, 1) if fused else None
-        if self.fuse is not None:
-            nn.init.zeros_(self.fuse.weight)
-            nn.init.zeros_(cast(Tensor, self.fuse.bias))
-        stages = levels - 1 if config.full_resolution else 2
-        channels = [spec.neck_channels // 4] + [spec.neck_channels // 8] * (stages - 1)
-        self.refine = nn.ModuleList(
-            Refine(channels[stage], widths[max(levels - 2 - stage, 0)], config.refine_channels)
-            for stage in range(stages)
-            if config.skip_channels or stage > 1
-        )
+            self.fusion = TokenFusion(len(self.taps), spec.embed_dim, channels, config.fused)
+            self.dropout = nn.Dropout2d(config.dropout)
+            self.path = DetailPath(config.fused, spec.patch_size, stride=stride, width=config.width)
+            fine = self.path.widths[0]
+            self.classifier = nn.Conv2d(fine, config.num_tokens, 1)
+            self.hypernetwork = nn.Sequential(
+                nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, fine)
+            )
+        nn.init.normal_(cast(Tensor, self.hypernetwork[-1].weight), std=0.01 / math.sqrt(channels))
+        nn.init.zeros_(cast(Tensor, self.hypernetwork[-1].bias))
+        for part in (self.fusion, self.path, self.classifier, self.hypernetwork):
+            part.to(like.dtype)
 
     def forward(
         self, backbone: Backbone, features: Features, image: Tensor, prompts: "Prompts | None" = None
     ) -> SemanticOutput:
-        """Class maps (B, K, 4h, 4w), or (B, K, H, W) with ``full_resolution``; ``prompts`` are not used."""
+        """Class maps (B, K, H / s, W / s) with s a quarter of the patch, or 1; ``prompts`` are not used."""
         del prompts
-        levels = [] if self.pyramid is None else self.pyramid(image)
-        source = self._source(backbone, features, levels)  # (B, C, h, w)
-        tokens, keys = self._attend(backbone, source)  # (B, K, C), (B, C, h, w)
-        detail = self._upscale(self.dropout(keys), levels, image.shape[-2:])  # (B, C / 8, h', w')
-        if len(self.hypernetworks) == 1:
-            weights = self.hypernetworks[0](tokens)  # (B, K, C / 8)
-        else:
-            weights = torch.stack([net(tokens[:, i]) for i, net in enumerate(self.hypernetworks)], dim=1)
-        logits = (weights @ detail.flatten(2)).unflatten(2, detail.shape[-2:])
-        return SemanticOutput(logits=logits, activation=self.config.activation)
-
-    def _source(self, backbone: Backbone, features: Features, levels: list[Tensor]) -> Tensor:
-        source = features.neck + no_mask_dense(backbone, features.neck)
         missing = [tap for tap in self.taps if tap not in features.taps]
         if missing:
             raise ConfigError(
                 f"class_tokens reads blocks {list(self.taps)}; features lack {missing}; encode with taps=decoder.taps"
             )
-        if self.fuse is None:
-            return source
-        parts = [
-            norm(features.taps[tap]).permute(0, 3, 1, 2) for tap, norm in zip(self.taps, self.tap_norms, strict=True)
-        ]  # (B, D, h, w) each
-        if levels:
-            parts.append(levels[-1])
-        return source + cast(Tensor, self.fuse(torch.cat(parts, dim=1)))
+        tokens, keys = self._attend(backbone, features.neck + no_mask_dense(backbone, features.neck))
+        fused = self.dropout(self.fusion([features.taps[tap] for tap in self.taps], keys))  # (B, fused, h, w)
+        detail = self.path(image.to(fused.dtype), fused)  # (B, F, H / s, W / s)
+        weights = self.hypernetwork(tokens)  # (B, K, F)
+        by_token = (weights @ detail.flatten(2)).unflatten(2, detail.shape[-2:])
+        return SemanticOutput(logits=self.classifier(detail) + by_token, activation=self.config.activation)
 
     def _attend(self, backbone: Backbone, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Class tokens (B, K, C) and image features (B, C, h, w) after the two-way transformer."""
         decoder = sam_mask_decoder(backbone)
         batch, _, height, width = source.shape
         tokens = torch.cat([decoder.iou_token.weight, self.class_tokens])  # (1 + K, C)
@@ -188,24 +146,6 @@ class ClassTokenDecoder(DecoderPatch):
             attention_similarity=None,
         )  # (B, 1, 1 + K, C), (B, 1, h w, C)
         return tokens[:, 0, 1:], keys[:, 0].transpose(1, 2).unflatten(2, (height, width))
-
-    def _upscale(self, x: Tensor, levels: list[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
-        stages = len(self.refine) if self.pyramid is not None else len(self.refine) + 2
-        finest_first = levels[:-1][::-1]
-        for stage in range(stages):
-            if stage == 0:
-                x = functional.gelu(self.norm(self.upscale1(x)))
-            elif stage == 1:
-                x = functional.gelu(self.upscale2(x))
-            else:
-                last = stage == stages - 1
-                target = tuple(size) if last else (2 * x.shape[-2], 2 * x.shape[-1])
-                x = functional.interpolate(x, size=target, mode="bilinear", align_corners=False)
-            if self.pyramid is not None:
-                x = self.refine[stage](x, finest_first[stage])
-            elif stage > 1:
-                x = self.refine[stage - 2](x, x[:, :0])
-        return x
 
 
 def resolve_taps(taps: str | tuple[int, ...], num_blocks: int) -> tuple[int, ...]:

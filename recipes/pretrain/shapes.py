@@ -94,7 +94,7 @@ def tube(rng: Rng, size: int, start: tuple[float, float], length: float, width: 
 
 
 def tree(rng: Rng, size: int, width: float, root: tuple[float, float] | None = None) -> Mask:
-    """Branching thin lines, like vessels, cracks or rivers: from one to three roots, or all around ``root`` (row, col)."""
+    """Branching thin lines, like vessels or cracks, from one to three roots, or all around ``root`` (row, col)."""
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
     if root is not None:

@@ -14,10 +14,10 @@ from tests.adapters.toy import toy_backbone, toy_image
 
 CONFIGS = [
     ClassTokensConfig(num_classes=1),
-    ClassTokensConfig(num_classes=13, hypernetworks="per_class", taps=(0, 2)),
-    ClassTokensConfig(num_classes=2, activation="sigmoid", skip_channels=0, taps="none"),
+    ClassTokensConfig(num_classes=13, taps=(0, 2)),
+    ClassTokensConfig(num_classes=2, activation="sigmoid", width=8, taps="none"),
     ClassTokensConfig(num_classes=2, full_resolution=True),
-    ClassTokensConfig(num_classes=2, full_resolution=True, skip_channels=0, train_transformer=True, dropout=0.5),
+    ClassTokensConfig(num_classes=2, full_resolution=True, fused=24, train_transformer=True, dropout=0.5),
 ]
 
 
@@ -25,7 +25,7 @@ def test_names() -> None:
     assert DECODERS.names() == ("class_tokens", "mask")
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_classes}-{c.activation}-{c.skip_channels}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_classes}-{c.activation}-{c.fused}")
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)], ids=["square", "tall"])
 def test_shapes_gradients_and_frozen_rest(config: ClassTokensConfig, size: tuple[int, int]) -> None:
     backbone, image = toy_backbone(), toy_image(*size)
@@ -107,8 +107,8 @@ def test_bad_options() -> None:
         ClassTokensConfig(num_classes=0)
     with pytest.raises(ConfigError, match="activation is 'softmx'; did you mean 'softmax'"):
         ClassTokensConfig(activation="softmx")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="skip_channels 6"):
-        ClassTokensConfig(skip_channels=6)
+    with pytest.raises(ConfigError, match="width is 6"):
+        ClassTokensConfig(width=6)
     with pytest.raises(NoMatchError, match=r"name \[7\]; the backbone has blocks 0..2"):
         attach(toy_backbone(), decoder=ClassTokensConfig(taps=(1, 7)))
 

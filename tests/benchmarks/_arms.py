@@ -23,10 +23,10 @@ ArmName = Literal["graft", "full", "unet"]
 ARMS: tuple[ArmName, ...] = ("graft", "full", "unet")
 GRAFTS: tuple[GraftConfig, ...] = (BottleneckConfig(ratio=0.125, blocks="last:2"),)
 """What is grafted into the encoder, on every set."""
-FULL = Optimiser(lr=5e-4, batch=0)
+FULL = Optimiser(lr=1e-3, batch=0)
 GRAFT = Optimiser(lr=2e-3, batch=0)
 UNET = Optimiser(lr=2e-3, batch=0)
-"""Learning rates: sensible guesses, not tuned yet; batch 0 means the set's own."""
+"""UNet and graft: compared on held-out training cases of nerve_us (docs/benchmarks.md); batch 0 means the set's own."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -47,12 +47,12 @@ SPECS = {
     spec.name: spec
     for spec in (
         SetSpec(
-            name="hippocampus_mr", size=96, classes=3, budget=420, headline=("dice",), augment=SCAN, volumetric=True
+            name="hippocampus_mr", size=64, classes=3, budget=240, headline=("dice",), augment=SCAN, volumetric=True
         ),
-        SetSpec(name="cardiac_mr", size=128, classes=2, budget=420, headline=("dice", "dice_pooled"), augment=SCAN),
-        SetSpec(name="nerve_us", size=128, classes=3, budget=420, headline=("dice", "dice_pooled"), augment=SCAN),
+        SetSpec(name="cardiac_mr", size=128, classes=2, budget=240, headline=("dice", "dice_pooled"), augment=SCAN),
+        SetSpec(name="nerve_us", size=128, classes=3, budget=240, headline=("dice", "dice_pooled"), augment=SCAN),
         SetSpec(
-            name="buildings_banepa", size=256, classes=3, budget=600, headline=("iou", "ap50"), augment=AERIAL, batch=4
+            name="buildings_banepa", size=256, classes=3, budget=240, headline=("iou", "ap50"), augment=AERIAL, batch=4
         ),
     )
 }
