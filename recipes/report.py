@@ -304,7 +304,7 @@ def report_run(run: Path | str, output: Path | str | None = None) -> Path:
     metrics = json.loads(_read(run / "metrics.json") or "{}")
     subtitle = f"{run.resolve()} - written {time.strftime('%Y-%m-%d %H:%M')}"
     report = Report(f"samgraft run {run.resolve().name}", subtitle=subtitle)
-    _metrics_sections(report, metrics)
+    _validation(report, metrics)
     panels = load_panels(run / "samples.npz")
     if panels:
         classes = {int(k): v for k, v in metrics.get("classes", {}).items()}
@@ -312,6 +312,7 @@ def report_run(run: Path | str, output: Path | str | None = None) -> Path:
     picture = curves(history)
     if picture is not None:
         report.figure("Training curves", picture, caption="metrics are of validation cases only")
+    _per_case(report, metrics)
     report.code("What is trainable", _read(run / "trainable.txt") or "not recorded")
     report.code("Configuration", _read(run / "config.yaml"))
     recorded = metrics.get("versions") or versions()
@@ -319,7 +320,7 @@ def report_run(run: Path | str, output: Path | str | None = None) -> Path:
     return report.save(output or run / "report.html")
 
 
-def _metrics_sections(report: Report, metrics: Mapping[str, Any]) -> None:
+def _validation(report: Report, metrics: Mapping[str, Any]) -> None:
     if not metrics:
         report.text("Validation", "No validation has finished yet.")
         return
@@ -332,6 +333,9 @@ def _metrics_sections(report: Report, metrics: Mapping[str, Any]) -> None:
     if metrics.get("from_ground_truth"):
         note += " Prompts were taken from the ground truth."
     report.table("Validation", ["figure", "mean", "std", "n"], rows, note=note)
+
+
+def _per_case(report: Report, metrics: Mapping[str, Any]) -> None:
     if metrics.get("scores"):
         keys = ("case", "class_name", "dice", "iou", "truth_voxels", "predicted_voxels")
         rows = [tuple(s[k] for k in keys) for s in metrics["scores"]]
