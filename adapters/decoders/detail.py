@@ -53,7 +53,7 @@ class DetailPath(nn.Module):
             image: (B, 3, H, W) in [0, 1].
             tokens: (B, C, h, w).
         """
-        x = functional.pixel_unshuffle(image * 4 - 2, self.stride)
+        x: Tensor = functional.pixel_unshuffle(image * 4 - 2, self.stride)
         levels = []
         for down in self.down:
             x = down(x)
