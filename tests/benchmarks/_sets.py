@@ -49,7 +49,14 @@ SPECS = {
         SetSpec(
             name="hippocampus_mr", size=64, classes=3, budget=240, headline=("dice",), augment=SCAN, volumetric=True
         ),
-        SetSpec(name="cardiac_mr", size=128, classes=2, budget=240, headline=("dice", "dice_pooled"), augment=SCAN),
+        SetSpec(
+            name="cardiac_mr",
+            size=128,
+            classes=2,
+            budget=240,
+            headline=("dice", "dice_patient", "dice_pooled"),
+            augment=SCAN,
+        ),
         SetSpec(name="nerve_us", size=128, classes=3, budget=240, headline=("dice", "dice_pooled"), augment=SCAN),
         SetSpec(
             name="buildings_banepa", size=256, classes=3, budget=240, headline=("iou", "ap50"), augment=AERIAL, batch=4
@@ -139,8 +146,13 @@ def probabilities(forward: Forward, spec: SetSpec, case: Case, *, three: bool) -
 def evaluate(
     forward: Forward, spec: SetSpec, cases: Sequence[Case], *, three: bool, masks: list[NDArray[np.int32]] | None = None
 ) -> dict[str, float | int | str]:
-    """Scores over cases and their number; predicted label maps are appended to ``masks``."""
+    """Scores over cases and their number; predicted label maps are appended to ``masks``.
+
+    "dice" averages over pictures or volumes, "dice_patient" over patients with all their slices counted together, and
+    "dice_pooled" counts all cases together.
+    """
     rows, matches, pooled = [], [], np.zeros((spec.classes - 1, 2))
+    patients: dict[str, NDArray[np.float64]] = {}
     kept: list[NDArray[np.int32]] = [] if masks is None else masks
     for case in cases:
         found = probabilities(forward, spec, case, three=three)
@@ -155,7 +167,9 @@ def evaluate(
         labels = found.argmax(0).astype(np.int32)
         pairs = [(labels == k, case.label == k) for k in range(1, spec.classes)]
         rows.append([dice(p, t) for p, t in pairs])
-        pooled += [(2 * (p & t).sum(), p.sum() + t.sum()) for p, t in pairs]
+        counts = np.array([(2 * (p & t).sum(), p.sum() + t.sum()) for p, t in pairs], dtype=np.float64)
+        pooled += counts
+        patients[case.id] = patients.get(case.id, 0) + counts
         kept.append(labels)
     overlap = "iou" if matches else "dice"
     whole = pooled[: 1 if matches else None]
@@ -165,5 +179,6 @@ def evaluate(
     if matches:
         values["ap50"] = float(average_precision(matches))
     else:
+        values["dice_patient"] = float(np.mean([(c[:, 0] / np.maximum(c[:, 1], 1)).mean() for c in patients.values()]))
         values |= {f"{overlap}_class{k + 1}": float(v) for k, v in enumerate(np.mean(rows, axis=0))}
     return values
