@@ -77,15 +77,7 @@ def write_report(path: Path, volume: "DemoPart", scene: "DemoPart") -> Path:
     depth = volume.truth.shape[0]
     slices = [int(v) for v in np.linspace(0.15, 0.85, 8) * (depth - 1)]
     report.panels("Volume", [_slice_panel(volume, i) for i in slices], classes=dict(volume.result.classes))
-    panel = Panel(
-        title="map",
-        image=picture_of(scene),
-        predicted=scene.result.labels.astype(np.int32),
-        truth=scene.truth.astype(np.int32),
-        instances=True,
-        caption=f"{len(scene.result.instances)} objects",
-    )
-    report.panels("Map", [panel])
+    report.panels(f"Map ({len(scene.result.instances)} objects)", _quarters(scene), side=720)
     for part in (volume, scene):
         _training(report, part)
     files = [(str(file.name), f"{file.stat().st_size:,} bytes") for part in (volume, scene) for file in part.written]
@@ -103,6 +95,21 @@ def _training(report: Report, part: "DemoPart") -> None:
     table = part.run / "trainable.txt"
     if table.is_file():
         report.code(f"Trainable parts of the {part.name}", table.read_text())
+
+
+def _quarters(part: "DemoPart") -> list[Panel]:
+    """The map in four pictures, large enough to judge an outline."""
+    picture, labels, truth = picture_of(part), part.result.labels.astype(np.int32), part.truth.astype(np.int32)
+    rows, cols = (n // 2 for n in labels.shape)
+    return [
+        Panel(title=title, image=picture[at], predicted=labels[at], truth=truth[at], instances=True)
+        for title, at in {
+            "north-west": np.s_[:rows, :cols],
+            "north-east": np.s_[:rows, cols:],
+            "south-west": np.s_[rows:, :cols],
+            "south-east": np.s_[rows:, cols:],
+        }.items()
+    ]
 
 
 def _slice_panel(part: "DemoPart", index: int) -> Panel:

@@ -32,7 +32,7 @@ h1{font-size:26px;margin:0 0 2px}h2{font-size:18px;margin:34px 0 10px;border-bot
 .sub{color:#5a6675;margin:0 0 8px}.note{color:#5a6675;font-size:13px;margin:6px 0}
 table{border-collapse:collapse;background:#fff;font-size:14px}th,td{padding:5px 14px 5px 10px;border-bottom:1px solid #e4e8ed;text-align:left}
 th{background:#eef1f5;font-weight:600}td.num,th.num{text-align:right;font-variant-numeric:tabular-nums}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(255px,1fr));gap:14px}
+.panels{display:grid;gap:14px}
 figure{margin:0;background:#fff;border:1px solid #dfe4ea;border-radius:6px;overflow:hidden}
 figure img{display:block;width:100%;image-rendering:auto;background:#000}figure.wide{max-width:900px}figure.wide img{background:#fff}
 figcaption{padding:7px 10px;font-size:13px;overflow-wrap:anywhere}
@@ -204,11 +204,16 @@ class Report:
         """Add a PNG over the whole width."""
         self._parts.append(f"<h2>{html.escape(heading)}</h2>{_figure(picture, caption, 'wide')}")
 
-    def panels(self, heading: str, panels: Sequence[Panel], *, classes: Mapping[int, str] | None = None) -> None:
-        """Add overlays with a key of colours."""
-        figures = [_figure(png(overlay(p)), " - ".join(filter(None, (p.title, p.caption))), "") for p in panels]
+    def panels(
+        self, heading: str, panels: Sequence[Panel], *, classes: Mapping[int, str] | None = None, side: int = 384
+    ) -> None:
+        """Add overlays of about ``side`` pixels with a key of colours."""
+        pictures = [png(overlay(p, side=side)) for p in panels]
+        titles = [" - ".join(filter(None, (p.title, p.caption))) for p in panels]
+        figures = "".join(_figure(picture, title, "") for picture, title in zip(pictures, titles, strict=True))
+        columns = f"grid-template-columns:repeat(auto-fill,minmax(min(100%,{2 * side // 3}px),1fr))"
         key = _key(panels, classes or {})
-        self._parts.append(f'<h2>{html.escape(heading)}</h2>{key}<div class="panels">{"".join(figures)}</div>')
+        self._parts.append(f'<h2>{html.escape(heading)}</h2>{key}<div class="panels" style="{columns}">{figures}</div>')
 
     def render(self) -> str:
         """The HTML text."""
