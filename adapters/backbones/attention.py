@@ -12,6 +12,8 @@ Source:
     Segment Anything, arXiv:2304.02643; decomposed positions from MViTv2, arXiv:2112.01526, section 4.1.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,17 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-MAX_BIAS = 2**23
-"""Largest bias, in elements (B * heads * S * S), that is built at once; above it heads go in turn.
-
-Measured on one core, float32, forward CPU time whole / in turn, in ms:
-
-- 64 windows of 8 x 8, 6 heads (1.6 million): 16 / 20
-- 16 images of 16 x 16, 6 heads (6.3 million): 33 / 36
-- one image of 32 x 32, 6 heads (6.3 million): 26 / 26
-- 25 windows of 14 x 14, 12 heads (11.5 million): 85 / 97, another time 133 / 107
-- one image of 64 x 64, 6 heads (101 million): 568 / 324
-"""
+CHUNK = 2**20
+"""Bias elements that are built at once, in a buffer that stays in the cache; see docs/benchmarks.md for others."""
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -60,7 +53,7 @@ def absolute_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None, grid: tuple[int, int]
 ) -> Tensor:
-    """Attention over all tokens of ``grid``; exact. The bias is built whole or head by head, by :data:`MAX_BIAS`.
+    """Attention over all tokens of ``grid``; exact. The bias is built for :data:`CHUNK` pairs of tokens at a time.
 
     Args:
         query: (B, heads, h * w, d); key and value likewise.
@@ -74,26 +67,42 @@ def attend(
     """
     if rel is None:
         return functional.scaled_dot_product_attention(query, key, value)
-    batch, heads, tokens, width = query.shape
-    cells = query.reshape(batch * heads, *grid, width)
-    rows = torch.einsum("bhwc,hkc->bhwk", cells, rel[0]).reshape(batch, heads, *grid, grid[0]).to(query.dtype)
-    cols = torch.einsum("bhwc,wkc->bhwk", cells, rel[1]).reshape(batch, heads, *grid, grid[1]).to(query.dtype)
-    parts = (query, key, value, rows, cols)
-    if batch * heads * tokens * tokens <= MAX_BIAS:
-        return _biased_attention(*parts)
-    return torch.cat([_biased_attention(*(part[:, i : i + 1] for part in parts)) for i in range(heads)], dim=1)
-
-
-def _biased_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    rows, cols = position_terms(query, rel, grid)
     out: Tensor = _BiasedAttention.apply(query, key, value, rows, cols)  # type: ignore[no-untyped-call]
     return out
 
 
-def _bias(rows: Tensor, cols: Tensor) -> Tensor:
-    """(B, n, S, S) from (B, n, h, w, h) and (B, n, h, w, w)."""
-    batch, heads, height, columns, _ = rows.shape
-    bias = rows[..., :, None] + cols[..., None, :]
-    return bias.reshape(batch, heads, height * columns, height * columns)
+def position_terms(query: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The two factors of the bias: (B, heads, h * w, h) for rows and (B, heads, h * w, w) for columns."""
+    batch, heads, _, width = query.shape
+    cells = query.reshape(batch * heads, *grid, width)
+    down = torch.einsum("bhwc,hkc->bhwk", cells, rel[0])
+    across = torch.einsum("bhwc,wkc->bhwk", cells, rel[1])
+    shape = (batch, heads, grid[0] * grid[1])
+    return down.reshape(*shape, grid[0]).to(query.dtype), across.reshape(*shape, grid[1]).to(query.dtype)
+
+
+Part = tuple[slice, slice, slice]
+"""Images, heads and queries that are computed together."""
+
+
+def parts(batch: int, heads: int, queries: int, keys: int) -> Iterator[Part]:
+    """Cut (B, n, queries) into parts of at most :data:`CHUNK` pairs: whole images, else whole heads, else queries."""
+    images = max(1, CHUNK // (heads * queries * keys))
+    together = heads if heads * queries * keys <= CHUNK else max(1, CHUNK // (queries * keys))
+    length = queries if queries * keys <= CHUNK else max(1, CHUNK // keys)
+    for i in range(0, batch, images):
+        for j in range(0, heads, together):
+            for k in range(0, queries, length):
+                yield slice(i, i + images), slice(j, j + together), slice(k, k + length)
+
+
+def _bias(rows: Tensor, cols: Tensor, memory: Tensor) -> Tensor:
+    """(B, n, q, h * w) from (B, n, q, h) and (B, n, q, w), written into the first elements of ``memory``."""
+    shape = (*rows.shape, cols.shape[-1])
+    bias = memory[: math.prod(shape)].view(shape)
+    torch.add(rows[..., :, None], cols[..., None, :], out=bias)
+    return bias.flatten(3)
 
 
 class _BiasedAttention(torch.autograd.Function):
@@ -101,7 +110,13 @@ class _BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=_bias(rows, cols))
+        batch, heads, queries, _ = query.shape
+        keys = key.shape[2]
+        memory = query.new_empty(min(batch * heads * queries, max(1, CHUNK // keys)) * keys)
+        out = torch.empty(query.shape[:3] + value.shape[3:], dtype=query.dtype, device=query.device)
+        for part in parts(batch, heads, queries, keys):
+            bias, pair = _bias(rows[part], cols[part], memory), part[:2]
+            out[part] = functional.scaled_dot_product_attention(query[part], key[pair], value[pair], attn_mask=bias)
         ctx.save_for_backward(query, key, value, rows, cols, out)
         return out
 
@@ -109,14 +124,24 @@ class _BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, rows, cols, out = ctx.saved_tensors
-        scale = query.shape[-1] ** -0.5
-        logits = torch.matmul(query * scale, key.transpose(-1, -2)).add_(_bias(rows, cols))
-        weights = logits.softmax(dim=-1)
-        grad_value = torch.matmul(weights.transpose(-1, -2), grad)
-        # derivative of softmax: p * (dp - sum(p * dp)), and sum(p * dp) over keys is grad . out
-        change = torch.matmul(grad, value.transpose(-1, -2)).sub_((grad * out).sum(dim=-1, keepdim=True))
-        grad_logits = change.mul_(weights)
-        grad_query = torch.matmul(grad_logits, key).mul_(scale)
-        grad_key = torch.matmul(grad_logits.transpose(-1, -2), query).mul_(scale)
-        pairs = grad_logits.reshape(*rows.shape, cols.shape[-1])
-        return grad_query, grad_key, grad_value, pairs.sum(dim=-1), pairs.sum(dim=-2)
+        batch, heads, queries, width = query.shape
+        keys, scale = key.shape[2], width**-0.5
+        memory = query.new_empty(min(batch * heads * queries, max(1, CHUNK // keys)) * keys)
+        change = [torch.empty_like(t) for t in (query, rows, cols)] + [torch.zeros_like(t) for t in (key, value)]
+        grad_query, grad_rows, grad_cols, grad_key, grad_value = change
+        for part in parts(batch, heads, queries, keys):
+            pair = part[:2]
+            logits = _bias(rows[part], cols[part], memory).add_(
+                torch.matmul(query[part], key[pair].transpose(-1, -2)), alpha=scale
+            )
+            weights = logits.softmax(dim=-1)
+            own = grad[part]
+            grad_value[pair] += torch.matmul(weights.transpose(-1, -2), own)
+            # derivative of softmax: p * (dp - sum(p * dp)), and sum(p * dp) over keys is grad . out
+            slope = torch.matmul(own, value[pair].transpose(-1, -2))
+            slope.sub_((own * out[part]).sum(dim=-1, keepdim=True)).mul_(weights)
+            grad_query[part] = torch.matmul(slope, key[pair]).mul_(scale)
+            grad_key[pair] += torch.matmul(slope.transpose(-1, -2), query[part]).mul_(scale)
+            pairs = slope.unflatten(-1, (rows.shape[-1], cols.shape[-1]))
+            grad_rows[part], grad_cols[part] = pairs.sum(dim=-1), pairs.sum(dim=-2)
+        return grad_query, grad_key, grad_value, grad_rows, grad_cols

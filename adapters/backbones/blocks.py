@@ -1,7 +1,7 @@
 """The one forward of a ViT block in this project, with its named insertion points.
 
-    x -> [I1] -> norm1 -> windows (zero pad) -> qkv [I2] -> attention + relative positions -> projection [I3]
-      -> windows undone -> + x -> [I4] -> norm2 -> MLP [I5, I6] -> + x
+    x -> [I1] -> norm1 -> qkv -> windows [I2] -> attention + relative positions -> windows undone -> projection [I3]
+      -> + x -> [I4] -> norm2 -> MLP [I5, I6] -> + x
 
 It runs on the modules of a ``transformers`` ``SamVisionLayer``, called as modules, so that wrapped linear layers (LoRA)
 take effect. norm1 comes before the padding: padded tokens are zero vectors that take part in attention, as in SAM.
@@ -10,13 +10,18 @@ Source:
     Segment Anything, arXiv:2304.02643; windowed blocks after ViTDet, arXiv:2203.16527.
 """
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from samgraft.adapters.backbones.attention import attend, relative_table
 from samgraft.adapters.backbones.sites import BlockSites, SiteContext, WindowInfo, add_deltas, add_qkv_deltas
+
+MLP_TOKENS = 1024
+"""Tokens that go through an MLP together: the four times wider layer between then stays in the cache."""
 
 
 def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block: int) -> Tensor:
@@ -36,32 +41,49 @@ def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block
     grid = (x.shape[1], x.shape[2])
     context = SiteContext(block=block, grid_size=grid, image=image)
     x = add_deltas(sites.block_input, x, context)
-    normed = layer.layer_norm1(x)
-    if layer.window_size:
-        windows = window_layout(grid, layer.window_size)
-        inside = SiteContext(block=block, grid_size=grid, image=image, windows=windows)
-        attended = attention_forward(layer.attn, sites, partition(normed, windows), inside)
-        x = x + unpartition(attended, windows, grid)
-    else:
-        x = x + attention_forward(layer.attn, sites, normed, context)
+    inside = replace(context, windows=window_layout(grid, layer.window_size)) if layer.window_size else context
+    x = x + attention_forward(layer.attn, sites, layer.layer_norm1(x), inside)
     x = add_deltas(sites.after_attention, x, context)
     normed = layer.layer_norm2(x)
-    change = layer.mlp(normed)
+    change = mlp_forward(layer.mlp, normed)
     change = add_deltas(sites.parallel_mlp_raw, x, context, onto=change)
     change = add_deltas(sites.parallel_mlp, normed, context, onto=change)
     return x + change
 
 
 def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
-    """Self-attention of the tokens of ``x`` (B', h', w', D), windows or whole images; returns the same shape."""
-    batch, height, width, dim = x.shape
-    heads = attn.num_attention_heads
-    qkv = add_qkv_deltas(sites.qkv, x, attn.qkv(x), context)
-    query, key, value = qkv.reshape(batch, height * width, 3, heads, dim // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    """Self-attention of the tokens of ``x`` (B, h, w, D), in windows if ``context`` says so; returns the same shape.
+
+    Padded tokens are keys and values like any other, but no linear layer is run on them: their projection is that of
+    one zero vector.
+    """
+    heads, windows = attn.num_attention_heads, context.windows
+    qkv = attn.qkv(x)
+    if windows is not None:
+        fill = attn.qkv(x.new_zeros(x.shape[-1])) if windows.padded != context.grid_size else None
+        qkv = partition(qkv, windows, fill)
+    if sites.qkv:
+        qkv = add_qkv_deltas(sites.qkv, x if windows is None else partition(x, windows), qkv, context)
+    batch, height, width, three = qkv.shape
+    query, key, value = qkv.reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     rel = (relative_table(attn.rel_pos_h, height), relative_table(attn.rel_pos_w, width)) if attn.use_rel_pos else None
-    out = attend(query, key, value, rel, (height, width))
-    out = attn.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
-    return add_deltas(sites.attention_output, out, context)
+    out = attend(query, key, value, rel, (height, width)).transpose(1, 2).reshape(batch, height, width, three // 3)
+    if windows is None:
+        return add_deltas(sites.attention_output, attn.proj(out), context)
+    projected: Tensor = attn.proj(unpartition(out, windows, context.grid_size))
+    if not sites.attention_output:
+        return projected
+    changed = add_deltas(sites.attention_output, partition(projected, windows), context)
+    return unpartition(changed, windows, context.grid_size)
+
+
+def mlp_forward(mlp: Any, x: Tensor) -> Tensor:
+    """The MLP of ``x`` (B, h, w, D), :data:`MLP_TOKENS` at a time where no gradient is asked for."""
+    tokens = x.shape[:-1].numel()
+    if torch.is_grad_enabled() or tokens <= MLP_TOKENS:
+        result: Tensor = mlp(x)
+        return result
+    return torch.cat([mlp(part) for part in x.flatten(0, -2).split(MLP_TOKENS)]).view(x.shape)
 
 
 def window_layout(grid: tuple[int, int], size: int) -> WindowInfo:
@@ -70,12 +92,14 @@ def window_layout(grid: tuple[int, int], size: int) -> WindowInfo:
     return WindowInfo(size=size, counts=(rows, columns), padded=(rows * size, columns * size))
 
 
-def partition(x: Tensor, windows: WindowInfo) -> Tensor:
-    """Cut (B, h, w, D) into (B * windows, s, s, D), padding with zeros."""
+def partition(x: Tensor, windows: WindowInfo, fill: Tensor | None = None) -> Tensor:
+    """Cut (B, h, w, D) into (B * windows, s, s, D), padding with ``fill`` (D,), or zeros."""
     batch, height, width, dim = x.shape
     (rows, columns), size = windows.counts, windows.size
     if windows.padded != (height, width):
         x = functional.pad(x, (0, 0, 0, windows.padded[1] - width, 0, windows.padded[0] - height))
+        if fill is not None:
+            x[:, height:], x[:, :height, width:] = fill, fill
     return x.reshape(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size, size, dim)
 
 

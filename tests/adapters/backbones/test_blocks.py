@@ -72,7 +72,7 @@ def test_attention_equals_its_formula() -> None:
 @pytest.mark.parametrize("limit", [1, 10**9])
 def test_attention_has_the_gradient_of_its_formula(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Heads in turn and all at once, to the queries, keys, values and both tables."""
-    monkeypatch.setattr(attention, "MAX_BIAS", limit)
+    monkeypatch.setattr(attention, "CHUNK", limit)
     inputs = [torch.randn(2, 2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     inputs += [torch.randn(n, n, 4, dtype=torch.float64, requires_grad=True) for n in (2, 3)]
 
@@ -86,7 +86,7 @@ def test_heads_in_turn_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = [torch.randn(2, 3, 20, 8) for _ in range(3)]
     rel = (torch.randn(4, 4, 8), torch.randn(5, 5, 8))
     whole = attend(*inputs, rel, (4, 5))
-    monkeypatch.setattr(attention, "MAX_BIAS", 1)
+    monkeypatch.setattr(attention, "CHUNK", 1)
     torch.testing.assert_close(attend(*inputs, rel, (4, 5)), whole, rtol=0, atol=1e-6)
 
 

@@ -1,0 +1,171 @@
+"""How fast the frozen encoder runs: ``python -m tests.benchmarks.encoder``, with nothing else running.
+
+SAM-B's shape with random weights (relative positions not zero), against ``transformers.SamModel`` (sdpa) and against
+the floor: the time of nothing but the matrix products of these shapes, each with a plain ``torch.mm`` or ``bmm``. Every
+measurement has a process of its own, and the three take turns, so that the machine's mood meets all of them.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SamConfig, SamModel
+
+from samgraft.adapters.backbones.hf import HFSamBackbone
+from tests.benchmarks._table import markdown, write_json
+
+MARK = "RESULT "
+WAYS = ("transformers", "samgraft", "floor")
+WIDTH, HEADS, BLOCKS, GLOBAL, WINDOW, PATCH = 768, 12, 12, 4, 14, 16
+
+
+def sam_base(size: int) -> SamModel:
+    """SAM-B for ``size`` pixels with reproducible weights."""
+    torch.manual_seed(0)
+    vision = {"image_size": size, "hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": BLOCKS}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config={"image_size": size})).eval()
+    for name, parameter in model.vision_encoder.named_parameters():
+        if "rel_pos" in name or name.endswith("pos_embed"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def floor(size: int, batch: int) -> Callable[[], None]:
+    """Do every matrix product of the encoder once, on operands that are there already."""
+    tokens, depth = (size // PATCH) ** 2 * batch, WIDTH // HEADS
+    rows = torch.randn(tokens, 4 * WIDTH)
+    shapes = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
+    weights = [torch.randn(shape) for shape in shapes]
+    outputs = [torch.empty(tokens, shape[1]) for shape in shapes]
+    inputs = [rows[:, : shape[0]].contiguous() for shape in shapes]
+    side = size // PATCH
+    windows = (-(-side // WINDOW)) ** 2 * batch
+    local = torch.randn(windows * HEADS, WINDOW**2, depth)
+    whole = torch.randn(1, side**2, depth)  # one head at a time: all logits of a block would need a gigabyte
+
+    def products(x: torch.Tensor) -> None:
+        torch.bmm(torch.bmm(x, x.transpose(1, 2)), x)
+
+    def run() -> None:
+        for block in range(BLOCKS):
+            for x, weight, out in zip(inputs, weights, outputs, strict=True):
+                torch.mm(x, weight, out=out)
+            if block < GLOBAL:
+                for _ in range(HEADS * batch):
+                    products(whole)
+            else:
+                products(local)
+
+    return run
+
+
+def subject(way: str, size: int, batch: int) -> Callable[[], Any]:
+    """What is timed."""
+    if way == "floor":
+        return floor(size, batch)
+    image = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+    model = sam_base(size)
+    if way == "transformers":
+        return lambda: model.vision_encoder(image).last_hidden_state
+    backbone = HFSamBackbone(model)
+    return lambda: backbone.encode(image).neck
+
+
+@torch.no_grad()
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of one pass, and the memory that it takes on top of what was loaded."""
+    torch.set_num_threads(task["threads"])
+    call = subject(task["way"], task["size"], task["batch"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = []
+    for _ in range(task["passes"] + 1):  # the first one warms up
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": min(seconds[1:]), "peak_mb": peak, "extra_mb": peak - before}
+
+
+@torch.no_grad()
+def error(task: dict[str, Any]) -> dict[str, Any]:
+    """Largest difference of the two encoders over the largest value."""
+    torch.set_num_threads(task["threads"])
+    theirs, ours = (subject(way, task["size"], task["batch"])() for way in WAYS[:2])
+    return {"error": float((ours - theirs).abs().max() / theirs.abs().max())}
+
+
+def isolated(task: dict[str, Any]) -> dict[str, Any]:
+    """Run a task in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; with the end of its output.
+    """
+    threads = {f"{name}_NUM_THREADS": str(task["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.encoder", "--task", json.dumps(task)]
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not found:
+        raise RuntimeError(f"{task} failed with {done.returncode}: {done.stderr[-2000:]}")
+    return dict(json.loads(found[-1].removeprefix(MARK)))
+
+
+def compare(size: int, batch: int, threads: int, *, rounds: int, passes: int) -> dict[str, Any]:
+    """One row of the table."""
+    shape = {"size": size, "batch": batch, "threads": threads}
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            found[way].append(isolated(shape | {"way": way, "passes": passes}))
+    seconds = {way: statistics.median(f["seconds"] for f in found[way]) for way in WAYS}
+    extra = {way: max(f["extra_mb"] for f in found[way]) for way in WAYS}
+    peak = {way: max(f["peak_mb"] for f in found[way]) for way in WAYS}
+    return shape | {
+        "transformers_s": seconds["transformers"],
+        "samgraft_s": seconds["samgraft"],
+        "floor_s": seconds["floor"],
+        "faster": seconds["transformers"] / seconds["samgraft"],
+        "over_floor": seconds["samgraft"] / seconds["floor"],
+        "transformers_mb": peak["transformers"],
+        "samgraft_mb": peak["samgraft"],
+        "memory_share": peak["samgraft"] / peak["transformers"],
+        "extra_share": extra["samgraft"] / extra["transformers"],
+        "error": isolated(shape | {"way": "error", "passes": 0})["error"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.encoder", description=__doc__)
+    parser.add_argument("--sizes", nargs="*", type=int, default=[512, 1024], help="sides of the image in pixels")
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 2], help="images per call")
+    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=2, help="processes per way; the median counts")
+    parser.add_argument("--passes", type=int, default=2, help="timed passes per process; the fastest counts")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/encoder.json"))
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.task:
+        task = json.loads(options.task)
+        print(MARK + json.dumps((error if task["way"] == "error" else measure)(task)), flush=True)
+        return
+    rows = []
+    for size in options.sizes:
+        for batch in options.batches:
+            for threads in options.threads:
+                rows.append(compare(size, batch, threads, rounds=options.rounds, passes=options.passes))
+                print(markdown(rows[-1:]), flush=True)
+                write_json(options.json, {"results": rows})
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
