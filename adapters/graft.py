@@ -77,6 +77,14 @@ class Grafted(nn.Module):
         wanted = [part.taps for part in (self.prompter, self.decoder) if part is not None]
         return tuple(sorted({tap for taps in wanted for tap in taps}))
 
+    def frozen_blocks(self) -> int:
+        """Leading encoder blocks whose output nothing attached can change."""
+        return 0 if self.merged else self.backbone.untouched()[0]
+
+    def frozen_encoder(self) -> bool:
+        """Whether nothing attached can change the encoder's output, so that one pass serves all training."""
+        return not self.merged and self.backbone.untouched()[1]
+
     def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
         """Features of ``image`` (B, 3, H, W) in [0, 1], with the taps that the parts need and ``taps``."""
         return self.backbone.encode(image, tuple(sorted({*self.taps(), *taps})))

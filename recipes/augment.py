@@ -4,6 +4,7 @@ The same function serves grafts and the UNet baselines of the benchmarks, so tha
 number comes from the generator that is passed in.
 """
 
+import hashlib
 import math
 
 import torch
@@ -14,7 +15,7 @@ from samgraft.errors import ShapeError
 from samgraft.recipes.config import AugmentConfig
 from samgraft.recipes.losses import IGNORE
 
-__all__ = ["AugmentConfig", "augment"]
+__all__ = ["AugmentConfig", "augment", "augment_views"]
 
 
 def augment(image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,31 @@ def augment(image: Tensor, label: Tensor, generator: torch.Generator, config: Au
         image, label = _quarter_turns(image, label, generator)
     image, label = _warp(image, label, generator, config)
     return _intensity(image, generator, config), label
+
+
+def augment_views(
+    image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig, views: int
+) -> tuple[Tensor, Tensor]:
+    """Change every image into one of its ``views`` views: the same view of the same image is always the same pixels.
+
+    Args:
+        image: (B, C, H, W) float in [0, 1].
+        label: (B, H, W) integer.
+        generator: Chooses the views.
+        config: Which changes, how strong.
+        views: How many different views an image has.
+
+    Returns:
+        As :func:`augment`.
+    """
+    chosen = torch.randint(views, (len(image),), generator=generator).tolist()
+    changed = []
+    for row, view in enumerate(chosen):
+        digest = hashlib.blake2b(image[row].cpu().contiguous().numpy().data, digest_size=7)
+        own = torch.Generator().manual_seed((int.from_bytes(digest.digest(), "big") << 6) + view)
+        changed.append(augment(image[row : row + 1], label[row : row + 1], own, config))
+    images, labels = zip(*changed, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def _uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float, like: Tensor) -> Tensor:

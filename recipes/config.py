@@ -19,6 +19,10 @@ def _check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+MAX_VIEWS = 64
+"""Most views of an image that ``augment.views`` can ask for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random changes of training images; see ``samgraft.recipes.augment``."""
@@ -55,9 +59,16 @@ class AugmentConfig:
     """Largest Gaussian blur, pixels."""
     probability: float = 0.5
     """Chance per image of each of noise, blur, gamma and elastic."""
+    views: int | None = None
+    """How many different views each image has; 0 draws a new one every time. None: 32 where the whole encoder is frozen
+    and ``train.cache`` keeps its features, else 0."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check(
+            self.views is None or 0 <= self.views <= MAX_VIEWS,
+            f"augment.views is {self.views}; expected 0 to {MAX_VIEWS}",
+        )
         _check(0.0 <= self.probability <= 1.0, f"augment.probability is {self.probability}; expected 0 to 1")
         for name in (
             "rotate",
@@ -209,11 +220,16 @@ class TrainConfig:
     """Show a progress bar."""
     val_cases: int | None = None
     """Validate on the first few cases only while training; None takes all."""
+    cache: bool = True
+    """Keep what frozen encoder blocks give for a view on disk (see ``samgraft cache info``)."""
+    cache_gb: float = 20.0
+    """Largest size of that store in GB; what was not used for longest goes first."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.steps >= 1, f"train.steps is {self.steps}; expected at least 1")
         _check(self.val_every >= 1, f"train.val_every is {self.val_every}; expected at least 1")
+        _check(self.cache_gb > 0, f"train.cache_gb is {self.cache_gb}; expected a positive size")
         _check(self.minutes is None or self.minutes > 0, f"train.minutes is {self.minutes}; expected a positive time")
 
 

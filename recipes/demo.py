@@ -299,6 +299,7 @@ def _schedule(config: DemoConfig) -> TrainConfig:
         val_every=config.steps,
         accelerator="cpu",
         progress=config.progress,
+        cache=False,
     )
 
 

@@ -19,7 +19,9 @@ from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import CheckpointError
 from samgraft.recipes.assemble import build_network
-from samgraft.recipes.augment import augment
+from samgraft.recipes.augment import augment, augment_views
+from samgraft.recipes.cache.features import CachedEncoder
+from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.config import AugmentConfig, FitConfig
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.inference import predict_instances, predict_semantic
@@ -37,6 +39,8 @@ from samgraft.recipes.report import Panel
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
 """Figure by which the best checkpoint is chosen."""
 INSTANCE_CLASSES = ("interior", "border")
+CACHED_VIEWS = 32
+"""Views of an image where the features of a frozen encoder are kept; few are soon learned by heart."""
 _SAMPLES = 8
 
 
@@ -70,12 +74,22 @@ class SegmentationTask(lightning.LightningModule):
             dice_weight=task.dice_weight, ce_weight=task.ce_weight, class_weights=task.class_weights
         )
         self.augmentation: AugmentConfig = config.augment
+        self.encoder: CachedEncoder | None = None
+        if config.train.cache:
+            self.encoder = CachedEncoder(self.grafted, FeatureStore(limit_gb=config.train.cache_gb))
+        self.views = self._views()
         self.randomness = torch.Generator().manual_seed(config.train.seed)
         self.began = time.monotonic()
         self.table = MetricTable()
         self.matches: list[InstanceMatch] = []
         self.panels: list[Panel] = []
         self.summaries: list[Summary] = []
+
+    def _views(self) -> int:
+        """Different views of each training image; 0 for new ones every time, whose features are not worth keeping."""
+        if self.augmentation.views is not None:
+            return self.augmentation.views
+        return CACHED_VIEWS if self.encoder is not None and self.grafted.frozen_encoder() else 0
 
     @property
     def num_classes(self) -> int:
@@ -92,7 +106,9 @@ class SegmentationTask(lightning.LightningModule):
             (B, 1 + classes, s, s). A head that answers per class through a sigmoid gets a background channel of zeros,
             so that the largest channel is the class with the most certain "yes", or background if all say "no".
         """
-        output = self.grafted.predict(image.to(self.device))
+        image = image.to(self.device)
+        features = self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
+        output = self.grafted.predict(image, features=features)
         if output.activation == "softmax":
             return output.logits
         return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1)
@@ -101,7 +117,11 @@ class SegmentationTask(lightning.LightningModule):
         """Augment, predict, compare."""
         del index
         image, label = batch
-        image, label = augment(image.float() / 255, label, self.randomness, self.augmentation)
+        image = image.float() / 255
+        if self.views:
+            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views)
+        else:
+            image, label = augment(image, label, self.randomness, self.augmentation)
         target = self._targets(label).to(image.device)
         logits = functional.interpolate(
             self(image).float(), size=image.shape[-2:], mode="bilinear", align_corners=False

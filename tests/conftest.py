@@ -24,6 +24,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _own_feature_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's features."""
+    monkeypatch.setenv("SAMGRAFT_CACHE", str(tmp_path_factory.getbasetemp() / "features"))
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     random.seed(0)
     np.random.seed(0)

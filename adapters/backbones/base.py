@@ -49,6 +49,18 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Prefix:
+    """Where an encoder stands after its first blocks."""
+
+    tokens: Tensor
+    """(B, h, w, D)."""
+    stop: int
+    """The first block that was not run."""
+    taps: dict[int, Tensor] = field(default_factory=dict)
+    """Block index -> that block's output, (B, h, w, D)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MaskDecoderState:
     """What the mask decoder has computed for n prompts, for a :class:`MaskDecoderPatch`."""
 
@@ -98,6 +110,33 @@ class Backbone(nn.Module, ABC):
         Raises:
             ShapeError: wrong rank, channels or side. The message says what to pad to.
         """
+
+    @abstractmethod
+    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = ()) -> Prefix:
+        """Run the blocks before ``stop``; what comes out can be kept while nothing there changes.
+
+        Args:
+            image: As in :meth:`encode`.
+            stop: The first block that is not run.
+            taps: Block indices below ``stop`` whose output is wanted.
+        """
+
+    @abstractmethod
+    def resume(self, prefix: Prefix, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        """Run the other blocks and the neck.
+
+        Args:
+            prefix: What :meth:`prefix` gave.
+            image: The same image; grafts may look at it.
+            taps: Block indices whose output is wanted; those below ``prefix.stop`` must be in ``prefix.taps``.
+
+        Raises:
+            NoMatchError: a tap that is neither there nor run.
+        """
+
+    @abstractmethod
+    def untouched(self) -> tuple[int, bool]:
+        """Leading blocks in which nothing is attached or trained, and whether that holds for the whole encoder."""
 
     @abstractmethod
     def embed(self, prompts: "Prompts", size: tuple[int, int]) -> tuple[Tensor, Tensor]:

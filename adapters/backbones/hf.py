@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from samgraft.adapters.backbones.attention import absolute_table
-from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch
+from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch, Prefix
 from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
 from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, add_deltas
@@ -93,15 +93,15 @@ class HFSamBackbone(Backbone):
             InputError: the image is not of a floating type.
             NoMatchError: a tap names no block.
         """
-        return self.resume(self.prefix(image, 0), image, start=0, taps=taps)
+        return self.resume(self.prefix(image, 0), image, taps)
 
-    def prefix(self, image: Tensor, stop: int) -> Tensor:
-        """Patch embedding and blocks 0 .. stop - 1: (B, h, w, D), cacheable while nothing there changes.
+    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = ()) -> Prefix:
+        """Patch embedding and blocks 0 .. stop - 1; see :meth:`Backbone.prefix`.
 
-        Args:
-            image: As in :meth:`encode`.
-            stop: The first block that is not run.
+        Raises:
+            NoMatchError: a tap names no block that is run.
         """
+        self._check_taps(taps, range(stop))
         normalised = self._normalise(image)
         encoder = self.sam.vision_encoder
         x = encoder.patch_embed.projection(normalised).permute(0, 2, 3, 1)
@@ -109,35 +109,44 @@ class HFSamBackbone(Backbone):
         if encoder.pos_embed is not None:
             x = x + absolute_table(encoder.pos_embed, grid)
         x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(block=-1, grid_size=grid, image=normalised))
-        for block in range(stop):
-            x = block_forward(encoder.layers[block], self._sites(block), x, normalised, block)
-        return x
+        x, kept = self._blocks(x, normalised, range(stop), taps)
+        return Prefix(tokens=x, stop=stop, taps=kept)
 
-    def resume(self, hidden: Tensor, image: Tensor, *, start: int, taps: Sequence[int] = ()) -> Features:
-        """Run blocks ``start`` to the last, and the neck, on what :meth:`prefix` returned for ``stop=start``.
-
-        Args:
-            hidden: (B, h, w, D).
-            image: The same image as in :meth:`prefix`; grafts may look at it.
-            start: The first block to run.
-            taps: Block indices whose output is wanted, none below ``start``.
+    def resume(self, prefix: Prefix, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        """Run the remaining blocks, and the neck; see :meth:`Backbone.resume`.
 
         Raises:
-            NoMatchError: a tap names no block that is run.
+            NoMatchError: a tap names no block that is run, and is not in ``prefix``.
         """
-        self._check_taps(taps, start)
+        left = range(prefix.stop, self.spec.num_blocks)
+        self._check_taps([tap for tap in taps if tap not in prefix.taps], left)
         normalised = self._normalise(image)
+        x, kept = self._blocks(prefix.tokens, normalised, left, taps)
+        context = SiteContext(block=-1, grid_size=(x.shape[1], x.shape[2]), image=normalised)
+        neck = add_deltas(self.encoder_sites.neck, self.sam.vision_encoder.neck(x), context)
+        early = {tap: tensor for tap, tensor in prefix.taps.items() if tap in taps}
+        return Features(neck=neck, taps=early | kept)
+
+    def untouched(self) -> tuple[int, bool]:
+        """See :meth:`Backbone.untouched`."""
         encoder = self.sam.vision_encoder
-        x, kept = hidden, {}
-        for block in range(start, self.spec.num_blocks):
-            x = block_forward(encoder.layers[block], self._sites(block), x, normalised, block)
+        if not _frozen(encoder.patch_embed, self.encoder_sites.patch_embed) or (
+            encoder.pos_embed is not None and encoder.pos_embed.requires_grad
+        ):
+            return 0, False
+        for block, layer in enumerate(encoder.layers):
+            if not _frozen(layer, self._sites(block)):
+                return block, False
+        return self.spec.num_blocks, _frozen(encoder.neck, self.encoder_sites.neck)
+
+    def _blocks(self, x: Tensor, image: Tensor, blocks: range, taps: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run ``blocks`` on tokens (B, h, w, D), and keep what ``taps`` asks for."""
+        kept = {}
+        for block in blocks:
+            x = block_forward(self.sam.vision_encoder.layers[block], self._sites(block), x, image, block)
             if block in taps:
                 kept[block] = x
-        grid = (x.shape[1], x.shape[2])
-        neck = add_deltas(
-            self.encoder_sites.neck, encoder.neck(x), SiteContext(block=-1, grid_size=grid, image=normalised)
-        )
-        return Features(neck=neck, taps=kept)
+        return x, kept
 
     def embed(self, prompts: "Prompts", size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Embed prompts for a network input of ``size`` (H, W): sparse (N, k, C), dense (N, C, h, w).
@@ -228,10 +237,17 @@ class HFSamBackbone(Backbone):
                 f"pad it at the bottom and right to {fit[0]} x {fit[1]}"
             )
 
-    def _check_taps(self, taps: Sequence[int], start: int) -> None:
-        wrong = [tap for tap in taps if not start <= tap < self.spec.num_blocks]
+    def _check_taps(self, taps: Sequence[int], run: range) -> None:
+        wrong = [tap for tap in taps if tap not in run]
         if wrong:
-            raise NoMatchError(f"taps {wrong} name no block that is run; expected {start}..{self.spec.num_blocks - 1}")
+            raise NoMatchError(f"taps {wrong} name no block that is run; expected {run.start}..{run.stop - 1}")
+
+
+def _frozen(*modules: nn.Module) -> bool:
+    """Whether all there is came with the backbone, and none of it is trained."""
+    parts = [part for module in modules for part in module.modules()]
+    trained = any(parameter.requires_grad for module in modules for parameter in module.parameters())
+    return not trained and all(_FROZEN_MARK in part.__dict__ for part in parts)
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:

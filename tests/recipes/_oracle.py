@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features
+from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, Prefix
 from samgraft.adapters.decoders.base import SemanticOutput
 from samgraft.adapters.prompts.base import Prompts
 
@@ -38,6 +38,15 @@ class Oracle(Backbone):
     def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
         self.sizes.append(tuple(image.shape))
         return Features(neck=functional.avg_pool2d(image[:, :1], 2))
+
+    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = ()) -> Prefix:
+        raise NotImplementedError
+
+    def resume(self, prefix: Prefix, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        raise NotImplementedError
+
+    def untouched(self) -> tuple[int, bool]:
+        return 0, False
 
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

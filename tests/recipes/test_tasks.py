@@ -12,8 +12,8 @@ from samgraft.errors import CheckpointError, InputError, OutputError
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.inference import predict_semantic
-from samgraft.recipes.tasks import SegmentationTask
-from samgraft.recipes.training import build, fit, load_adapted, validate
+from samgraft.recipes.tasks import CACHED_VIEWS, SegmentationTask
+from samgraft.recipes.training import build, fit, load_adapted, make_trainer, validate
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 
@@ -119,3 +119,31 @@ def test_learning_rate_follows_steps() -> None:
     assert rate(task, 5) == pytest.approx(0.5, abs=0.01)
     assert rate(task, 10) == pytest.approx(1.0, abs=0.01)
     assert rate(task, 100) == pytest.approx(0.01, abs=0.001)
+
+
+def test_frozen_encoder_is_run_once_per_view_by_default(tmp_path: Path) -> None:
+    config = small_config(write_pictures(tmp_path / "p"), layout="image_mask")
+    config = replace(
+        config,
+        task=replace(config.task, grafts={}),
+        augment=replace(config.augment, views=2),
+        train=replace(config.train, steps=16),
+    )
+    first, data = build(config, backbone=toy_backbone())
+    make_trainer(config, tmp_path / "a").fit(first, datamodule=data)
+    assert first.encoder is not None
+    assert 0 < first.encoder.misses < first.encoder.hits
+    again, data = build(config, backbone=toy_backbone())
+    make_trainer(config, tmp_path / "b").fit(again, datamodule=data)
+    assert again.encoder is not None and again.encoder.misses == 0
+    for name, tensor in first.grafted.graft_state().items():
+        assert torch.equal(tensor, again.grafted.graft_state()[name]), name
+    assert build(replace(config, augment=AugmentConfig()), backbone=toy_backbone())[0].views == CACHED_VIEWS
+
+
+def test_views_are_new_where_blocks_are_trained_or_nothing_is_kept(tmp_path: Path) -> None:
+    config = small_config(write_pictures(tmp_path / "p"), layout="image_mask")
+    assert build(config, backbone=toy_backbone())[0].views == 0
+    off = replace(config, task=replace(config.task, grafts={}), train=replace(config.train, cache=False))
+    task = build(off, backbone=toy_backbone())[0]
+    assert task.views == 0 and task.encoder is None

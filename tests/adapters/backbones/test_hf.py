@@ -146,10 +146,28 @@ def test_prefix_and_resume_equal_encode(backbone: HFSamBackbone) -> None:
     image = torch.rand(2, 3, 64, 40)
     whole = backbone.encode(image, taps=(2,))
     for stop in range(4):
-        rest = backbone.resume(backbone.prefix(image, stop), image, start=stop)
+        early = (2,) if stop > 2 else ()
+        rest = backbone.resume(backbone.prefix(image, stop, early), image, taps=(2,))
         assert torch.equal(rest.neck, whole.neck)
+        assert torch.equal(rest.taps[2], whole.taps[2])
     with pytest.raises(NoMatchError, match=r"taps \[0\]"):
-        backbone.resume(backbone.prefix(image, 1), image, start=1, taps=(0,))
+        backbone.resume(backbone.prefix(image, 1), image, taps=(0,))
+    with pytest.raises(NoMatchError, match=r"taps \[1\]"):
+        backbone.prefix(image, 1, taps=(1,))
+
+
+def test_untouched_blocks_end_where_something_is_attached_or_trained(backbone: HFSamBackbone) -> None:
+    assert backbone.untouched() == (3, True)
+    backbone.block_sites[1].after_attention.append(nn.Identity())
+    assert backbone.untouched() == (1, False)
+    backbone.block_sites[1].after_attention.pop(0)
+    backbone.encoder_sites.neck.append(nn.Identity())
+    assert backbone.untouched() == (3, False)
+    backbone.encoder_sites.neck.pop(0)
+    backbone.sam.vision_encoder.layers[2].mlp.lin1.weight.requires_grad_(True)
+    assert backbone.untouched() == (2, False)
+    backbone.encoder_sites.patch_embed.append(nn.Identity())
+    assert backbone.untouched() == (0, False)
 
 
 class TwoTokens(nn.Module):
