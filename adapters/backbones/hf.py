@@ -5,7 +5,7 @@ position tables interpolated. Grafts go into ``encoder_sites`` and ``block_sites
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -16,6 +16,7 @@ from samgraft.adapters.backbones.attention import absolute_table
 from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch, Prefix
 from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
+from samgraft.adapters.backbones.shared_decoding import SharedImage, can_share
 from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, add_deltas
 from samgraft.errors import CheckpointError, InputError, NoMatchError, PromptError, ShapeError
 
@@ -29,6 +30,10 @@ SAM_STD = (0.229, 0.224, 0.225)
 DECODE_TOKENS = 2**17
 """Image tokens decoded at once, over all prompts: 32 prompts of SAM at 1024 px, 512 of graft-tiny at 128 px."""
 
+SHARED_TOKENS = 2**14
+"""The same where prompts share an image: what belongs to them then stays in the cache (docs/benchmarks.md)."""
+SHARED_FROM = 8
+"""Prompts on one image from which they share its projections; fewer take the arithmetic of ``SamModel``, bit by bit."""
 _FROZEN_MARK = "_samgraft_frozen"
 
 
@@ -178,6 +183,27 @@ class HFSamBackbone(Backbone):
         Raises:
             PromptError: an image index outside 0 .. B - 1.
         """
+        found = list(self.decode_parts(features, prompts, multimask=multimask, patch=patch, chunk=chunk))
+        order = torch.cat([rows for rows, _, _ in found]).argsort()
+        return torch.cat([part for _, part, _ in found])[order], torch.cat([part for _, _, part in found])[order]
+
+    def decode_parts(
+        self,
+        features: Features,
+        prompts: "Prompts",
+        *,
+        multimask: bool = False,
+        patch: MaskDecoderPatch | None = None,
+        chunk: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`decode` in parts, so that thousands of prompts take the memory of a few.
+
+        Yields:
+            Which prompts these are (n,), their mask logits (n, K, 4h, 4w) and predicted IoU (n, K).
+
+        Raises:
+            PromptError: an image index outside 0 .. B - 1.
+        """
         batch, channels, height, width = features.neck.shape
         index = prompts.image_index
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < batch:
@@ -185,20 +211,28 @@ class HFSamBackbone(Backbone):
             raise PromptError(f"image_index spans {got}; there are {batch} images; use 0..{batch - 1}")
         code = image_code(self.sam.shared_image_embedding.positional_embedding, (height, width))
         size = (height * self.spec.patch_size, width * self.spec.patch_size)
-        step = max(1, chunk or DECODE_TOKENS // (height * width))
-        parts = []
-        for first in range(0, max(1, len(prompts)), step):
-            rows = torch.arange(first, min(first + step, len(prompts)), device=index.device)
-            few = prompts if len(prompts) <= step else prompts.select(rows)
-            embedded, owner = self.embed(few, size), few.image_index
-            if len(prompts) == 0:  # kernels refuse an empty batch: decode one blank prompt, and drop it below
-                blank = features.neck.new_zeros(1, channels, height, width)
-                embedded, owner = (embedded[0].new_zeros(1, 0, channels), blank), index.new_zeros(1)
-            parts.append(
-                decode_masks(self.sam.mask_decoder, features, embedded, code, owner, multimask=multimask, patch=patch)
-            )
-        logits, iou = zip(*parts, strict=True)
-        return torch.cat(logits)[: len(prompts)], torch.cat(iou)[: len(prompts)]
+        decoder = self.sam.mask_decoder
+        if len(prompts) == 0:  # kernels refuse an empty batch: decode one blank prompt, and drop it
+            blank = (features.neck.new_zeros(1, 0, channels), features.neck.new_zeros(1, channels, height, width))
+            first = index.new_zeros(1)
+            logits, iou = decode_masks(decoder, features, blank, code, first, multimask=multimask, patch=patch)
+            yield index, logits[:0], iou[:0]
+            return
+        alone = patch is None and prompts.masks is None and prompts.dense is None and can_share(decoder)
+        for rows, image in _groups(index, batch, SHARED_FROM if alone else None):
+            tokens = DECODE_TOKENS if image is None else SHARED_TOKENS
+            shared = None
+            for few in rows.split(max(1, chunk or tokens // (height * width))):
+                some = prompts.select(few)
+                sparse, dense = self.embed(some, size)
+                if image is None:
+                    found = decode_masks(
+                        decoder, features, (sparse, dense), code, some.image_index, multimask=multimask, patch=patch
+                    )
+                else:
+                    shared = shared or SharedImage(decoder, features.neck[image] + dense[0], code)
+                    found = shared.decode(sparse, multimask=multimask)
+                yield few, *found
 
     def weights_hash(self) -> str:
         """SHA-256 (hex) of the frozen tensors as they were loaded; grafts, merging and casts do not change it.
@@ -241,6 +275,18 @@ class HFSamBackbone(Backbone):
         wrong = [tap for tap in taps if tap not in run]
         if wrong:
             raise NoMatchError(f"taps {wrong} name no block that is run; expected {run.start}..{run.stop - 1}")
+
+
+def _groups(index: Tensor, batch: int, enough: int | None) -> Iterator[tuple[Tensor, int | None]]:
+    """Rows of ``index`` (n,) with the image that at least ``enough`` of them share; the others together, with None."""
+    left = torch.ones_like(index, dtype=torch.bool)
+    for image in range(batch if enough is not None and len(index) >= enough else 0):
+        own = index == image
+        if int(own.sum()) >= (enough or 0):
+            left &= ~own
+            yield own.nonzero().flatten(), image
+    if bool(left.any()):
+        yield left.nonzero().flatten(), None
 
 
 def _frozen(*modules: nn.Module) -> bool:

@@ -1,0 +1,162 @@
+"""SAM's mask decoder for many prompts on one image: the same function, with what prompts share computed once.
+
+Until the first image-to-token attention every prompt sees the same image, so its keys and values are projected once.
+And a prompt has few tokens: instead of projecting thousands of image tokens to attend to seven prompt tokens, the
+projection is folded into the seven (``q . W k = (W' q) . k``). The upscaling runs channels-last as plain matrix
+products. What is left is half of the arithmetic, on tensors that stay in the cache.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def can_share(decoder: Any) -> bool:
+    """Whether every layer that is folded is what it was in SAM (a wrapped one, as for LoRA, is not)."""
+    attentions = [decoder.transformer.final_attn_token_to_image]
+    for layer in decoder.transformer.layers:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    linear = [getattr(a, name) for a in attentions for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
+    convolutions = (decoder.upscale_conv1, decoder.upscale_conv2)
+    return all(type(layer) is nn.Linear for layer in linear) and all(
+        type(layer) is nn.ConvTranspose2d and layer.stride == layer.kernel_size == (2, 2) for layer in convolutions
+    )
+
+
+class SharedImage:
+    """One image, ready for prompts without masks.
+
+    Args:
+        decoder: ``SamMaskDecoder`` for which :func:`can_share` holds.
+        image: (C, h, w): neck plus the embedding of "no mask".
+        code: (1, C, h, w) position code.
+    """
+
+    def __init__(self, decoder: Any, image: Tensor, code: Tensor) -> None:
+        """Project what all prompts share."""
+        self.decoder, self.grid = decoder, (image.shape[1], image.shape[2])
+        self.code = code[0].flatten(1).T.contiguous()  # (S, C)
+        self.image = image.flatten(1).T.contiguous()
+        self.placed = self.image + self.code
+        attention = decoder.transformer.layers[0].cross_attn_token_to_image
+        self.key = _heads(attention.k_proj(self.placed)[None], attention.num_attention_heads)  # (1, H, S, d)
+        self.value = _heads(attention.v_proj(self.image)[None], attention.num_attention_heads)
+
+    def decode(self, sparse: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Mask logits (n, K, 4h, 4w) and predicted IoU (n, K) of prompts with tokens ``sparse`` (n, k, C)."""
+        decoder = self.decoder
+        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        code = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(own.dtype)], dim=1)  # (n, T, C)
+        tokens, keys, placed = code, self.image, self.placed
+        for number, layer in enumerate(decoder.transformer.layers):
+            tokens = layer.layer_norm1(_attend_to_themselves(layer, tokens, code))
+            attention = layer.cross_attn_token_to_image
+            if number == 0:
+                seen = self._first_look(attention, tokens + code)
+            else:
+                seen = look(attention, tokens + code, placed, keys)
+            tokens = layer.layer_norm2(tokens + seen)
+            tokens = layer.layer_norm3(tokens + layer.mlp(tokens))
+            keys = layer.layer_norm4(answer(layer.cross_attn_image_to_token, placed, tokens + code, tokens, keys))
+            placed = keys + self.code
+        seen = look(decoder.transformer.final_attn_token_to_image, tokens + code, placed, keys)
+        tokens = decoder.transformer.layer_norm_final_attn(tokens + seen)
+        weights = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
+        iou: Tensor = decoder.iou_prediction_head(tokens[:, 0])
+        return upscale(decoder, keys, weights, self.grid), iou[:, wanted.start : wanted.stop]
+
+    def _first_look(self, attention: Any, query: Tensor) -> Tensor:
+        """Prompt tokens of all n prompts as queries of one attention on the shared keys and values."""
+        number, length, _ = query.shape
+        heads = _heads(attention.q_proj(query).flatten(0, 1)[None], attention.num_attention_heads)
+        found = functional.scaled_dot_product_attention(heads, self.key, self.value, scale=attention.scaling)
+        joined: Tensor = attention.out_proj(found[0].transpose(0, 1).reshape(number, length, -1))
+        return joined
+
+
+def look(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Prompt tokens (n, T, C) attend to image tokens (n, S, C); returns (n, T, C).
+
+    The bias of ``k_proj`` adds the same to all logits of a query, so it drops out; that of ``v_proj`` is added once,
+    since weights sum to one.
+    """
+    heads, width = attention.num_attention_heads, query.shape[-1]
+    folded = _heads(attention.q_proj(query), heads) @ _weight(attention.k_proj, heads)  # (n, H, T, C)
+    logits = (folded.flatten(1, 2) * attention.scaling) @ key.transpose(1, 2)  # (n, H T, S)
+    context = (logits.softmax(-1) @ value).unflatten(1, (heads, -1))  # (n, H, T, C)
+    found = context @ _weight(attention.v_proj, heads).transpose(1, 2)  # (n, H, T, d)
+    joined: Tensor = attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)
+    return joined.view(*query.shape[:2], width)
+
+
+def answer(attention: Any, query: Tensor, key: Tensor, value: Tensor, onto: Tensor) -> Tensor:
+    """Image tokens attend to prompt tokens (n, T, C); the result is added to ``onto``.
+
+    Args:
+        attention: ``SamAttention``.
+        query: (n, S, C), or (S, C) while all prompts share them.
+        key: (n, T, C).
+        value: (n, T, C).
+        onto: As ``query``.
+
+    Returns:
+        (n, S, C).
+    """
+    heads, (number, length, _) = attention.num_attention_heads, key.shape
+    projected = _heads(attention.k_proj(key), heads) * attention.scaling  # (n, H, T, d)
+    folded = (projected @ _weight(attention.q_proj, heads)).flatten(1, 2)  # (n, H T, C)
+    bias = projected @ attention.q_proj.bias.view(heads, -1, 1)  # (n, H, T, 1)
+    if query.ndim == 2:  # one product for all prompts
+        logits = (folded.flatten(0, 1) @ query.T).view(number, heads, length, -1)
+        onto = onto.expand(number, -1, -1)
+    else:
+        logits = (folded @ query.transpose(1, 2)).unflatten(1, (heads, length))
+    weights = logits.add_(bias).softmax(2).flatten(1, 2)  # (n, H T, S); the fast direction, for T is small
+    spread = _weight(attention.out_proj, heads, output=True)  # (H, d, C)
+    values = _heads(attention.v_proj(value), heads) @ spread + attention.out_proj.bias / heads  # weights sum to one
+    return torch.baddbmm(onto, weights.transpose(1, 2), values.flatten(1, 2))
+
+
+def upscale(decoder: Any, image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Masks (n, K, 4h, 4w) of image tokens (n, S, C) and mask weights (n, K, C / 8)."""
+    number, (height, width) = len(image), grid
+    fine = _double(decoder.upscale_conv1, image)  # (n, S, 4, C / 4)
+    norm = decoder.upscale_layer_norm
+    fine = decoder.activation(functional.layer_norm(fine, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+    fine = decoder.activation(_double(decoder.upscale_conv2, fine))  # (n, S, 4, 4, C / 8)
+    masks = fine.flatten(1, 3) @ weights.transpose(1, 2)  # (n, 16 S, K)
+    split = masks.view(number, height, width, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
+    return split.reshape(number, -1, 4 * height, 4 * width)
+
+
+def _double(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A 2 x 2 transposed convolution of stride 2 on channels-last cells (..., C): (..., 4, C'), row by row."""
+    weight = convolution.weight.permute(0, 2, 3, 1)  # (C, 2, 2, C')
+    bias = None if convolution.bias is None else convolution.bias.repeat(4)
+    product = functional.linear(x, weight.flatten(1).T, bias)
+    return product.unflatten(-1, (4, weight.shape[-1]))
+
+
+def _attend_to_themselves(layer: Any, tokens: Tensor, code: Tensor) -> Tensor:
+    if layer.skip_first_layer_pe:
+        alone: Tensor = layer.self_attn(query=tokens[:, None], key=tokens[:, None], value=tokens[:, None])[0]
+        return alone[:, 0]
+    placed = (tokens + code)[:, None]
+    changed: Tensor = layer.self_attn(query=placed, key=placed, value=tokens[:, None])[0]
+    return tokens + changed[:, 0]
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(n, S, H d) to (n, H, S, d)."""
+    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    return split.transpose(1, 2)
+
+
+def _weight(linear: Any, heads: int, *, output: bool = False) -> Tensor:
+    """Rows of a projection by head, (H, d, C); for an output projection its columns, (H, d, C)."""
+    weight = cast(Tensor, linear.weight)
+    split: Tensor = (weight.T if output else weight).unflatten(0, (heads, -1))  # type: ignore[no-untyped-call]
+    return split
