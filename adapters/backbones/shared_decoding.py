@@ -117,7 +117,8 @@ def answer(attention: Any, query: Tensor, key: Tensor, value: Tensor, onto: Tens
     weights = logits.add_(bias).softmax(2).flatten(1, 2)  # (n, H T, S); the fast direction, for T is small
     spread = _weight(attention.out_proj, heads, output=True)  # (H, d, C)
     values = _heads(attention.v_proj(value), heads) @ spread + attention.out_proj.bias / heads  # weights sum to one
-    return torch.baddbmm(onto, weights.transpose(1, 2), values.flatten(1, 2))
+    summed: Tensor = torch.baddbmm(onto, weights.transpose(1, 2), values.flatten(1, 2))
+    return summed
 
 
 def upscale(decoder: Any, image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -127,7 +128,7 @@ def upscale(decoder: Any, image: Tensor, weights: Tensor, grid: tuple[int, int])
     norm = decoder.upscale_layer_norm
     fine = decoder.activation(functional.layer_norm(fine, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
     fine = decoder.activation(_double(decoder.upscale_conv2, fine))  # (n, S, 4, 4, C / 8)
-    masks = fine.flatten(1, 3) @ weights.transpose(1, 2)  # (n, 16 S, K)
+    masks: Tensor = fine.flatten(1, 3) @ weights.transpose(1, 2)  # (n, 16 S, K)
     split = masks.view(number, height, width, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
     return split.reshape(number, -1, 4 * height, 4 * width)
 
@@ -136,8 +137,8 @@ def _double(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A 2 x 2 transposed convolution of stride 2 on channels-last cells (..., C): (..., 4, C'), row by row."""
     weight = convolution.weight.permute(0, 2, 3, 1)  # (C, 2, 2, C')
     bias = None if convolution.bias is None else convolution.bias.repeat(4)
-    product = functional.linear(x, weight.flatten(1).T, bias)
-    return product.unflatten(-1, (4, weight.shape[-1]))
+    product: Tensor = functional.linear(x, weight.flatten(1).T, bias).unflatten(-1, (4, weight.shape[-1]))
+    return product
 
 
 def _attend_to_themselves(layer: Any, tokens: Tensor, code: Tensor) -> Tensor:
@@ -151,12 +152,12 @@ def _attend_to_themselves(layer: Any, tokens: Tensor, code: Tensor) -> Tensor:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(n, S, H d) to (n, H, S, d)."""
-    split: Tensor = x.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    split: Tensor = x.unflatten(-1, (heads, -1))
     return split.transpose(1, 2)
 
 
 def _weight(linear: Any, heads: int, *, output: bool = False) -> Tensor:
     """Rows of a projection by head, (H, d, C); for an output projection its columns, (H, d, C)."""
     weight = cast(Tensor, linear.weight)
-    split: Tensor = (weight.T if output else weight).unflatten(0, (heads, -1))  # type: ignore[no-untyped-call]
+    split: Tensor = (weight.T if output else weight).unflatten(0, (heads, -1))
     return split

@@ -7,11 +7,8 @@ measurement has a process of its own, and the three take turns, so that the mach
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +18,9 @@ import torch
 from transformers import SamConfig, SamModel
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
+from tests.benchmarks._process import isolated, report
 from tests.benchmarks._table import markdown, write_json
 
-MARK = "RESULT "
 WAYS = ("transformers", "samgraft", "floor")
 WIDTH, HEADS, BLOCKS, GLOBAL, WINDOW, PATCH = 768, 12, 12, 4, 14, 16
 
@@ -103,19 +100,9 @@ def error(task: dict[str, Any]) -> dict[str, Any]:
     return {"error": float((ours - theirs).abs().max() / theirs.abs().max())}
 
 
-def isolated(task: dict[str, Any]) -> dict[str, Any]:
-    """Run a task in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; with the end of its output.
-    """
-    threads = {f"{name}_NUM_THREADS": str(task["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.encoder", "--task", json.dumps(task)]
-    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
-    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not found:
-        raise RuntimeError(f"{task} failed with {done.returncode}: {done.stderr[-2000:]}")
-    return dict(json.loads(found[-1].removeprefix(MARK)))
+def alone(task: dict[str, Any]) -> dict[str, Any]:
+    """Do ``task`` in a process of its own."""
+    return isolated("encoder", ["--task", json.dumps(task)], threads=task["threads"])
 
 
 def compare(size: int, batch: int, threads: int, *, rounds: int, passes: int) -> dict[str, Any]:
@@ -124,7 +111,7 @@ def compare(size: int, batch: int, threads: int, *, rounds: int, passes: int) ->
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
-            found[way].append(isolated(shape | {"way": way, "passes": passes}))
+            found[way].append(alone(shape | {"way": way, "passes": passes}))
     seconds = {way: statistics.median(f["seconds"] for f in found[way]) for way in WAYS}
     extra = {way: max(f["extra_mb"] for f in found[way]) for way in WAYS}
     peak = {way: max(f["peak_mb"] for f in found[way]) for way in WAYS}
@@ -138,7 +125,7 @@ def compare(size: int, batch: int, threads: int, *, rounds: int, passes: int) ->
         "samgraft_mb": peak["samgraft"],
         "memory_share": peak["samgraft"] / peak["transformers"],
         "extra_share": extra["samgraft"] / extra["transformers"],
-        "error": isolated(shape | {"way": "error", "passes": 0})["error"],
+        "error": alone(shape | {"way": "error", "passes": 0})["error"],
     }
 
 
@@ -155,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.task:
         task = json.loads(options.task)
-        print(MARK + json.dumps((error if task["way"] == "error" else measure)(task)), flush=True)
+        report((error if task["way"] == "error" else measure)(task))
         return
     rows = []
     for size in options.sizes:

@@ -8,10 +8,7 @@ and its result is appended to the JSON file; runs that are already there are ski
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,13 +24,13 @@ from samgraft.adapters.bundle import BundleMeta, load_bundle, save_bundle
 from tests.benchmarks import _data
 from tests.benchmarks._arms import ARMS, Arm, build, count, graft_arm, on_sam_base
 from tests.benchmarks._backbone import fingerprint, open_backbone
+from tests.benchmarks._process import isolated, report
 from tests.benchmarks._sets import SPECS, SetSpec, choose, evaluate
 from tests.benchmarks._table import markdown, read_json, write_json
 from tests.benchmarks._train import fit
 
 KEY = ("set", "arm", "cases", "budget", "seed", "tune", "weights")
 """What makes two runs the same; "weights" is the start of the backbone's hash, empty for the UNet."""
-MARK = "RESULT "
 
 
 def split(name: str, cases: int | None, seed: int, *, tune: bool) -> tuple[list[_data.Case], list[_data.Case]]:
@@ -102,26 +99,11 @@ def verify(task: dict[str, Any]) -> dict[str, Any]:
     return {"differing": differing, "pixels": sum(mask.size for mask in masks)}
 
 
-def isolated(mode: str, task: dict[str, Any]) -> dict[str, Any]:
-    """Run ``mode`` in a new single-threaded process and return what it reports.
-
-    Raises:
-        RuntimeError: it failed; with the end of its output.
-    """
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-    command = [sys.executable, "-m", "tests.benchmarks.first_slice", mode, json.dumps(task)]
-    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
-    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not found:
-        raise RuntimeError(f"run {task} failed with {done.returncode}: {done.stderr[-2000:]}")
-    return dict(json.loads(found[-1].removeprefix(MARK)))
-
-
 def trained_and_verified(task: dict[str, Any]) -> dict[str, Any]:
     """Train in one process and load the adapter in another one; the row of the table."""
-    row = isolated("--work", task)
+    row = isolated("first_slice", ["--work", json.dumps(task)], threads=1)
     if "adapter" in row:
-        again = isolated("--verify", task | {"adapter": row["adapter"]})
+        again = isolated("first_slice", ["--verify", json.dumps(task | {"adapter": row["adapter"]})], threads=1)
         row |= {"pixels_differing_in_new_process": again["differing"], "pixels": again["pixels"]}
     return row
 
@@ -205,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     for mode, text in ((work, options.work), (verify, options.verify)):
         if text:
-            print(MARK + json.dumps(mode(json.loads(text))), flush=True)
+            report(mode(json.loads(text)))
             return
     content = run(options)
     for name in options.sets:

@@ -7,11 +7,8 @@ they take turns; prompts per second, and the memory that comes on top of the mod
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +20,9 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.prompts.base import Prompts
+from tests.benchmarks._process import isolated, report
 from tests.benchmarks._table import markdown, write_json
-from tests.benchmarks.encoder import MARK, sam_base
+from tests.benchmarks.encoder import sam_base
 
 WAYS = ("transformers", "samgraft")
 LOOP = 64
@@ -67,19 +65,9 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return {"per_s": len(given) / seconds, "extra_mb": peak - before, "growth_mb": peak - half, "pixels": pixels}
 
 
-def isolated(task: dict[str, Any]) -> dict[str, Any]:
-    """Run a task in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; with the end of its output.
-    """
-    threads = {f"{name}_NUM_THREADS": str(task["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.prompts", "--task", json.dumps(task)]
-    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
-    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not found:
-        raise RuntimeError(f"{task} failed with {done.returncode}: {done.stderr[-2000:]}")
-    return dict(json.loads(found[-1].removeprefix(MARK)))
+def alone(task: dict[str, Any]) -> dict[str, Any]:
+    """Do ``task`` in a process of its own."""
+    return isolated("prompts", ["--task", json.dumps(task)], threads=task["threads"])
 
 
 def compare(threads: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +76,7 @@ def compare(threads: int, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):
         for way in WAYS:
-            found[way].append(isolated({"way": way, "threads": threads, "prompts": counts[way]}))
+            found[way].append(alone({"way": way, "threads": threads, "prompts": counts[way]}))
     rate = {way: statistics.median(f["per_s"] for f in found[way]) for way in WAYS}
     return {
         "threads": threads,
@@ -113,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.task:
-        print(MARK + json.dumps(measure(json.loads(options.task))), flush=True)
+        report(measure(json.loads(options.task)))
         return
     rows = [compare(threads, options) for threads in options.threads]
     write_json(options.json, {"results": rows})
