@@ -59,6 +59,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.zero_shot
 	$(BIN)/python -m tests.benchmarks.first_slice
+	$(BIN)/python -m tests.benchmarks.encoder
+	$(BIN)/python -m tests.benchmarks.prompts
+	$(BIN)/python -m tests.benchmarks.cache
+	$(BIN)/python -m tests.benchmarks.memory
 
 clean:
 	rm -rf $(VENV) dist build

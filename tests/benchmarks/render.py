@@ -1,11 +1,11 @@
-"""Write the tables of docs/benchmarks.md from result files: ``python -m tests.benchmarks.render``.
+"""Write the tables of docs/benchmarks.md and docs/speed.md from result files: ``python -m tests.benchmarks.render``.
 
 Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced; the rest of the page is written by hand.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +87,35 @@ def replaced(page: str, name: str, body: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{body}\n{found[2]}", page)
 
 
-SECTIONS = {"zero_shot": zero_shot, "first_slice": first_slice}
+def rows_only(content: dict[str, Any]) -> str:
+    """The section of a file that is a table."""
+    return markdown(content["results"])
+
+
+PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice},
+    "speed.md": dict.fromkeys(("encoder", "prompts", "cache", "memory"), rows_only),
+}
+"""Page -> its sections, each named as its file of results."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.render", description=__doc__)
-    parser.add_argument("--page", type=Path, default=DOCS / "benchmarks.md")
     parser.add_argument("--results", type=Path, default=DOCS / "benchmarks", help="folder of NAME.json")
     parser.add_argument("--card", action="store_true", help="write the zero-shot tables into the weight card as well")
     options = parser.parse_args(argv)
-    page = options.page.read_text()
-    for name, section in SECTIONS.items():
-        content = read_json(options.results / f"{name}.json")
-        if not content:
-            print(f"{name}: no {options.results / f'{name}.json'}, left as it is")
-            continue
-        page = replaced(page, name, section(content))
-        if name == "zero_shot" and options.card:
-            CARD.write_text(replaced(CARD.read_text(), name, section(content)))
-    options.page.write_text(page)
+    for name, sections in PAGES.items():
+        page = (DOCS / name).read_text()
+        for section, body in sections.items():
+            content = read_json(options.results / f"{section}.json")
+            if not content:
+                print(f"{section}: no {options.results / f'{section}.json'}, left as it is")
+                continue
+            page = replaced(page, section, body(content))
+            if section == "zero_shot" and options.card:
+                CARD.write_text(replaced(CARD.read_text(), section, body(content)))
+        (DOCS / name).write_text(page)
 
 
 if __name__ == "__main__":

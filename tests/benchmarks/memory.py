@@ -1,0 +1,86 @@
+"""What a training step costs: ``python -m tests.benchmarks.memory``, with nothing else running.
+
+SAM-B's shape at 1024 px, one picture per step, class-token decoder: every weight trained; LoRA on all blocks; LoRA on
+the last four, where the first eight leave nothing behind for the backward pass; and the same from kept features.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.adapters.decoders import ClassTokensConfig
+from samgraft.adapters.graft import attach
+from samgraft.adapters.grafts import LoraConfig
+from samgraft.recipes.cache.features import CachedEncoder
+from samgraft.recipes.cache.store import FeatureStore
+from samgraft.recipes.losses import SegmentationLoss
+from tests.benchmarks._process import isolated, report
+from tests.benchmarks._table import markdown, write_json
+from tests.benchmarks.cache import pictures
+from tests.benchmarks.encoder import sam_base
+
+WAYS = ("full", "lora all", "lora last 4", "lora last 4, kept")
+
+
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a step after the first, and the largest memory."""
+    torch.set_num_threads(task["threads"])
+    way, size = task["way"], task["size"]
+    backbone = HFSamBackbone(sam_base(size))
+    lora = () if way == "full" else (LoraConfig(rank=4, blocks="all" if way == "lora all" else "last:4"),)
+    grafted = attach(backbone, lora, decoder=ClassTokensConfig(num_classes=2)).train()
+    trained = grafted.trainable_parameters()
+    if way == "full":
+        own = [p for n, p in backbone.named_parameters() if "positional_embedding" not in n]
+        trained += [p.requires_grad_(True) for p in own]
+    optimizer, loss_of = torch.optim.AdamW(trained, lr=1e-4), SegmentationLoss()
+    image, target = pictures(size, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = CachedEncoder(grafted, FeatureStore(Path(folder))) if way.endswith("kept") else None
+        seconds = []
+        for _ in range(task["steps"] + 1):
+            start = time.perf_counter()
+            logits = grafted.predict(image, features=None if encoder is None else encoder(image)).logits
+            scaled = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+            optimizer.zero_grad(set_to_none=True)
+            loss_of(scaled, target).backward()
+            optimizer.step()
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": min(seconds[1:]), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps; the fastest counts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/memory.json"))
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.task:
+        report(measure(json.loads(options.task)))
+        return
+    rows: list[dict[str, Any]] = []
+    for way in options.ways:
+        task = {"way": way, "size": options.size, "steps": options.steps, "threads": options.threads}
+        rows.append(task | isolated("memory", ["--task", json.dumps(task)], threads=options.threads))
+        rows[-1]["memory_share"] = rows[-1]["peak_mb"] / rows[0]["peak_mb"]
+        rows[-1]["time_share"] = rows[-1]["seconds"] / rows[0]["seconds"]
+        print(markdown(rows[-1:]), flush=True)
+        write_json(options.json, {"results": rows})
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
