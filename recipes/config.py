@@ -214,6 +214,10 @@ class TrainConfig:
     """Lightning's accelerator: "auto", "cpu", "gpu"."""
     precision: str = "32-true"
     """Lightning's precision, such as "32-true" or "bf16-mixed"."""
+    accumulate: int = 1
+    """Batches whose gradients are summed before a step; a larger batch in the memory of a small one."""
+    checkpointing: bool = False
+    """Compute encoder blocks again in the backward pass: less memory, about a third more time."""
     fast_dev_run: bool = False
     """Two training steps and one validation, to see that everything fits together."""
     progress: bool = True
@@ -228,6 +232,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.steps >= 1, f"train.steps is {self.steps}; expected at least 1")
+        _check(self.accumulate >= 1, f"train.accumulate is {self.accumulate}; expected at least 1")
         _check(self.val_every >= 1, f"train.val_every is {self.val_every}; expected at least 1")
         _check(self.cache_gb > 0, f"train.cache_gb is {self.cache_gb}; expected a positive size")
         _check(self.minutes is None or self.minutes > 0, f"train.minutes is {self.minutes}; expected a positive time")

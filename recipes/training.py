@@ -42,12 +42,12 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     """
     frozen = backbone if backbone is not None else load_backbone(config.task.backbone)
     size = round_up(config.data.size, frozen.spec.patch_size)
-    steps = min(config.train.val_every, config.train.steps)
+    batches = min(config.train.val_every, config.train.steps) * config.train.accumulate
     data = SegmentationData(
         config.data,
         kind=config.task.kind,
         size=size,
-        steps=steps,
+        steps=batches,
         val_cases=config.train.val_cases,
         class_names=config.task.class_names,
     )
@@ -58,6 +58,7 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
         )
     lightning.seed_everything(config.train.seed, verbose=False)
     task = SegmentationTask(config, class_names=names, size=size, backbone=frozen)
+    frozen.checkpointing = config.train.checkpointing
     return task, data
 
 
@@ -127,6 +128,7 @@ def make_trainer(config: FitConfig, run: Path) -> lightning.Trainer:
         devices=1,
         precision=train.precision,  # type: ignore[arg-type]
         gradient_clip_val=config.task.clip,
+        accumulate_grad_batches=train.accumulate,
         callbacks=callbacks,
         logger=False,
         num_sanity_val_steps=0,

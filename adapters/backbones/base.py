@@ -98,6 +98,8 @@ class Backbone(nn.Module, ABC):
     """A frozen promptable segmenter. ``train()`` leaves it in eval mode; no parameter asks for a gradient."""
 
     spec: BackboneSpec
+    checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping what happens inside it."""
 
     @abstractmethod
     def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:

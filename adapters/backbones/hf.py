@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import SamModel
 
 from samgraft.adapters.backbones.attention import absolute_table
@@ -148,7 +149,11 @@ class HFSamBackbone(Backbone):
         """Run ``blocks`` on tokens (B, h, w, D), and keep what ``taps`` asks for."""
         kept = {}
         for block in blocks:
-            x = block_forward(self.sam.vision_encoder.layers[block], self._sites(block), x, image, block)
+            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, block)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block_forward, *parts, use_reentrant=False)
+            else:
+                x = block_forward(*parts)
             if block in taps:
                 kept[block] = x
         return x, kept

@@ -114,7 +114,7 @@ class SegmentationData(lightning.LightningDataModule):
         config: What to read and how.
         kind: "semantic" or "instance": which labels are wanted.
         size: Side of the network input; already a multiple of the patch.
-        steps: Steps per epoch.
+        steps: Batches per epoch.
         val_cases: Validate on the first few cases only; None takes all.
         class_names: Names of the foreground classes, where the data set does not know them.
     """

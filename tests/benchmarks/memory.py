@@ -1,7 +1,8 @@
 """What a training step costs: ``python -m tests.benchmarks.memory``, with nothing else running.
 
 SAM-B's shape at 1024 px, one picture per step, class-token decoder: every weight trained; LoRA on all blocks; LoRA on
-the last four, where the first eight leave nothing behind for the backward pass; and the same from kept features.
+the last four, where the first eight leave nothing behind for the backward pass; and the same from kept features. Both
+of the large ones also with blocks that are computed again in the backward pass.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.cache import pictures
 from tests.benchmarks.encoder import sam_base
 
-WAYS = ("full", "lora all", "lora last 4", "lora last 4, kept")
+WAYS = ("full", "full, checkpointed", "lora all", "lora all, checkpointed", "lora last 4", "lora last 4, kept")
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
@@ -36,10 +37,11 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(task["threads"])
     way, size = task["way"], task["size"]
     backbone = HFSamBackbone(sam_base(size))
-    lora = () if way == "full" else (LoraConfig(rank=4, blocks="all" if way == "lora all" else "last:4"),)
+    backbone.checkpointing = way.endswith("checkpointed")
+    lora = () if way.startswith("full") else (LoraConfig(rank=4, blocks="last:4" if "last 4" in way else "all"),)
     grafted = attach(backbone, lora, decoder=ClassTokensConfig(num_classes=2)).train()
     trained = grafted.trainable_parameters()
-    if way == "full":
+    if way.startswith("full"):
         own = [p for n, p in backbone.named_parameters() if "positional_embedding" not in n]
         trained += [p.requires_grad_(True) for p in own]
     optimizer, loss_of = torch.optim.AdamW(trained, lr=1e-4), SegmentationLoss()

@@ -147,3 +147,13 @@ def test_views_are_new_where_blocks_are_trained_or_nothing_is_kept(tmp_path: Pat
     off = replace(config, task=replace(config.task, grafts={}), train=replace(config.train, cache=False))
     task = build(off, backbone=toy_backbone())[0]
     assert task.views == 0 and task.encoder is None
+
+
+def test_accumulated_batches_count_as_one_step_and_checkpointing_reaches_the_backbone(tmp_path: Path) -> None:
+    config = small_config(write_pictures(tmp_path / "p"), layout="image_mask")
+    train = replace(config.train, accumulate=2, checkpointing=True)
+    backbone, run = toy_backbone(), tmp_path / "run"
+    fit(replace(config, data=replace(config.data, batch_size=2), train=train), run, backbone=backbone, report=False)
+    assert backbone.checkpointing
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val/dice" in row] == [4, 8]

@@ -170,6 +170,23 @@ def test_untouched_blocks_end_where_something_is_attached_or_trained(backbone: H
     assert backbone.untouched() == (0, False)
 
 
+@pytest.mark.parametrize("trained", [0, 2])
+def test_checkpointed_blocks_give_the_same_gradients(trained: int) -> None:
+    image = torch.rand(1, 3, 64, 40)
+    found = []
+    for again in (False, True):
+        backbone = HFSamBackbone(toy_sam())
+        weights = [p.requires_grad_(True) for p in backbone.sam.vision_encoder.layers[trained].parameters()]
+        backbone.checkpointing = again
+        features = backbone.encode(image, taps=(1,))
+        (features.neck.square().mean() + features.taps[1].square().mean()).backward()
+        found.append([p.grad for p in weights])
+        assert torch.equal(features.neck, HFSamBackbone(toy_sam()).encode(image).neck)
+    for plain, other in zip(*found, strict=True):
+        assert plain is not None and other is not None
+        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-8)
+
+
 class TwoTokens(nn.Module):
     """A patch: two more tokens; their dot product with the upscaled map is the logit."""
 
