@@ -22,7 +22,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CHUNK = 2**20
-"""Bias elements that are built at once, in a buffer that stays in the cache; see docs/benchmarks.md for others."""
+"""Bias elements that are built at once on a CPU, in a buffer that stays in the cache."""
+CHUNK_ELSEWHERE = 2**26
+"""The same on other devices, where many small kernels cost more than memory does."""
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -86,15 +88,23 @@ Part = tuple[slice, slice, slice]
 """Images, heads and queries that are computed together."""
 
 
-def parts(batch: int, heads: int, queries: int, keys: int) -> Iterator[Part]:
-    """Cut (B, n, queries) into parts of at most :data:`CHUNK` pairs: whole images, else whole heads, else queries."""
-    images = max(1, CHUNK // (heads * queries * keys))
-    together = heads if heads * queries * keys <= CHUNK else max(1, CHUNK // (queries * keys))
-    length = queries if queries * keys <= CHUNK else max(1, CHUNK // keys)
+def parts(batch: int, heads: int, queries: int, keys: int, most: int) -> Iterator[Part]:
+    """Cut (B, n, queries) into parts of at most ``most`` pairs: whole images, else whole heads, else some queries."""
+    images = max(1, most // (heads * queries * keys))
+    together = heads if heads * queries * keys <= most else max(1, most // (queries * keys))
+    length = queries if queries * keys <= most else max(1, most // keys)
     for i in range(0, batch, images):
         for j in range(0, heads, together):
             for k in range(0, queries, length):
                 yield slice(i, i + images), slice(j, j + together), slice(k, k + length)
+
+
+def _work(query: Tensor, keys: int) -> tuple[Iterator[Part], Tensor]:
+    """The parts of an attention, and memory for the bias of one of them."""
+    batch, heads, queries, _ = query.shape
+    most = CHUNK if query.device.type == "cpu" else CHUNK_ELSEWHERE
+    rows = min(batch * heads * queries, max(1, most // keys))
+    return parts(batch, heads, queries, keys, most), query.new_empty(rows * keys)
 
 
 def _bias(rows: Tensor, cols: Tensor, memory: Tensor) -> Tensor:
@@ -110,11 +120,9 @@ class _BiasedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        batch, heads, queries, _ = query.shape
-        keys = key.shape[2]
-        memory = query.new_empty(min(batch * heads * queries, max(1, CHUNK // keys)) * keys)
-        out = torch.empty(query.shape[:3] + value.shape[3:], dtype=query.dtype, device=query.device)
-        for part in parts(batch, heads, queries, keys):
+        todo, memory = _work(query, key.shape[2])
+        out = query.new_empty(query.shape[:3] + value.shape[3:])
+        for part in todo:
             bias, pair = _bias(rows[part], cols[part], memory), part[:2]
             out[part] = functional.scaled_dot_product_attention(query[part], key[pair], value[pair], attn_mask=bias)
         ctx.save_for_backward(query, key, value, rows, cols, out)
@@ -124,12 +132,11 @@ class _BiasedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, rows, cols, out = ctx.saved_tensors
-        batch, heads, queries, width = query.shape
-        keys, scale = key.shape[2], width**-0.5
-        memory = query.new_empty(min(batch * heads * queries, max(1, CHUNK // keys)) * keys)
+        scale = query.shape[-1] ** -0.5
+        todo, memory = _work(query, key.shape[2])
         change = [torch.empty_like(t) for t in (query, rows, cols)] + [torch.zeros_like(t) for t in (key, value)]
         grad_query, grad_rows, grad_cols, grad_key, grad_value = change
-        for part in parts(batch, heads, queries, keys):
+        for part in todo:
             pair = part[:2]
             logits = _bias(rows[part], cols[part], memory).add_(
                 torch.matmul(query[part], key[pair].transpose(-1, -2)), alpha=scale
