@@ -65,7 +65,8 @@ def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteCont
     if sites.qkv:
         qkv = add_qkv_deltas(sites.qkv, x if windows is None else partition(x, windows), qkv, context)
     batch, height, width, three = qkv.shape
-    query, key, value = qkv.reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    by_head = qkv.reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = by_head.contiguous().unbind(0)  # one copy here, or slower products for every head
     rel = (relative_table(attn.rel_pos_h, height), relative_table(attn.rel_pos_w, width)) if attn.use_rel_pos else None
     out = attend(query, key, value, rel, (height, width)).transpose(1, 2).reshape(batch, height, width, three // 3)
     if windows is None:

@@ -148,8 +148,8 @@ def evaluate(
 ) -> dict[str, float | int | str]:
     """Scores over cases and their number; predicted label maps are appended to ``masks``.
 
-    "dice" averages over pictures or volumes, "dice_patient" over patients with all their slices counted together, and
-    "dice_pooled" counts all cases together.
+    "dice" averages over pictures or volumes, "dice_patient" over patients with all their slices counted together (where
+    patients have several), and "dice_pooled" counts all cases together.
     """
     rows, matches, pooled = [], [], np.zeros((spec.classes - 1, 2))
     patients: dict[str, NDArray[np.float64]] = {}
@@ -179,6 +179,8 @@ def evaluate(
     if matches:
         values["ap50"] = float(average_precision(matches))
     else:
-        values["dice_patient"] = float(np.mean([(c[:, 0] / np.maximum(c[:, 1], 1)).mean() for c in patients.values()]))
+        if len(patients) < len(cases):
+            by_patient = [(c[:, 0] / c[:, 1])[c[:, 1] > 0] for c in patients.values()]
+            values["dice_patient"] = float(np.concatenate(by_patient).mean())
         values |= {f"{overlap}_class{k + 1}": float(v) for k, v in enumerate(np.mean(rows, axis=0))}
     return values
