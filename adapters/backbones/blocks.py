@@ -22,6 +22,8 @@ from samgraft.adapters.backbones.sites import BlockSites, SiteContext, WindowInf
 
 MLP_TOKENS = 1024
 """Tokens that go through an MLP together: the four times wider layer between then stays in the cache."""
+STRIP_TOKENS = 1024
+"""Images of more tokens than this pass through windowed attention one row of windows at a time, for the same reason."""
 
 
 def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block: int) -> Tensor:
@@ -57,18 +59,14 @@ def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteCont
     Padded tokens are keys and values like any other, but no linear layer is run on them: their projection is that of
     one zero vector.
     """
-    heads, windows = attn.num_attention_heads, context.windows
-    qkv = attn.qkv(x)
-    if windows is not None:
-        fill = attn.qkv(x.new_zeros(x.shape[-1])) if windows.padded != context.grid_size else None
-        qkv = partition(qkv, windows, fill)
-    if sites.qkv:
-        qkv = add_qkv_deltas(sites.qkv, x if windows is None else partition(x, windows), qkv, context)
-    batch, height, width, three = qkv.shape
-    by_head = qkv.reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    query, key, value = by_head.contiguous().unbind(0)  # one copy here, or slower products for every head
+    windows = context.windows
+    if windows is not None and _in_strips(sites, x, windows):
+        strips = x.split(windows.size, dim=1)
+        return torch.cat([attention_forward(attn, sites, s, _strip_context(s, context)) for s in strips], dim=1)
+    query, key, value = project_heads(attn, sites, x, context).unbind(0)
+    height, width = context.grid_size if windows is None else (windows.size, windows.size)
     rel = (relative_table(attn.rel_pos_h, height), relative_table(attn.rel_pos_w, width)) if attn.use_rel_pos else None
-    out = attend(query, key, value, rel, (height, width)).transpose(1, 2).reshape(batch, height, width, three // 3)
+    out = attend(query, key, value, rel, (height, width)).transpose(1, 2).reshape(-1, height, width, x.shape[-1])
     if windows is None:
         return add_deltas(sites.attention_output, attn.proj(out), context)
     projected: Tensor = attn.proj(unpartition(out, windows, context.grid_size))
@@ -76,6 +74,41 @@ def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteCont
         return projected
     changed = add_deltas(sites.attention_output, partition(projected, windows), context)
     return unpartition(changed, windows, context.grid_size)
+
+
+def project_heads(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
+    """Queries, keys and values of ``x`` (B, h, w, D) by head: (3, B * windows, heads, tokens, d), in one piece.
+
+    One copy here, or slower products for every head.
+    """
+    heads, windows = attn.num_attention_heads, context.windows
+    qkv = attn.qkv(x)
+    if windows is None:
+        counts = (1, 1)
+    else:
+        fill = attn.qkv(x.new_zeros(x.shape[-1])) if windows.padded != context.grid_size else None
+        qkv, counts = pad_to(qkv, windows, fill), windows.counts
+    if sites.qkv:
+        if windows is not None:
+            x, qkv, counts = partition(x, windows), cut(qkv, windows), (1, 1)
+        qkv = add_qkv_deltas(sites.qkv, x, qkv, context)
+    cells = qkv.unflatten(3, (3, heads, -1)).unflatten(2, (counts[1], -1)).unflatten(1, (counts[0], -1))
+    batch, rows, height, columns, width, _, _, depth = cells.shape
+    split = cells.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    return split.reshape(3, batch * rows * columns, heads, height * width, depth).contiguous()
+
+
+def _in_strips(sites: BlockSites, x: Tensor, windows: WindowInfo) -> bool:
+    """Whether rows of windows go one after the other: large images, nothing grafted, no gradient asked for."""
+    grafted = bool(sites.qkv) or bool(sites.attention_output)
+    large = x.shape[1] * x.shape[2] > STRIP_TOKENS and windows.counts[0] > 1
+    return large and not grafted and not torch.is_grad_enabled()
+
+
+def _strip_context(strip: Tensor, context: SiteContext) -> SiteContext:
+    """The context of one row of windows (B, at most s, w, D)."""
+    grid, windows = (strip.shape[1], strip.shape[2]), context.windows
+    return replace(context, grid_size=grid, windows=window_layout(grid, windows.size) if windows else None)
 
 
 def mlp_forward(mlp: Any, x: Tensor) -> Tensor:
@@ -95,13 +128,24 @@ def window_layout(grid: tuple[int, int], size: int) -> WindowInfo:
 
 def partition(x: Tensor, windows: WindowInfo, fill: Tensor | None = None) -> Tensor:
     """Cut (B, h, w, D) into (B * windows, s, s, D), padding with ``fill`` (D,), or zeros."""
-    batch, height, width, dim = x.shape
-    (rows, columns), size = windows.counts, windows.size
-    if windows.padded != (height, width):
-        x = functional.pad(x, (0, 0, 0, windows.padded[1] - width, 0, windows.padded[0] - height))
-        if fill is not None:
-            x[:, height:], x[:, :height, width:] = fill, fill
-    return x.reshape(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size, size, dim)
+    return cut(pad_to(x, windows, fill), windows)
+
+
+def pad_to(x: Tensor, windows: WindowInfo, fill: Tensor | None = None) -> Tensor:
+    """Pad (B, h, w, D) to whole windows, at the bottom and right, with ``fill`` (D,), or zeros."""
+    _, height, width, _ = x.shape
+    if windows.padded == (height, width):
+        return x
+    x = functional.pad(x, (0, 0, 0, windows.padded[1] - width, 0, windows.padded[0] - height))
+    if fill is not None:
+        x[:, height:], x[:, :height, width:] = fill, fill
+    return x
+
+
+def cut(x: Tensor, windows: WindowInfo) -> Tensor:
+    """Cut (B, H, W, D) of whole windows into (B * windows, s, s, D)."""
+    (rows, columns), size, dim = windows.counts, windows.size, x.shape[-1]
+    return x.reshape(-1, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size, size, dim)
 
 
 def unpartition(x: Tensor, windows: WindowInfo, grid: tuple[int, int]) -> Tensor:
