@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from samgraft.adapters.backbones.attention_ways import Way, augmented, choose, flex
+
 CHUNK = 2**22
 """Bias elements that are built at once on a CPU, in one buffer of 16 MB that is written again and again. With less than
 768 queries at a time torch's kernel works on narrower blocks; SAM has 4,096 keys at 1024 px."""
@@ -56,7 +58,7 @@ def absolute_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None, grid: tuple[int, int]
 ) -> Tensor:
-    """Attention over all tokens of ``grid``; exact. The bias is built for :data:`CHUNK` pairs of tokens at a time.
+    """Attention over all tokens of ``grid``; exact, in the way that suits the device (``attention_ways``).
 
     Args:
         query: (B, heads, h * w, d); key and value likewise.
@@ -71,8 +73,7 @@ def attend(
     if rel is None:
         return functional.scaled_dot_product_attention(query, key, value)
     rows, cols = position_terms(query, rel, grid)
-    out: Tensor = _BiasedAttention.apply(query, key, value, rows, cols)  # type: ignore[no-untyped-call]
-    return out
+    return WAYS[choose(query, rows, cols, WAYS)](query, key, value, rows, cols)
 
 
 def position_terms(query: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -153,3 +154,13 @@ class _BiasedAttention(torch.autograd.Function):
             pairs = slope.unflatten(-1, (rows.shape[-1], cols.shape[-1]))
             grad_rows[part], grad_cols[part] = pairs.sum(dim=-1), pairs.sum(dim=-2)
         return grad_query, grad_key, grad_value, grad_rows, grad_cols
+
+
+def in_parts(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Fused attention with the bias of :data:`CHUNK` pairs of tokens at a time; arguments as for ``augmented``."""
+    out: Tensor = _BiasedAttention.apply(query, key, value, rows, cols)  # type: ignore[no-untyped-call]
+    return out
+
+
+WAYS: dict[str, Way] = {"parts": in_parts, "augmented": augmented, "flex": flex}
+"""All ways of attention with relative positions, by name."""

@@ -94,7 +94,7 @@ def project_heads(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext)
         qkv = add_qkv_deltas(sites.qkv, x, qkv, context)
     cells = qkv.unflatten(3, (3, heads, -1)).unflatten(2, (counts[1], -1)).unflatten(1, (counts[0], -1))
     batch, rows, height, columns, width, _, _, depth = cells.shape
-    split = cells.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    split: Tensor = cells.permute(5, 0, 1, 3, 6, 2, 4, 7)
     return split.reshape(3, batch * rows * columns, heads, height * width, depth).contiguous()
 
 
@@ -117,7 +117,11 @@ def mlp_forward(mlp: Any, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() or tokens <= MLP_TOKENS:
         result: Tensor = mlp(x)
         return result
-    return torch.cat([mlp(part) for part in x.flatten(0, -2).split(MLP_TOKENS)]).view(x.shape)
+    changes = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pairs = zip(x.flatten(0, -2).split(MLP_TOKENS), changes.flatten(0, -2).split(MLP_TOKENS), strict=True)
+    for part, change in pairs:
+        change.copy_(mlp(part))
+    return changes
 
 
 def window_layout(grid: tuple[int, int], size: int) -> WindowInfo:

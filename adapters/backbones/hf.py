@@ -260,7 +260,8 @@ class HFSamBackbone(Backbone):
         wide = image.to(torch.promote_types(image.dtype, torch.float32))
         mean, std = wide.new_tensor(self.spec.mean), wide.new_tensor(self.spec.std)
         normalised = (wide - mean[:, None, None]) / std[:, None, None]
-        return normalised.to(weight.dtype)
+        layout = torch.channels_last if weight.is_cuda else torch.preserve_format  # tokens come out in order there
+        return normalised.to(weight.dtype, memory_format=layout)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != 3:

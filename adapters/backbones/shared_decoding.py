@@ -6,11 +6,15 @@ projection is folded into the seven (``q . W k = (W' q) . k``). The upscaling ru
 products. What is left is half of the arithmetic, on tensors that stay in the cache.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+UPSCALE_TOKENS = 1024
+"""Image tokens whose 16 pixels each are computed together where no gradient is asked for: they stay in the cache."""
 
 
 def can_share(decoder: Any) -> bool:
@@ -93,7 +97,7 @@ def look(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def answer(attention: Any, query: Tensor, key: Tensor, value: Tensor, onto: Tensor) -> Tensor:
-    """Image tokens attend to prompt tokens (n, T, C); the result is added to ``onto``.
+    """Image tokens attend to prompt tokens (n, T, C); the result is added to ``onto``, which may be overwritten.
 
     Args:
         attention: ``SamAttention``.
@@ -117,28 +121,42 @@ def answer(attention: Any, query: Tensor, key: Tensor, value: Tensor, onto: Tens
     weights = logits.add_(bias).softmax(2).flatten(1, 2)  # (n, H T, S); the fast direction, for T is small
     spread = _weight(attention.out_proj, heads, output=True)  # (H, d, C)
     values = _heads(attention.v_proj(value), heads) @ spread + attention.out_proj.bias / heads  # weights sum to one
-    summed: Tensor = torch.baddbmm(onto, weights.transpose(1, 2), values.flatten(1, 2))
+    keep = torch.is_grad_enabled() or query.ndim == 2  # else nobody reads the former image tokens again
+    add = torch.baddbmm if keep else Tensor.baddbmm_
+    summed: Tensor = add(onto, weights.transpose(1, 2), values.flatten(1, 2))
     return summed
 
 
 def upscale(decoder: Any, image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     """Masks (n, K, 4h, 4w) of image tokens (n, S, C) and mask weights (n, K, C / 8)."""
     number, (height, width) = len(image), grid
-    fine = _double(decoder.upscale_conv1, image)  # (n, S, 4, C / 4)
-    norm = decoder.upscale_layer_norm
-    fine = decoder.activation(functional.layer_norm(fine, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-    fine = decoder.activation(_double(decoder.upscale_conv2, fine))  # (n, S, 4, 4, C / 8)
-    masks: Tensor = fine.flatten(1, 3) @ weights.transpose(1, 2)  # (n, 16 S, K)
+    layers = (_double(decoder.upscale_conv1), _double(decoder.upscale_conv2))
+    if torch.is_grad_enabled():
+        masks = _finish(decoder, layers, image.flatten(0, 1)).unflatten(0, (number, -1)) @ weights.transpose(1, 2)
+    else:
+        masks = image.new_empty(number, 16 * height * width, weights.shape[1])
+        for own, kernel, mask in zip(image, weights, masks, strict=True):
+            for cells, pixels in zip(own.split(UPSCALE_TOKENS), mask.split(16 * UPSCALE_TOKENS), strict=True):
+                torch.mm(_finish(decoder, layers, cells), kernel.T, out=pixels)
     split = masks.view(number, height, width, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
     return split.reshape(number, -1, 4 * height, 4 * width)
 
 
-def _double(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A 2 x 2 transposed convolution of stride 2 on channels-last cells (..., C): (..., 4, C'), row by row."""
-    weight = convolution.weight.permute(0, 2, 3, 1)  # (C, 2, 2, C')
-    bias = None if convolution.bias is None else convolution.bias.repeat(4)
-    product: Tensor = functional.linear(x, weight.flatten(1).T, bias).unflatten(-1, (4, weight.shape[-1]))
-    return product
+def _finish(decoder: Any, layers: Sequence[tuple[Tensor, Tensor]], tokens: Tensor) -> Tensor:
+    """Image tokens (S, C) to pixels (16 S, C / 8): both doublings, row by row inside each token."""
+    norm = decoder.upscale_layer_norm
+    (weight, bias), (last_weight, last_bias) = layers
+    fine = torch.addmm(bias, tokens, weight).view(-1, norm.normalized_shape[0])
+    fine = decoder.activation(functional.layer_norm(fine, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+    finest: Tensor = decoder.activation(torch.addmm(last_bias, fine, last_weight))
+    return finest.view(-1, finest.shape[1] // 4)
+
+
+def _double(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """A 2 x 2 transposed convolution of stride 2 as a product: weight (C, 4 C') and bias (4 C',)."""
+    weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+    bias = convolution.bias if convolution.bias is not None else weight.new_zeros(convolution.out_channels)
+    return weight.contiguous(), bias.repeat(4)
 
 
 def _attend_to_themselves(layer: Any, tokens: Tensor, code: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def sam_base(size: int) -> SamModel:
     """SAM-B for ``size`` pixels with reproducible weights of a usual scale.
 
     transformers starts this encoder at a standard deviation of 1e-10. Then its output says nothing about equality, and
-    gradients are so small (1e-38) that the processor handles them in microcode: a backward pass takes ten times as long.
+    gradients are so small (1e-38) that the processor takes them one by one: a backward pass lasts ten times as long.
     """
     torch.manual_seed(0)
     vision: dict[str, float] = {

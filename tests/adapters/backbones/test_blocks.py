@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samgraft.adapters.backbones import HFSamBackbone, attention
+from samgraft.adapters.backbones import HFSamBackbone, attention, blocks
 from samgraft.adapters.backbones.attention import absolute_table, attend, relative_table
 from samgraft.adapters.backbones.blocks import block_forward, partition, unpartition, window_layout
 from samgraft.adapters.backbones.sites import BLOCK_SITES, ENCODER_SITES, BlockSites, SiteContext, WindowInfo
@@ -88,6 +88,15 @@ def test_heads_in_turn_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = attend(*inputs, rel, (4, 5))
     monkeypatch.setattr(attention, "CHUNK", 1)
     torch.testing.assert_close(attend(*inputs, rel, (4, 5)), whole, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_rows_of_windows_and_parts_of_an_mlp_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = HFSamBackbone(toy_sam())
+    whole = backbone.encode(image(72, 56)).neck  # 9 x 7 tokens: three rows of windows, one column padded
+    monkeypatch.setattr(blocks, "STRIP_TOKENS", 8)
+    monkeypatch.setattr(blocks, "MLP_TOKENS", 8)
+    torch.testing.assert_close(backbone.encode(image(72, 56)).neck, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [0, 1])

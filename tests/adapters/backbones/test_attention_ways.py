@@ -1,0 +1,109 @@
+"""All ways of attention give the same function, forward and backward, and the choice follows the device."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from samgraft.adapters.backbones import attention, attention_ways
+from samgraft.adapters.backbones.attention import WAYS, attend, relative_table
+from samgraft.adapters.backbones.attention_ways import choose, use_attention
+from samgraft.adapters.backbones.blocks import block_forward
+from samgraft.errors import NoMatchError
+from tests.adapters.toy import toy_backbone, toy_image
+
+GRID = (4, 6)
+
+
+def inputs(dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, GRID[0] * GRID[1], 8)] * 3 + [(2 * side - 1, 8) for side in GRID]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def formula(query: Tensor, key: Tensor, value: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Written out token by token pair."""
+    y, x = torch.arange(GRID[0]).repeat_interleave(GRID[1]), torch.arange(GRID[1]).repeat(GRID[0])
+    vertical = down[y[:, None] - y[None, :] + GRID[0] - 1]  # (S, S, d)
+    horizontal = across[x[:, None] - x[None, :] + GRID[1] - 1]
+    logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    logits = logits + torch.einsum("bnid,ijd->bnij", query, vertical + horizontal)
+    return logits.softmax(-1) @ value
+
+
+def attended(way: str, tensors: list[Tensor]) -> Tensor:
+    tables = (relative_table(tensors[3], GRID[0]), relative_table(tensors[4], GRID[1]))
+    with use_attention(way):
+        return attend(tensors[0], tensors[1], tensors[2], tables, GRID)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_the_formula(way: str) -> None:
+    tensors = inputs(torch.float64)
+    torch.testing.assert_close(attended(way, tensors), formula(*tensors), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["parts", "augmented"])
+def test_gradients_are_those_of_the_formula(way: str) -> None:
+    tensors = [t.requires_grad_(True) for t in inputs(torch.float64)]
+    weight = torch.linspace(-1, 1, tensors[0].numel(), dtype=torch.float64).view(tensors[0].shape)
+    wanted = torch.autograd.grad((formula(*tensors) * weight).sum(), tensors)
+    found = torch.autograd.grad((attended(way, tensors) * weight).sum(), tensors)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize("way", ["parts", "augmented"])
+def test_short_numbers_stay_near(way: str, dtype: torch.dtype, bound: float) -> None:
+    tensors = inputs(dtype)
+    exact = formula(*[t.double() for t in tensors])
+    found = attended(way, tensors)
+    assert found.dtype == dtype
+    assert (found.double() - exact).abs().max() < bound * exact.abs().max()
+
+
+def test_the_cpu_takes_its_measured_way() -> None:
+    query, rows = torch.randn(1, 2, 24, 8), torch.randn(1, 2, 24, 4)
+    assert choose(query, rows, torch.randn(1, 2, 24, 6), WAYS) == "parts"
+
+
+def test_other_devices_are_timed_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def fake(query: Tensor, *_: object) -> str:
+        timed.append(tuple(query.shape))
+        return "flex"
+
+    monkeypatch.setattr(attention_ways, "_time", fake)
+    monkeypatch.setattr(attention_ways, "_quickest", {})
+    for length in (24, 24, 35):
+        tensors = [torch.empty(1, 2, length, width, device="meta") for width in (8, 4, 6)]
+        assert choose(*tensors, attention.WAYS) == "flex"
+    assert timed == [(1, 2, 24, 8), (1, 2, 35, 8)]
+
+
+def test_a_way_that_fails_on_the_device_is_left_out() -> None:
+    def broken(*_: Tensor) -> Tensor:
+        raise RuntimeError("no kernel")
+
+    tensors = inputs(torch.float32)
+    rows, cols = torch.randn(2, 3, 24, 4), torch.randn(2, 3, 24, 6)
+    assert attention_ways._time(tensors[0], rows, cols, {"flex": broken, "augmented": WAYS["augmented"]}) == "augmented"
+    assert attention_ways._time(tensors[0], rows, cols, {"flex": broken}) == "augmented"
+
+
+def test_an_unknown_way_is_named() -> None:
+    with pytest.raises(NoMatchError, match="'flash' is not known; expected 'parts'"), use_attention("flash"):
+        pass
+
+
+def test_a_compiled_encoder_gives_the_same() -> None:
+    backbone, image = toy_backbone(), toy_image()
+    plain = backbone.encode(image).neck
+    compiled = torch.compile(block_forward, backend="aot_eager", dynamic=False)
+    context = backbone.prefix(image, 0)
+    x, normalised = context.tokens, backbone._normalise(image)
+    for block, layer in enumerate(backbone.sam.vision_encoder.layers):
+        x = compiled(layer, backbone._sites(block), x, normalised, block)
+    neck = backbone.sam.vision_encoder.neck(x)
+    torch.testing.assert_close(neck, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
