@@ -135,10 +135,13 @@ def upscale(decoder: Any, image: Tensor, weights: Tensor, grid: tuple[int, int])
         masks = _finish(decoder, layers, image.flatten(0, 1)).unflatten(0, (number, -1)) @ weights.transpose(1, 2)
     else:
         masks = image.new_empty(number, 16 * height * width, weights.shape[1])
-        for own, kernel, mask in zip(image, weights, masks, strict=True):
-            for cells, pixels in zip(own.split(UPSCALE_TOKENS), mask.split(16 * UPSCALE_TOKENS), strict=True):
-                torch.mm(_finish(decoder, layers, cells), kernel.T, out=pixels)
-    split = masks.view(number, height, width, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
+        together = max(1, UPSCALE_TOKENS // (height * width))
+        tensors = (x.split(together) for x in (image, weights.transpose(1, 2), masks))
+        for own, kernels, drawn in zip(*tensors, strict=True):
+            for cells, pixels in zip(own.split(UPSCALE_TOKENS, 1), drawn.split(16 * UPSCALE_TOKENS, 1), strict=True):
+                fine = _finish(decoder, layers, cells.flatten(0, 1)).unflatten(0, (len(own), -1))
+                torch.bmm(fine, kernels, out=pixels)
+    split: Tensor = masks.view(number, height, width, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
     return split.reshape(number, -1, 4 * height, 4 * width)
 
 
