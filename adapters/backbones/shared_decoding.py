@@ -54,8 +54,9 @@ class SharedImage:
         wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         code = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(own.dtype)], dim=1)  # (n, T, C)
-        tokens, keys, placed = code, self.image, self.placed
+        tokens, keys = code, self.image
         for number, layer in enumerate(decoder.transformer.layers):
+            placed = keys + self.code if number else self.placed
             tokens = layer.layer_norm1(_attend_to_themselves(layer, tokens, code))
             attention = layer.cross_attn_token_to_image
             if number == 0:
@@ -65,10 +66,12 @@ class SharedImage:
             tokens = layer.layer_norm2(tokens + seen)
             tokens = layer.layer_norm3(tokens + layer.mlp(tokens))
             keys = layer.layer_norm4(answer(layer.cross_attn_image_to_token, placed, tokens + code, tokens, keys))
-            placed = keys + self.code
-        seen = look(decoder.transformer.final_attn_token_to_image, tokens + code, placed, keys)
+        read = [0, *(1 + i for i in wanted)]  # the other tokens have said what they had to say
+        tokens, code = tokens[:, read], code[:, read]
+        seen = look(decoder.transformer.final_attn_token_to_image, tokens + code, keys, keys, place=self.code)
         tokens = decoder.transformer.layer_norm_final_attn(tokens + seen)
-        weights = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
+        heads = [decoder.output_hypernetworks_mlps[i] for i in wanted]
+        weights = torch.stack([head(tokens[:, 1 + i]) for i, head in enumerate(heads)], dim=1)
         iou: Tensor = decoder.iou_prediction_head(tokens[:, 0])
         return upscale(decoder, keys, weights, self.grid), iou[:, wanted.start : wanted.stop]
 
@@ -81,15 +84,19 @@ class SharedImage:
         return joined
 
 
-def look(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def look(attention: Any, query: Tensor, key: Tensor, value: Tensor, *, place: Tensor | None = None) -> Tensor:
     """Prompt tokens (n, T, C) attend to image tokens (n, S, C); returns (n, T, C).
 
-    The bias of ``k_proj`` adds the same to all logits of a query, so it drops out; that of ``v_proj`` is added once,
+    ``place`` (S, C) is added to the keys, by a product of its own: with few queries that costs less than the sum. The
+    bias of ``k_proj`` adds the same to all logits of a query, so it drops out; that of ``v_proj`` is added once,
     since weights sum to one.
     """
     heads, width = attention.num_attention_heads, query.shape[-1]
     folded = _heads(attention.q_proj(query), heads) @ _weight(attention.k_proj, heads)  # (n, H, T, C)
-    logits = (folded.flatten(1, 2) * attention.scaling) @ key.transpose(1, 2)  # (n, H T, S)
+    folded = folded.flatten(1, 2) * attention.scaling
+    logits = folded @ key.transpose(1, 2)  # (n, H T, S)
+    if place is not None:
+        logits += folded @ place.T
     context = (logits.softmax(-1) @ value).unflatten(1, (heads, -1))  # (n, H, T, C)
     found = context @ _weight(attention.v_proj, heads).transpose(1, 2)  # (n, H, T, d)
     joined: Tensor = attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samgraft.adapters.backbones import Features, HFSamBackbone, hf
+from samgraft.adapters.backbones import Features, HFSamBackbone, hf, shared_decoding
 from samgraft.adapters.backbones.shared_decoding import can_share
 from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import DecoderLoraConfig
@@ -59,6 +59,7 @@ def test_equals_the_plain_decoder(
     atol: float,
 ) -> None:
     backbone.to(dtype)
+    monkeypatch.setattr(shared_decoding, "UPSCALE_TOKENS", 20 if multimask else 100)  # parts of an image, two images
     seen: list[int] = []
     decode = hf.SharedImage.decode
 
