@@ -1,5 +1,6 @@
 """What happens beside the steps of a phase: the best student is kept, figures are recorded, the clock is watched."""
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -57,12 +58,7 @@ class Keeper(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget what a killed run recorded after the checkpoint that goes on here."""
-        if not self.history.is_file():
-            return
-        number, step = _phase(pl_module).number, trainer.global_step
-        rows = [json.loads(line) for line in self.history.read_text(encoding="utf-8").splitlines() if line.strip()]
-        kept = [row for row in rows if row["phase"] < number or (row["phase"] == number and row["step"] <= step)]
-        write_text(self.history, "".join(json.dumps(row) + "\n" for row in kept))
+        trim_history(self.history, _phase(pl_module).number, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,6 +86,19 @@ class Keeper(Callback):
     def _append(self, phase: Phase, step: int, values: dict[str, float]) -> None:
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase.number, "step": step, **values}) + "\n")
+
+
+def trim_history(history: Path, phase: int, step: int) -> None:
+    """Drop records of later phases, and those of ``phase`` after ``step``; the last line may be half written."""
+    if not history.is_file():
+        return
+    kept = []
+    for line in history.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if (row["phase"], row["step"]) <= (phase, step):
+                kept.append(line)
+    write_text(history, "".join(f"{line}\n" for line in kept))
 
 
 class Deadline(Callback):

@@ -87,7 +87,8 @@ class DistillConfig:
     phase2_steps: int = 1000
     """Optimiser steps of phase 2: encoder and mask decoder learn the teacher's masks; 0 leaves it out."""
     minutes: float | None = None
-    """Stop after this wall time even if steps are left; the schedule follows whichever ends first."""
+    """Stop training after this wall time, both phases together, even if steps are left; the schedule follows whichever
+    ends first. Reading the images comes on top."""
     phase1_share: float = 0.6
     """Share of ``minutes`` for phase 1, where there is a second one."""
     lr: float = 1e-3

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from samgraft.domains.atomic import full_suffix
+from samgraft.domains.medical.dicom import is_dicom
 from samgraft.domains.medical.itk import SUFFIXES as ITK_SUFFIXES
 from samgraft.domains.opening import RASTER_SUFFIXES, open_scene
 from samgraft.domains.picture.picture import SUFFIXES as PICTURE_SUFFIXES
@@ -50,7 +51,7 @@ def find_images(folder: Path) -> list[Path]:
         if any(part.startswith(".") for part in path.relative_to(folder).parts) or not path.is_file():
             continue
         suffix = full_suffix(path)
-        if suffix in DICOM_SUFFIXES:
+        if suffix in DICOM_SUFFIXES or (not suffix and is_dicom(path)):
             found.add(path.parent)
         elif suffix in IMAGE_SUFFIXES:
             found.add(path)

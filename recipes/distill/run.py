@@ -18,7 +18,7 @@ from samgraft.errors import CheckpointError, InputError, OutputError
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.callbacks import Progress
 from samgraft.recipes.config import to_yaml
-from samgraft.recipes.distill.callbacks import Deadline, Keeper, load_weights
+from samgraft.recipes.distill.callbacks import Deadline, Keeper, load_weights, trim_history
 from samgraft.recipes.distill.config import DistillConfig
 from samgraft.recipes.distill.data import DistillData, Tiles, find_images, read_tiles, split_files
 from samgraft.recipes.distill.export import draw_masks, export_student
@@ -149,6 +149,7 @@ def distill(
         write_text(run / "config.yaml", to_yaml(config.to_dict()))
     results = _phases(config, pair, train, held, run, say)
     pair.teacher.require_unchanged()
+    pair.teacher.to(next(pair.student.parameters()).device)  # Lightning has brought the student back to the CPU
     facts = _facts(config, pair, (train, held), results, notes)
     folder = export_student(run / "student", pair.student, {k: v for k, v in facts.items() if k != "versions"})
     draw_masks(run / "masks.png", pair.student, pair.student_size, pair.teacher, held)
@@ -226,6 +227,7 @@ def _run_phase(phase: Phase, train: Tiles, held: Tiles, run: Path, say: Say) -> 
     keeper, last = Keeper(folder, run / "history.jsonl"), folder / "last.ckpt"
     trainer = _trainer(phase, folder, keeper)
     if not last.is_file():
+        trim_history(run / "history.jsonl", phase.number, -1)
         trainer.validate(phase, datamodule=data, verbose=False)
         say(f"phase {phase.number}, before: {in_words(keeper.before)}")
     checkpoint = str(last) if last.is_file() else None

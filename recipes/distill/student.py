@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import SamModel, SamVisionConfig
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
-from samgraft.adapters.backbones.hub import BACKBONES, load_backbone
+from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.backbones.loading import build_model
 from samgraft.adapters.backbones.tiny import build_graft_tiny, tiny_config
-from samgraft.errors import CheckpointError, ConfigError
+from samgraft.errors import CheckpointError, ConfigError, NoMatchError
 
 ENCODER = "vision_encoder."
 """Prefix of the tensors of the image encoder; all others come from the teacher."""
@@ -58,8 +58,8 @@ def make_student(
         seed: Of the initial values of a new encoder.
 
     Raises:
-        ConfigError: a student that is none of these, or whose neck has another number of channels than the teacher's.
-        CheckpointError: a backbone to start from that cannot be loaded.
+        ConfigError: a student that is none of these or cannot be loaded, or whose neck has another number of channels
+            than the teacher's.
     """
     cells = grid or teacher.spec.native_size // teacher.spec.patch_size
     title = name or f"{teacher.spec.name}-{Path(student).stem}"
@@ -113,10 +113,10 @@ def _from_json(path: Path) -> dict[str, Any]:
 def _loaded(student: str) -> HFSamBackbone:
     try:
         return load_backbone(student)
-    except CheckpointError as error:
-        known = ", ".join([*STUDENTS, *BACKBONES])
-        raise CheckpointError(
-            f"student {student!r}: {error} (presets and backbones: {known}; or a JSON file)"
+    except (CheckpointError, NoMatchError) as error:
+        presets = ", ".join(STUDENTS)
+        raise ConfigError(
+            f"student {student!r} is no preset ({presets}), no JSON file and no backbone: {error}"
         ) from error
 
 
