@@ -117,7 +117,7 @@ class Tiles:
 
 
 def read_tiles(files: Sequence[Path], size: int, config: DistillConfig, *, crops: int) -> Tiles:
-    """Read and scale files one after the other; one that cannot be read is skipped with a warning.
+    """Read and scale files one after the other; one that cannot be read is skipped with a warning, NaN becomes 0.
 
     Args:
         files: Images.
@@ -136,7 +136,7 @@ def read_tiles(files: Sequence[Path], size: int, config: DistillConfig, *, crops
         name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
         rng = np.random.default_rng([config.seed, 2, number])
         try:
-            own = list(_views(open_scene(path, **_options(path)), size, config, crops, rng))
+            own = list(_views(open_scene(path, nan="fill"), size, config, crops, rng))
         except SamgraftError as error:
             skipped.append(f"{name}: {error}")
             _log.warning("distill: %s is left out: %s", name, error)
@@ -147,11 +147,6 @@ def read_tiles(files: Sequence[Path], size: int, config: DistillConfig, *, crops
         reason = skipped[0] if skipped else "every tile is blank"
         raise InputError(f"no tile could be made from {len(files)} files in {config.images}: {reason}")
     return Tiles(images=torch.stack(images), files=tuple(names), skipped=tuple(skipped))
-
-
-def _options(path: Path) -> dict[str, str]:
-    """NaN in a volume becomes 0 instead of an error; rasters have nodata."""
-    return {"nan": "fill"} if path.is_dir() or full_suffix(path) in (*NIFTI_SUFFIXES, *ITK_SUFFIXES) else {}
 
 
 def _views(scene: Scene, size: int, config: DistillConfig, crops: int, rng: np.random.Generator) -> Iterator[Tensor]:
