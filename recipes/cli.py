@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ("write the HTML report of a run", "samgraft.recipes.commands.report"),
     "demo": ("make two example images, segment them and write a report", "samgraft.recipes.commands.demo"),
     "cache": ("features of frozen encoders on disk: how many, and remove them", "samgraft.recipes.commands.cache"),
+    "distill": ("train a smaller backbone to answer like a larger one", "samgraft.recipes.commands.distill"),
     "pretrain": ("train the embedded backbone on procedural images", "samgraft.recipes.commands.pretrain"),
 }
 """Name -> what it does, and the module whose ``run(arguments)`` does it."""

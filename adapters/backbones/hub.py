@@ -171,12 +171,22 @@ def _load_folder(folder: Path) -> tuple[SamModel, dict[str, Any]]:
             f"{config} describes a model of type {kind!r}; expected 'sam'; other families cannot be loaded yet"
         )
     mean, std = _folder_normalisation(folder)
-    return _from_pretrained(str(folder), True), {
-        "name": folder.resolve().name,
-        "mean": mean,
-        "std": std,
-        "source": str(folder),
-    }
+    about = {"name": folder.resolve().name, "mean": mean, "std": std, "source": str(folder)}
+    return _from_pretrained(str(folder), True), {**about, **_folder_card(folder)}
+
+
+def _folder_card(folder: Path) -> dict[str, str]:
+    """Name, licence and source from ``samgraft.json``, as ``samgraft distill`` writes it; nothing without that file."""
+    path = folder / "samgraft.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: str(found[key]) for key in ("name", "licence", "source") if key in found}
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; get the folder again, or delete that file to go by the folder's name"
+        ) from error
 
 
 def _folder_normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
