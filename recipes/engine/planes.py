@@ -96,7 +96,11 @@ class Rows:
         ``rows.start`` should not be less than before; going back costs another read.
         """
         if not self._moving:
-            return self.plane.read(rows, cols), self.plane.valid(rows, cols)
+            if self.plane.lazy:
+                return self.plane.read(rows, cols), self.plane.valid(rows, cols)
+            if len(self._valid) == 0:
+                self._valid = self.plane.valid()
+            return self.plane.read(rows, cols), self._valid[rows, cols]
         self._move(rows)
         part = slice(rows.start - self._top, rows.stop - self._top)
         valid = self._valid[part, cols].copy()  # a view would keep all rows alive
@@ -107,7 +111,7 @@ class Rows:
         """Let go of rows above ``rows`` and read what is missing, up to the end of a block row."""
         if not self._top <= rows.start <= self._stop:
             self._raw, self._valid = self._raw[:, :0], self._valid[:0]
-            self._top = self._stop = rows.start - rows.start % self._step
+            self._top = self._stop = rows.start
         if rows.stop > self._stop:
             stop = min(self.plane.shape[0], -(-rows.stop // self._step) * self._step)
             window = (slice(self._stop, stop), slice(0, self.plane.shape[1]))

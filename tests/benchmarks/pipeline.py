@@ -1,4 +1,4 @@
-"""What reading, encoding and decoding in threads saves: ``python -m tests.benchmarks.pipeline``, with nothing else running.
+"""What threads for reading, encoding and decoding save: ``python -m tests.benchmarks.pipeline``, with nothing else on.
 
 Two tables. The first: graft-tiny with a class-token decoder over a compressed raster or volume made on the spot, one
 step after the other (``pipeline=0``) and in threads; ``read_s`` is what reading alone takes, the most that reading
