@@ -61,6 +61,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.first_slice
 	$(BIN)/python -m tests.benchmarks.encoder
 	$(BIN)/python -m tests.benchmarks.prompts
+	$(BIN)/python -m tests.benchmarks.pipeline
 	$(BIN)/python -m tests.benchmarks.cache
 	$(BIN)/python -m tests.benchmarks.memory
 

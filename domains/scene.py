@@ -95,15 +95,22 @@ class Scene(ABC):
             InputError: the file is damaged, or holds NaN or Inf (see ``nan=`` of ``samgraft.open``).
             ShapeError: the window or a channel lies outside the scene.
         """
-        chosen = tuple(range(self.channels)) if channels is None else tuple(int(c) for c in channels)
-        wrong = [c for c in chosen if not 0 <= c < self.channels]
-        if wrong or not chosen:
-            raise ShapeError(f"{self.path.name}: channels {list(chosen)} asked; it has 0 to {self.channels - 1}")
-        return self._read(explicit_window(window, self.grid.shape), chosen)
+        return self._read(explicit_window(window, self.grid.shape), self._chosen(channels))
 
     def valid(self, window: Window | None = None) -> NDArray[np.bool_]:
         """Where the scene has data: bool array of the window's shape, False at nodata, alpha 0 and filled places."""
         return self._valid(explicit_window(window, self.grid.shape))
+
+    def read_valid(
+        self, window: Window | None = None, channels: Sequence[int] | None = None
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """``read`` and ``valid`` of one window; a raster unpacks its blocks once for both."""
+        return self.read(window, channels), self.valid(window)
+
+    @property
+    def cheap_slabs(self) -> bool:
+        """Whether reading slab after slab along the first axis costs about as much as reading everything at once."""
+        return True
 
     def read_labels(self) -> Array:
         """Read a label file: one channel of whole numbers, not negative.
@@ -117,6 +124,14 @@ class Scene(ABC):
         if self.channels != 1:
             raise InputError(f"{self.path} has {self.channels} channels; a label file has one")
         return as_labels(self.read()[0], str(self.path))
+
+    def _chosen(self, channels: Sequence[int] | None) -> tuple[int, ...]:
+        """Checked channel indices; None means all."""
+        chosen = tuple(range(self.channels)) if channels is None else tuple(int(c) for c in channels)
+        wrong = [c for c in chosen if not 0 <= c < self.channels]
+        if wrong or not chosen:
+            raise ShapeError(f"{self.path.name}: channels {list(chosen)} asked; it has 0 to {self.channels - 1}")
+        return chosen
 
     @abstractmethod
     def _read(self, window: Window, channels: tuple[int, ...]) -> Array:

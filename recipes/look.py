@@ -49,18 +49,12 @@ def look_at(scene: Scene, bands: Sequence[int] | None = None) -> Look:
     Raises:
         InputError: channels that the scene does not have, or another number of them.
     """
-    if scene.kind == "raster":
-        return _raster_look(scene, bands)
-    channels = _channels(scene, bands, tuple(range(3)) if scene.channels >= 3 else (0,))
-    scale = fit_intensity(scene)
-    return Look(channels=channels, lower=(scale.lower,) * len(channels), upper=(scale.upper,) * len(channels))
+    channels = shown_channels(scene, bands)
+    if scene.kind != "raster":
+        fitted = fit_intensity(scene)
+        return Look(channels=channels, lower=(fitted.lower,) * len(channels), upper=(fitted.upper,) * len(channels))
+    from samgraft.domains.remote_sensing.bands import full_range, stretch
 
-
-def _raster_look(scene: Scene, bands: Sequence[int] | None) -> Look:
-    from samgraft.domains.remote_sensing.bands import full_range, rgb_channels, stretch
-
-    channels = _channels(scene, bands, rgb_channels(scene))
-    channels = channels[:1] if len(set(channels)) == 1 else channels
     fixed = full_range(scene) if scene.dtype == np.uint8 else None
     scale = fixed or stretch(scene)
     return Look(
@@ -70,14 +64,34 @@ def _raster_look(scene: Scene, bands: Sequence[int] | None) -> Look:
     )
 
 
-def _channels(scene: Scene, bands: Sequence[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+def shown_channels(scene: Scene, bands: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Indices of the channels that :func:`look_at` shows: one, or three as red, green, blue.
+
+    Raises:
+        InputError: as :func:`look_at`.
+    """
+    default: tuple[int, ...] = tuple(range(3)) if scene.channels >= 3 else (0,)
+    if scene.kind == "raster" and bands is None:
+        from samgraft.domains.remote_sensing.bands import rgb_channels
+
+        default = rgb_channels(scene)
     chosen = default if bands is None else tuple(int(b) for b in bands)
     wrong = [c for c in chosen if not 0 <= c < scene.channels]
     if wrong or len(chosen) not in (1, 3):
         raise InputError(
             f"{scene.path.name}: channels {list(chosen)} asked; name one or three of 0..{scene.channels - 1}"
         )
-    return chosen
+    return chosen[:1] if scene.kind == "raster" and len(set(chosen)) == 1 else chosen
+
+
+def look_within(scene: Scene, bands: Sequence[int] | None = None, *, lower: float, upper: float) -> Look:
+    """The channels that :func:`look_at` chooses, with a given scale; no pixel is read.
+
+    Raises:
+        InputError: as :func:`look_at`.
+    """
+    channels = shown_channels(scene, bands)
+    return Look(channels=channels, lower=(lower,) * len(channels), upper=(upper,) * len(channels))
 
 
 def fixed_look(look: Look, *, lower: float, upper: float) -> Look:

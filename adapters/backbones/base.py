@@ -1,14 +1,19 @@
 """The contract of a frozen, promptable backbone: encode an image once, decode many prompts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
+
+
+DECODE_CHUNK = 64
+"""Prompts decoded at once by a backbone that does not choose by its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +155,23 @@ class Backbone(nn.Module, ABC):
 
         ``prompts.image_index`` maps instances to images; embeddings are indexed, not copied per prompt if avoidable.
         """
+
+    def decode_parts(
+        self, features: Features, prompts: "Prompts", *, multimask: bool = False, chunk: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`decode` in parts, so that thousands of prompts take the memory of a few.
+
+        Args:
+            features: Of B images.
+            prompts: N prompts.
+            multimask: Three masks instead of one.
+            chunk: Prompts decoded at once; None leaves it to the backbone.
+
+        Yields:
+            Which prompts these are (n,), their mask logits (n, K, 4h, 4w) and predicted IoU (n, K).
+        """
+        for rows in torch.arange(len(prompts), device=prompts.image_index.device).split(chunk or DECODE_CHUNK):
+            yield rows, *self.decode(features, prompts.select(rows), multimask=multimask)
 
     @abstractmethod
     def weights_hash(self) -> str:

@@ -93,6 +93,11 @@ class ItkScene(Scene):
         """True once a compressed file has been unpacked into memory."""
         return self._cache is not None
 
+    @property
+    def cheap_slabs(self) -> bool:
+        """False for a compressed file that is too large to keep: every slab is unpacked from the start."""
+        return self.nbytes <= CACHE_LIMIT or not _is_compressed(self.path)
+
     def _raw(self, window: Window) -> Array:
         """Voxels of a box, all channels (C, D, H, W); compressed files are unpacked once and kept."""
         if self._cache is None and self.nbytes <= CACHE_LIMIT and _is_compressed(self.path):

@@ -76,6 +76,11 @@ class NiftiScene(Scene):
         """True once a compressed file has been unpacked into memory."""
         return self._cache is not None
 
+    @property
+    def cheap_slabs(self) -> bool:
+        """False for a compressed file that is too large to keep: every slab is unpacked from the start."""
+        return not full_suffix(self.path).endswith(".gz") or self._worth_caching()
+
     def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
         """Unscaled voxels, checked, then scaled; the single channel repeated as asked."""
         raw = self._raw(window)

@@ -23,7 +23,7 @@ from rasterio.windows import Window as GdalWindow
 
 from samgraft.domains.atomic import atomic_path
 from samgraft.domains.remote_sensing.georeference import crs_of, grid_of, transform_of
-from samgraft.domains.scene import Array, Scene, Window, dtype_range, label_dtype
+from samgraft.domains.scene import Array, Scene, Window, dtype_range, explicit_window, label_dtype
 from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
 from samgraft.grid import Grid
 
@@ -103,6 +103,24 @@ class RasterScene(Scene):
             mask = source.read_masks(self._mask_band, window=part) if self._mask_band else None
         shape = tuple(s.stop - s.start for s in window)
         return self._combine(pixels, mask, shape)
+
+    def read_valid(
+        self, window: Window | None = None, channels: Sequence[int] | None = None
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Pixels and validity of a window with the file opened once; see :meth:`Scene.read_valid`."""
+        place, chosen = explicit_window(window, self.grid.shape), self._chosen(channels)
+        every = self._needs_pixels()
+        with self._reading(place) as source:
+            part = _gdal_window(place)
+            pixels = self._pixels(source, self.bands if every else [self.bands[c] for c in chosen], window=part)
+            mask = source.read_masks(self._mask_band, window=part) if self._mask_band else None
+        valid = self._combine(pixels if every else None, mask, tuple(s.stop - s.start for s in place))
+        return self._scale(pixels[list(chosen)] if every else pixels, chosen), valid
+
+    @property
+    def cheap_slabs(self) -> bool:
+        """True for files with an index of their blocks; PNG, JPEG and the like are unpacked from the start."""
+        return self.format in ("GeoTIFF", "COG", "VRT")
 
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """Read the whole raster at reduced size, from overviews where the file has them.

@@ -1,14 +1,15 @@
 """An adapter on a new scene, without prompts: everything that decides the result is read from the adapter's header.
 
-Volumes go slice by slice, pictures and rasters whole or in overlapping windows whose logits are blended. A raster is
-read ahead in a thread and finished strip by strip, so memory follows the width of the raster and the window, not its
-area.
+Volumes go slice by slice, pictures and rasters whole or in overlapping windows whose logits are blended. Reading,
+encoding and decoding have a thread each (``pipeline``); the caller's thread blends. A raster is finished strip by
+strip, so memory follows the width of the raster and the window, not its area.
 """
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,15 +18,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import ConfigError
-from samgraft.recipes.data.cases import CaseArrays, to_bytes
+from samgraft.recipes.data.cases import to_bytes
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
-from samgraft.recipes.engine.planes import Plane, plane_shape
+from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
+from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
-from samgraft.recipes.inference import slice_probabilities
+from samgraft.recipes.engine.slices import pictures
+from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.instances import instances_from_probabilities
 from samgraft.recipes.prompting import coarsest_axis
 
@@ -37,8 +41,35 @@ IN_MEMORY = 2**30
 """Probabilities of a raster up to this many bytes stay in memory, larger ones in a temporary file (instances only)."""
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A network in two steps, which may run in different threads."""
+
+    encode: Callable[[Tensor], tuple[Tensor, Features]]
+    """(B, 3, S, S) in [0, 1] -> the same on the network's device, and its features."""
+    decode: Callable[[tuple[Tensor, Features]], Tensor]
+    """-> logits (B, 1 + classes, s, s), float on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """Finished rows of a plane, over its whole width."""
+
+    rows: slice
+    probabilities: Tensor
+    """(K, rows, W)."""
+    valid: NDArray[np.bool_]
+    """(rows, W): where the scene has data."""
+
+
 def segment_automatic(
-    scene: Scene, grafted: Grafted, recorded: Recorded, *, batch: int = 16, track: Track | None = None
+    scene: Scene,
+    grafted: Grafted,
+    recorded: Recorded,
+    *,
+    batch: int | None = None,
+    depth: int = DEPTH,
+    track: Track | None = None,
 ) -> Segmentation:
     """Class map or instance map of a scene.
 
@@ -46,180 +77,205 @@ def segment_automatic(
         scene: Where to look; read slice by slice or window by window.
         grafted: The adapter on its backbone.
         recorded: What the adapter's header says.
-        batch: Network inputs per call.
+        batch: Network inputs per call; None chooses by their size.
+        depth: Batches that may wait between reading, encoding and decoding; 0 does one after the other.
         track: Wraps the loop over slices or windows.
 
     Raises:
         ConfigError: an adapter for objects on a volume.
         InputError: the scene has not the channels that the adapter was trained on, or is damaged.
     """
-    if scene.kind == "volume":
-        return _volume(scene, grafted, recorded, batch, track)
-    plane = Plane(scene, recorded.look(scene))
+    if scene.kind == "volume" and recorded.kind == "instance":
+        raise ConfigError(f"{scene.path.name} is a volume; this adapter separates objects in pictures and rasters only")
     grafted.eval()
-    rows = strips(class_logits(grafted), plane, recorded, batch=batch, track=track)
-    if recorded.kind == "instance":
-        return _instances(scene, plane, recorded, rows)
-    labels = np.zeros(plane.shape, dtype=label_dtype(max(recorded.classes)))
-    for span, probabilities in rows:
-        labels[span] = probabilities.argmax(dim=0).numpy()
-        labels[span][~plane.valid(span, slice(0, plane.shape[1]))] = 0
+    chosen = encode_batch(grafted.backbone, recorded.size, batch)
+    if scene.kind == "volume":
+        return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
+    plane = Plane(scene, recorded.look(scene))
+    with closing(strips(steps(grafted), plane, recorded, batch=chosen, depth=depth, track=track)) as found:
+        if recorded.kind == "instance":
+            return _instances(scene, plane, recorded, found)
+        labels = np.zeros(plane.shape, dtype=label_dtype(max(recorded.classes)))
+        for strip in found:
+            labels[strip.rows] = strip.probabilities.argmax(dim=0).numpy()
+            labels[strip.rows][~strip.valid] = 0
     return _semantic(scene, labels, recorded)
 
 
-def class_logits(grafted: Grafted) -> Callable[[Tensor], Tensor]:
-    """The network from (B, 3, S, S) in [0, 1] to logits (B, 1 + classes, s, s).
+def steps(grafted: Grafted) -> Steps:
+    """The network, encoder and decoder apart.
 
     Heads that answer through a sigmoid get a background channel of zeros, as in training.
     """
     device = next(grafted.backbone.parameters()).device
 
-    def network(image: Tensor) -> Tensor:
+    def encode(image: Tensor) -> tuple[Tensor, Features]:
         with torch.no_grad():
-            output = grafted.predict(image.to(device))
+            there = image.to(device)
+            return there, grafted.encode(there)
+
+    def decode(encoded: tuple[Tensor, Features]) -> Tensor:
+        image, features = encoded
+        with torch.no_grad():
+            output = grafted.predict(image, features=features)
         logits = output.logits.float().cpu()
         return logits if output.activation == "softmax" else torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
 
-    return network
+    return Steps(encode, decode)
 
 
-def _volume(scene: Scene, grafted: Grafted, recorded: Recorded, batch: int, track: Track | None) -> Segmentation:
+def _volume(
+    scene: Scene, grafted: Grafted, recorded: Recorded, *, batch: int, depth: int, track: Track | None
+) -> Segmentation:
     """Slice by slice along the recorded axis."""
-    if recorded.kind == "instance":
-        raise ConfigError(f"{scene.path.name} is a volume; this adapter separates objects in pictures and rasters only")
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
-    case = volume_case(scene, recorded, axis)
-    grafted.eval()
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
-    found = slice_probabilities(
-        class_logits(grafted),
-        case,
-        size=recorded.size,
-        window=recorded.window,
-        overlap=recorded.overlap,
-        batch_size=batch,
-    )
-    for index in track(range(case.num_slices), "slices") if track else range(case.num_slices):
-        number, probabilities = next(found)
-        if number != index:
-            raise RuntimeError(f"slice {number} came where {index} was due")
-        stack[index] = probabilities.argmax(dim=0).numpy()
-    labels[~scene.valid()] = 0
+    shape, network = plane_shape(scene.grid.shape, axis), steps(grafted)
+    places = windows(shape, recorded.window, recorded.overlap)
+    known: deque[NDArray[np.bool_]] = deque()  # the reading thread puts in a slice before its answer comes out
+    shown = pictures(scene, recorded.look(scene), axis, neighbours=recorded.recipe.neighbours, known=known)
+    source = squares(shown, places, size=recorded.size, batch=batch)
+    with closing(pipeline(source, network.encode, network.decode, depth=depth)) as logits:
+        found = probabilities(logits, shape, places, size=recorded.size)
+        for index in track(range(len(stack)), "slices") if track else range(len(stack)):
+            stack[index] = next(found).argmax(dim=0).numpy()
+            stack[index][~known.popleft()] = 0
     return _semantic(scene, labels, recorded)
 
 
-def volume_case(scene: Scene, recorded: Recorded, axis: int) -> CaseArrays:
-    """A volume as the stack of 8-bit slices that training saw; labels are all 0."""
-    look = recorded.look(scene)
-    raw = np.moveaxis(scene.read(channels=look.channels), axis + 1, 0)  # (n, c, h, w)
-    height, width = plane_shape(scene.grid.shape, axis)
-    image = np.empty((len(raw), len(look.channels), height, width), dtype=np.uint8)
-    for index, part in enumerate(raw):
-        image[index] = to_bytes(look.apply(part)[: len(look.channels)])
-    labels = np.broadcast_to(np.int8(0), (len(raw), height, width))
-    return CaseArrays(
-        id=scene.path.name,
-        image=image,
-        labels=labels,
-        grid=scene.grid,
-        axis=axis,
-        neighbours=recorded.recipe.neighbours,
-    )
-
-
 def strips(
-    network: Callable[[Tensor], Tensor], plane: Plane, recorded: Recorded, *, batch: int, track: Track | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows, class probabilities (K, rows, W)) from top to bottom, each row once.
+    network: Steps,
+    plane: Plane,
+    recorded: Recorded,
+    *,
+    batch: int,
+    depth: int = DEPTH,
+    track: Track | None = None,
+) -> Iterator[Strip]:
+    """Yield finished rows from top to bottom, each once.
 
     Logits of overlapping windows are blended; windows without valid pixels are not computed.
     """
     places = windows(plane.shape, recorded.window, recorded.overlap)
-    chunks = [
-        (top, list(group[i : i + batch]))
-        for top, group in ((t, list(g)) for t, g in groupby(places, key=lambda place: place[0].start))
-        for i in range(0, len(group), batch)
-    ]
-    total, mass, top = torch.zeros(0), torch.zeros(0), 0
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(_squares, plane, chunks[0][1], recorded.size)
-        for number in track(range(len(chunks)), "windows") if track else range(len(chunks)):
-            start, parts = chunks[number]
-            squares, useful = ahead.result()
-            if number + 1 < len(chunks):
-                ahead = reader.submit(_squares, plane, chunks[number + 1][1], recorded.size)
-            logits = _compute(network, squares, useful, recorded.channels_out)
-            if start > top:  # rows above the next windows are finished
-                yield _finished(total, mass, top, start)
-            if number == 0 or start > top:
-                height = parts[0][0].stop - parts[0][0].start
-                total, mass = (
-                    _shift(total, start - top, (logits.shape[1], height, plane.shape[1])),
-                    _shift(mass, start - top, (height, plane.shape[1])),
-                )
-                top = start
-            for one, (rows, cols) in zip(logits, parts, strict=True):
-                fit = Fit(source=(rows.stop - rows.start, cols.stop - cols.start), size=recorded.size)
-                weight = blend_weight(*fit.source)
-                total[:, :, cols] += fit.back(one[None])[0] * weight
-                mass[:, cols] += weight
-    yield _finished(total, mass, top, plane.shape[0])
+    rows = _Blend(recorded.channels_out, plane.shape)
+    stages = [_on_squares(network.encode), _on_squares(network.decode)]
+    with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
+        answers = (answer for chunk in chunks for answer in chunk.answers())
+        for number in track(range(len(places)), "windows") if track else range(len(places)):
+            start = places[number][0].start
+            if start > rows.top:  # rows above the next windows are finished
+                yield rows.finish(start)
+            rows.add(*next(answers), recorded.size)
+        yield rows.finish(plane.shape[0])
 
 
-def _squares(plane: Plane, parts: Sequence[Part], size: int) -> tuple[Tensor, list[bool]]:
-    """Network inputs (B, 3, S, S) of windows, through the 8 bits that training saw; and which have valid pixels."""
-    squares, useful = [], []
-    for rows, cols in parts:
-        pixels = torch.from_numpy(to_bytes(plane.read(rows, cols))).float() / 255
-        squares.append(Fit(source=(pixels.shape[1], pixels.shape[2]), size=size).image(pixels))
-        useful.append(bool(plane.valid(rows, cols).any()))
-    return torch.stack(squares), useful
+@dataclass(eq=False)
+class _Chunk:
+    """Windows that are computed together, and what is known of them."""
+
+    parts: list[Part]
+    valid: list[NDArray[np.bool_]]
+    """(h, w) each."""
+    useful: list[bool]
+    """Which windows have valid pixels, and therefore a row in ``content``."""
+    content: Any
+    """Squares, then features, then logits (B, K, s, s) on the CPU; None if no window is useful."""
+
+    def answers(self) -> Iterator[tuple[Part, NDArray[np.bool_], Tensor | None]]:
+        """Per window its place, where it is valid, and its logits (K, s, s)."""
+        logits = iter(() if self.content is None else self.content)
+        for part, valid, useful in zip(self.parts, self.valid, self.useful, strict=True):
+            yield part, valid, next(logits) if useful else None
 
 
-def _compute(network: Callable[[Tensor], Tensor], squares: Tensor, useful: list[bool], channels: int) -> Tensor:
-    """Logits of every window; zeros where nothing is valid."""
-    if not any(useful):
-        return torch.zeros(len(squares), channels, squares.shape[-1] // 2, squares.shape[-1] // 2)
-    chosen = torch.tensor(useful)
-    some = network(squares[chosen])
-    logits = torch.zeros(len(squares), *some.shape[1:])
-    logits[chosen] = some
-    return logits
+def _chunks(plane: Plane, places: Sequence[Part], size: int, batch: int) -> Iterator[_Chunk]:
+    """Windows in order, ``batch`` useful ones at a time, as network inputs through the 8 bits that training saw."""
+    rows = Rows(plane)
+    chunk, images = _Chunk([], [], [], None), list[Tensor]()
+    for place in places:
+        pixels, valid = rows.read(*place)
+        chunk.parts.append(place)
+        chunk.valid.append(valid)
+        chunk.useful.append(bool(valid.any()))
+        if chunk.useful[-1]:
+            image = torch.from_numpy(to_bytes(pixels)).float() / 255
+            images.append(Fit(source=(image.shape[1], image.shape[2]), size=size).image(image))
+        if len(images) == batch or len(chunk.parts) == 4 * batch:  # a desert must not gather its windows for ever
+            chunk.content = torch.stack(images) if images else None
+            yield chunk
+            chunk, images = _Chunk([], [], [], None), []
+    if chunk.parts:
+        chunk.content = torch.stack(images) if images else None
+        yield chunk
 
 
-def _finished(total: Tensor, mass: Tensor, top: int, stop: int) -> tuple[slice, Tensor]:
-    rows = stop - top
-    return slice(top, stop), (total[:, :rows] / mass[:rows]).softmax(dim=0)
+def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
+    """A step of the network as a stage of the pipeline."""
+
+    def stage(chunk: _Chunk) -> _Chunk:
+        if chunk.content is not None:
+            chunk.content = step(chunk.content)
+        return chunk
+
+    return stage
 
 
-def _shift(old: Tensor, rows: int, shape: tuple[int, ...]) -> Tensor:
-    """Drop the first ``rows`` of the row axis (the second last) and fill up with zeros to ``shape``."""
-    new = torch.zeros(shape)
-    if old.numel():
-        kept = old[..., rows:, :]
-        new[..., : kept.shape[-2], :] = kept
-    return new
+class _Blend:
+    """Rows in the making: sums of weighted logits over the width of the plane."""
+
+    def __init__(self, channels: int, shape: tuple[int, int]) -> None:
+        self.channels, self.shape, self.top = channels, shape, 0
+        self._total, self._mass = torch.zeros(channels, 0, shape[1]), torch.zeros(0, shape[1])
+        self._valid = np.zeros((0, shape[1]), dtype=np.bool_)
+
+    def add(self, place: Part, valid: NDArray[np.bool_], logits: Tensor | None, size: int) -> None:
+        """Blend in the logits (K, s, s) of one window; without logits it counts as zeros."""
+        rows, cols = place
+        fit = Fit(source=(rows.stop - rows.start, cols.stop - cols.start), size=size)
+        self._grow(rows.stop - self.top)
+        here = slice(rows.start - self.top, rows.stop - self.top)
+        weight = blend_weight(*fit.source)
+        if logits is not None:
+            self._total[:, here, cols] += fit.back(logits[None])[0] * weight
+        self._mass[here, cols] += weight
+        self._valid[here, cols] = valid
+
+    def finish(self, stop: int) -> Strip:
+        """Rows up to ``stop``, which are then let go of."""
+        rows = stop - self.top
+        found = (self._total[:, :rows] / self._mass[:rows]).softmax(dim=0)
+        strip = Strip(slice(self.top, stop), found, self._valid[:rows])
+        self._total, self._mass = self._total[:, rows:].clone(), self._mass[rows:].clone()
+        self._valid, self.top = self._valid[rows:].copy(), stop
+        return strip
+
+    def _grow(self, rows: int) -> None:
+        """Zeros below, so that there are at least ``rows``."""
+        missing = rows - len(self._mass)
+        if missing > 0:
+            self._total = torch.cat([self._total, torch.zeros(self.channels, missing, self.shape[1])], dim=1)
+            self._mass = torch.cat([self._mass, torch.zeros(missing, self.shape[1])])
+            self._valid = np.concatenate([self._valid, np.zeros((missing, self.shape[1]), dtype=np.bool_)])
 
 
-def _instances(scene: Scene, plane: Plane, recorded: Recorded, rows: Iterator[tuple[slice, Tensor]]) -> Segmentation:
+def _instances(scene: Scene, plane: Plane, recorded: Recorded, found: Iterator[Strip]) -> Segmentation:
     """Objects from interior and border probabilities."""
     shape = (3, *plane.shape)
     with tempfile.TemporaryDirectory(prefix="samgraft-") as folder:
         large = 4 * int(np.prod(shape)) > IN_MEMORY
-        probabilities: NDArray[np.float32] = (
+        chances: NDArray[np.float32] = (
             np.memmap(f"{folder}/probabilities", dtype=np.float32, mode="w+", shape=shape)
             if large
             else np.zeros(shape, dtype=np.float32)
         )
-        for span, part in rows:
-            probabilities[:, span] = part.numpy()
-            missing = ~plane.valid(span, slice(0, plane.shape[1]))
-            probabilities[0, span][missing] = 1.0
-            probabilities[1:, span][:, missing] = 0.0
+        for strip in found:
+            chances[:, strip.rows] = strip.probabilities.numpy()
+            chances[0, strip.rows][~strip.valid] = 1.0
+            chances[1:, strip.rows][:, ~strip.valid] = 0.0
         area = max(1, round(recorded.recipe.min_area * recorded.scale(plane.shape) ** 2))
-        labels, scores = instances_from_probabilities(probabilities, min_area=area)
-        del probabilities
+        labels, scores = instances_from_probabilities(chances, min_area=area)
+        del chances
     records = tuple(
         InstanceRecord(id=i + 1, class_id=1, score=min(1.0, max(0.0, float(score))), box=_box(place))
         for i, (place, score) in enumerate(zip(ndimage.find_objects(labels), scores, strict=True))

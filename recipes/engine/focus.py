@@ -5,7 +5,8 @@ every object gets a square window around its box, resampled to the network size,
 window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.errors import PromptError, ShapeError
 from samgraft.recipes.engine.box_fit import fit_logits, mean_logits
+from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.windows import (
     Crops,
     Window,
@@ -87,54 +89,74 @@ def network_size(backbone: Backbone, size: int | None) -> int:
     return chosen
 
 
-@torch.no_grad()
-def decode_windows(
-    backbone: Backbone,
-    crops: Crops,
-    windows: Sequence[Window],
-    *,
-    shape: tuple[int, int],
-    size: int,
-    batch: int,
-    boxes: Tensor | None = None,
-    points: Tensor | None = None,
-    labels: Tensor | None = None,
-    multimask: bool = False,
-) -> list[tuple[ObjectMask, ...]]:
-    """Encode one crop per object and decode its prompt.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """Windows that are encoded together, and what is asked in them."""
+
+    windows: Sequence[Window]
+    """(n,): where each prompt is looked at. Neighbours with the same window share one embedding."""
+    size: int
+    """Network size in pixels."""
+    boxes: Tensor | None = None
+    """(n, 4) in picture pixels, or None."""
+    points: Tensor | None = None
+    """(n, p, 2) in picture pixels, or None."""
+    labels: Tensor | None = None
+    """(n, p) 1, 0 or -10."""
+
+    def prompts(self) -> tuple[list[Window], Prompts]:
+        """The different windows, and the prompts in network pixels."""
+        distinct = list(dict.fromkeys(self.windows))
+        number = {window: i for i, window in enumerate(distinct)}
+        windows = list(self.windows)
+        return distinct, Prompts(
+            image_index=torch.tensor([number[window] for window in windows]),
+            boxes=None if self.boxes is None else scale_boxes(self.boxes.double(), windows, self.size).float(),
+            points=None if self.points is None else scale_points(self.points.double(), windows, self.size).float(),
+            labels=self.labels,
+        )
+
+
+def decode_views(
+    backbone: Backbone, crops: Crops, views: Sequence[View], *, shape: tuple[int, int], multimask: bool, depth: int
+) -> Generator[tuple[int, int, tuple["ObjectMask", ...]], None, None]:
+    """Encode what the views show and decode their prompts, a few at a time: memory does not follow their number.
 
     Args:
         backbone: Any backbone, frozen or grafted.
-        crops: Gives the pixels of a window.
-        windows: N windows.
+        crops: Gives the pixels of a window; called in one thread only.
+        views: Each is one call of the encoder.
         shape: (H, W) of the picture.
-        size: Network size in pixels.
-        batch: Windows encoded together.
-        boxes: (N, 4) in picture pixels, or None.
-        points: (N, p, 2) in picture pixels, or None.
-        labels: (N, p) 1, 0 or -10.
-        multimask: Three candidates per object.
+        multimask: Three candidates per prompt.
+        depth: Views that may wait between cropping, encoding and decoding; 0 does one after the other.
 
-    Returns:
-        Per object one mask, or three with ``multimask``, in the order of the decoder.
+    Yields:
+        View, prompt in the view, and its mask (three with ``multimask``, in the order of the decoder); views in order,
+        the prompts of a view in any order.
     """
     device = next(backbone.parameters()).device
-    found: list[tuple[ObjectMask, ...]] = []
-    for first in range(0, len(windows), batch):
-        part = list(windows[first : first + batch])
-        rows = slice(first, first + len(part))
-        images = torch.stack([to_network(crops(window), size) for window in part])
-        prompts = Prompts(
-            image_index=torch.arange(len(part)),
-            boxes=None if boxes is None else scale_boxes(boxes[rows].double(), part, size).float(),
-            points=None if points is None else scale_points(points[rows].double(), part, size).float(),
-            labels=None if labels is None else labels[rows],
-        )
-        features = backbone.encode(images.to(device))
-        logits, iou = backbone.decode(features, prompts.to(device), multimask=multimask)
-        for window, one, quality in zip(part, logits.float().cpu(), iou.float().cpu(), strict=True):
-            found.append(_masks(window, one, quality, shape))
-    return found
+
+    def crop() -> Iterator[tuple[int, Prompts, Tensor]]:
+        for number, view in enumerate(views):
+            distinct, prompts = view.prompts()
+            yield number, prompts, torch.stack([to_network(crops(window), view.size) for window in distinct])
+
+    def encode(item: tuple[int, Prompts, Tensor]) -> tuple[int, Prompts, Features]:
+        number, prompts, images = item
+        return number, prompts.to(device), backbone.encode(images.to(device))
+
+    @torch.no_grad()  # of a generator: only while it runs
+    def decode(depth: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        with closing(pipeline(crop(), encode, depth=depth)) as encoded:
+            for number, prompts, features in encoded:
+                for rows, logits, iou in backbone.decode_parts(features, prompts, multimask=multimask):
+                    yield number, rows.cpu(), logits.float().cpu(), iou.float().cpu()
+
+    waiting = depth if len(views) > 1 else 0  # one view: nothing to overlap
+    with closing(pipeline(decode(waiting), depth=waiting)) as parts:
+        for number, rows, logits, iou in parts:
+            for row, one, quality in zip(rows.tolist(), logits, iou, strict=True):
+                yield number, row, _masks(views[number].windows[row], one, quality, shape)
 
 
 def _masks(window: Window, logits: Tensor, iou: Tensor, shape: tuple[int, int]) -> tuple[ObjectMask, ...]:
@@ -153,8 +175,9 @@ def segment_boxes(
     *,
     context: float | Sequence[float] = CONTEXTS,
     size: int | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     fit: bool = True,
+    pipeline: int = DEPTH,
 ) -> list[ObjectMask]:
     """Segment one object per box.
 
@@ -164,8 +187,9 @@ def segment_boxes(
         boxes: (N, 4) x0, y0, x1, y1 in pixels, first and last pixel inside.
         context: Side of the crop over the longest side of the box; several are looked at and averaged.
         size: Network size in pixels, a multiple of the patch; None takes the native size. Half of it is used as well.
-        batch: Crops encoded together.
+        batch: Crops encoded together; None chooses by their size.
         fit: The boxes are tight: cut the logits where the mask fills its box.
+        pipeline: Batches that may wait between cropping, encoding and decoding; 0 does one after the other.
 
     Returns:
         One mask per box: ``.full()`` is (H, W) bool, ``.iou`` the predicted IoU.
@@ -179,7 +203,17 @@ def segment_boxes(
     _require_inside(wanted.reshape(-1, 2), shape)
     contexts = (context,) if isinstance(context, int | float) else context
     chosen = network_size(backbone, size)
-    return boxes_in(backbone, crop_of(image), wanted, shape=shape, size=chosen, contexts=contexts, batch=batch, fit=fit)
+    return boxes_in(
+        backbone,
+        crop_of(image),
+        wanted,
+        shape=shape,
+        size=chosen,
+        contexts=contexts,
+        batch=encode_batch(backbone, chosen, batch),
+        depth=pipeline,
+        fit=fit,
+    )
 
 
 def boxes_in(
@@ -191,6 +225,7 @@ def boxes_in(
     size: int,
     contexts: Sequence[float] = CONTEXTS,
     batch: int,
+    depth: int,
     fit: bool = True,
     around: Sequence[Sequence[float]] | None = None,
     points: Tensor | None = None,
@@ -202,18 +237,26 @@ def boxes_in(
     (N, p, 2) and ``labels`` (N, p) are clicks that go with the boxes.
     """
     centred = boxes.tolist() if around is None else around
-    options = {"shape": shape, "batch": batch, "boxes": boxes, "points": points, "labels": labels}
     patch = backbone.spec.patch_size
     sizes = sorted({max(patch, round(size * scale / patch) * patch) for scale in SCALES})
-    looks = [
-        decode_windows(backbone, crops, [window_around(box, shape, c) for box in centred], size=s, **options)  # type: ignore[arg-type]
-        for c in contexts
-        for s in sizes
-    ]
-    return [
-        _one_of([masks[0] for masks in seen], box if fit else None)
-        for seen, box in zip(zip(*looks, strict=True), boxes.tolist(), strict=True)
-    ]
+    views, owners = [], []
+    for first in range(0, len(boxes), batch):
+        rows = slice(first, first + batch)
+        for context in contexts:
+            windows = [window_around(box, shape, context) for box in centred[rows]]
+            chosen = (boxes[rows], None if points is None else points[rows], None if labels is None else labels[rows])
+            for side in sizes:
+                views.append(View(windows=windows, size=side, boxes=chosen[0], points=chosen[1], labels=chosen[2]))
+                owners.append(first)
+    found: dict[int, ObjectMask] = {}
+    looks: dict[int, list[ObjectMask]] = {}
+    with closing(decode_views(backbone, crops, views, shape=shape, multimask=False, depth=depth)) as masks:
+        for number, row, (mask,) in masks:
+            own = owners[number] + row
+            looks.setdefault(own, []).append(mask)
+            if len(looks[own]) == len(contexts) * len(sizes):
+                found[own] = _one_of(looks.pop(own), boxes[own].tolist() if fit else None)
+    return [found[own] for own in range(len(boxes))]
 
 
 def _one_of(looks: Sequence[ObjectMask], box: Sequence[float] | None) -> ObjectMask:
@@ -234,8 +277,9 @@ def segment_points(
     *,
     context: float = 2.2,
     size: int | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     refine: bool = True,
+    pipeline: int = DEPTH,
 ) -> list[tuple[ObjectMask, ...]]:
     """Segment one object per row of points, without a box.
 
@@ -249,8 +293,9 @@ def segment_points(
         labels: (N, p): 1 on the object, 0 off it, -10 padding; None means all on it.
         context: Side of the second window over the longest side of the first mask.
         size: Network size in pixels; None takes the native size.
-        batch: Crops encoded together.
+        batch: Crops encoded together; None chooses by their size. The whole is encoded once for all points.
         refine: Look a second time.
+        pipeline: Batches that may wait between cropping, encoding and decoding; 0 does one after the other.
 
     Returns:
         Per object three candidates, the one with the largest predicted IoU first.
@@ -265,15 +310,17 @@ def segment_points(
     marks = torch.ones(places.shape[:2]) if labels is None else torch.as_tensor(labels)
     marks = marks.reshape(places.shape[:2]).long()
     _require_inside(places[marks != PADDING], shape)
+    chosen = network_size(backbone, size)
     return points_in(
         backbone,
         crop_of(image),
         places,
         marks,
         shape=shape,
-        size=network_size(backbone, size),
+        size=chosen,
         context=context,
-        batch=batch,
+        batch=encode_batch(backbone, chosen, batch),
+        depth=pipeline,
         refine=refine,
     )
 
@@ -288,6 +335,7 @@ def points_in(
     size: int,
     context: float,
     batch: int,
+    depth: int,
     refine: bool = True,
     view: Window | None = None,
 ) -> list[tuple[ObjectMask, ...]]:
@@ -295,35 +343,32 @@ def points_in(
 
     ``view`` is looked at first instead of the whole.
     """
-    options = {"shape": shape, "size": size, "batch": batch}
-    whole = [view or whole_window(shape)] * len(points)
-    first = decode_windows(backbone, crops, whole, points=points, labels=labels, multimask=True, **options)  # type: ignore[arg-type]
-    first = [_by_quality(masks) for masks in first]
-    if not refine:
-        return first
-    again: list[int] = []
-    windows: list[Window] = []
-    for row, masks in enumerate(first):
-        box = masks[0].box()
-        if box is None:
-            continue
-        window = window_around(_with_points(box, points[row], labels[row]), shape, context)
-        if window.side <= 0.75 * whole[row].side:
-            again.append(row)
-            windows.append(window)
-    chosen = torch.tensor(again, dtype=torch.int64)
-    second = decode_windows(
-        backbone,
-        crops,
-        windows,
-        points=points[chosen],
-        labels=labels[chosen],
-        multimask=True,
-        **options,  # type: ignore[arg-type]
-    )
-    for row, masks in zip(again, second, strict=True):
-        first[row] = _by_quality(masks)
-    return first
+    options = {"shape": shape, "multimask": True, "depth": depth}
+    whole = view or whole_window(shape)
+    found: list[tuple[ObjectMask, ...]] = [()] * len(points)
+    again: list[tuple[int, Window]] = []
+    views = [View(windows=[whole] * len(points), size=size, points=points, labels=labels)] if len(points) else []
+    with closing(decode_views(backbone, crops, views, **options)) as masks:  # type: ignore[arg-type]
+        for _, row, three in masks:
+            found[row] = _by_quality(three)
+            box = found[row][0].box()
+            if not refine or box is None:
+                continue
+            window = window_around(_with_points(box, points[row], labels[row]), shape, context)
+            if window.side <= 0.75 * whole.side:
+                again.append((row, window))
+                found[row] = ()  # masks of the whole are large, and these are not needed any more
+    again.sort(key=lambda item: item[0])
+    parts = [again[first : first + batch] for first in range(0, len(again), batch)]
+    rows = [torch.tensor([row for row, _ in part]) for part in parts]
+    views = [
+        View(windows=[window for _, window in part], size=size, points=points[which], labels=labels[which])
+        for part, which in zip(parts, rows, strict=True)
+    ]
+    with closing(decode_views(backbone, crops, views, **options)) as masks:  # type: ignore[arg-type]
+        for number, row, three in masks:
+            found[parts[number][row][0]] = _by_quality(three)
+    return found
 
 
 def _by_quality(masks: tuple[ObjectMask, ...]) -> tuple[ObjectMask, ...]:

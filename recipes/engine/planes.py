@@ -5,11 +5,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.domains.scene import Scene
+from samgraft.domains.scene import Array, Scene
 from samgraft.recipes.engine.windows import Window
-from samgraft.recipes.look import Look, fixed_look, look_at
+from samgraft.recipes.look import Look, look_at
 
-__all__ = ["Look", "Plane", "fixed_look", "look_at", "plane_shape"]
+__all__ = ["Look", "Plane", "Rows", "fill_window", "look_at", "plane_shape"]
 
 WHOLE_BYTES = 256 * 2**20
 """A raster up to this size is read once; a larger one window by window."""
@@ -52,11 +52,7 @@ class Plane:
 
     def crop(self, window: Window) -> Tensor:
         """(3, side, side) float in [0, 1]; edge pixels repeat where the window leaves the plane."""
-        rows, cols = window.clipped(self.shape)
-        part = self.read(rows, cols)
-        inner_rows, inner_cols = window.inner(self.shape)
-        pads = [(0, 0)] + [(s.start, window.side - s.stop) for s in (inner_rows, inner_cols)]
-        return torch.from_numpy(np.pad(part, pads, mode="edge"))
+        return fill_window(self.read(*window.clipped(self.shape)), window, self.shape)
 
     def _load(self, part: tuple[slice, slice]) -> NDArray[np.float32]:
         window = self._window(part)
@@ -73,6 +69,64 @@ class Plane:
         explicit = list(part)
         explicit.insert(self.axis, slice(self.index, self.index + 1))
         return tuple(explicit)
+
+
+class Rows:
+    """A plane that is walked from top to bottom: every block of a raster is unpacked once, however windows overlap.
+
+    Holds the stored values of the rows between the top of the last window and the end of the block row that its last
+    row lies in. Pictures, slices, and rasters without an index of their blocks are read by the plane itself.
+
+    Args:
+        plane: Where the pixels are; nobody else should read it meanwhile.
+    """
+
+    def __init__(self, plane: Plane) -> None:
+        """Hold nothing yet."""
+        self.plane = plane
+        self._step: int = getattr(plane.scene, "block_shape", (1, 1))[0]
+        self._moving = plane.scene.kind == "raster" and plane.scene.cheap_slabs
+        self._top, self._stop = 0, 0
+        self._raw: Array = np.zeros((len(plane.look.channels), 0, plane.shape[1]), dtype=plane.scene.dtype)
+        self._valid: NDArray[np.bool_] = np.zeros((0, plane.shape[1]), dtype=np.bool_)
+
+    def read(self, rows: slice, cols: slice) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(3, h, w) float32 in [0, 1] of a part inside the plane, and (h, w) where it has data.
+
+        ``rows.start`` should not be less than before; going back costs another read.
+        """
+        if not self._moving:
+            if self.plane.lazy:
+                return self.plane.read(rows, cols), self.plane.valid(rows, cols)
+            if len(self._valid) == 0:
+                self._valid = self.plane.valid()
+            return self.plane.read(rows, cols), self._valid[rows, cols]
+        self._move(rows)
+        part = slice(rows.start - self._top, rows.stop - self._top)
+        valid = self._valid[part, cols].copy()  # a view would keep all rows alive
+        seen = self.plane.look.apply(self._raw[:, part, cols]) * valid[None]
+        return np.ascontiguousarray(seen, dtype=np.float32), valid
+
+    def _move(self, rows: slice) -> None:
+        """Let go of rows above ``rows`` and read what is missing, up to the end of a block row."""
+        if not self._top <= rows.start <= self._stop:
+            self._raw, self._valid = self._raw[:, :0], self._valid[:0]
+            self._top = self._stop = rows.start
+        if rows.stop > self._stop:
+            stop = min(self.plane.shape[0], -(-rows.stop // self._step) * self._step)
+            window = (slice(self._stop, stop), slice(0, self.plane.shape[1]))
+            raw, valid = self.plane.scene.read_valid(window, self.plane.look.channels)
+            old = slice(rows.start - self._top, None)
+            self._raw = np.concatenate([self._raw[:, old], raw], axis=1)
+            self._valid = np.concatenate([self._valid[old], valid])
+            self._top, self._stop = rows.start, stop
+
+
+def fill_window(part: NDArray[np.float32], window: Window, shape: tuple[int, int]) -> Tensor:
+    """(3, side, side): the pixels of ``window`` inside a picture of ``shape``, edge pixels repeated beyond it."""
+    inner_rows, inner_cols = window.inner(shape)
+    pads = [(0, 0)] + [(s.start, window.side - s.stop) for s in (inner_rows, inner_cols)]
+    return torch.from_numpy(np.pad(part, pads, mode="edge"))
 
 
 def plane_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, int]:

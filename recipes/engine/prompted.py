@@ -10,6 +10,7 @@ from samgraft.adapters.backbones.base import Backbone
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.recipes.engine.focus import CONTEXTS, ObjectMask, boxes_in, network_size, points_in
+from samgraft.recipes.engine.pipeline import DEPTH, encode_batch
 from samgraft.recipes.engine.planes import Plane, look_at
 from samgraft.recipes.engine.windows import window_around
 from samgraft.recipes.prompting import UserPrompts
@@ -26,7 +27,8 @@ def segment_prompted(
     size: int | None = None,
     context: float | Sequence[float] = CONTEXTS,
     fit: bool = True,
-    batch: int = 16,
+    batch: int | None = None,
+    depth: int = DEPTH,
     bands: Sequence[int] | None = None,
 ) -> Segmentation:
     """Segment what the prompts name; for a volume, on the prompted slice.
@@ -38,7 +40,8 @@ def segment_prompted(
         size: Network size; None takes the native one.
         context: Side of the crop over the longest side of a box; several are averaged.
         fit: Boxes are tight: the mask fills its box.
-        batch: Crops encoded together.
+        batch: Crops encoded together; None chooses by their size.
+        depth: Batches that may wait between cropping, encoding and decoding; 0 does one after the other.
         bands: Channels shown as red, green, blue.
 
     Raises:
@@ -50,7 +53,8 @@ def segment_prompted(
     axis, index = prompts.plane_axis(scene.grid), prompts.plane_index(scene.grid)
     plane = Plane(scene, look_at(scene, bands), axis=axis, index=index)
     contexts = (context,) if isinstance(context, int | float) else context
-    masks = _objects(plane, backbone, prompts, size=chosen, contexts=contexts, batch=batch, fit=fit)
+    computed = encode_batch(backbone, chosen, batch)
+    masks = _objects(plane, backbone, prompts, size=chosen, contexts=contexts, batch=computed, depth=depth, fit=fit)
     meta = {"mode": "prompted", "backbone": backbone.spec.name}
     if axis is not None:
         meta["slice"] = f"{'DHW'[axis]}={index}"
@@ -77,6 +81,7 @@ def _objects(
     size: int,
     contexts: Sequence[float],
     batch: int,
+    depth: int,
     fit: bool,
 ) -> list[ObjectMask]:
     """One mask per object that was asked for."""
@@ -89,9 +94,8 @@ def _objects(
             view = window_around(
                 spread, plane.shape, POINT_VIEW / (max(spread[2] - spread[0], spread[3] - spread[1]) + 1)
             )
-        found = points_in(
-            backbone, plane.crop, points, labels, shape=plane.shape, size=size, context=2.2, batch=batch, view=view
-        )
+        options = {"shape": plane.shape, "size": size, "batch": batch, "depth": depth}
+        found = points_in(backbone, plane.crop, points, labels, context=2.2, view=view, **options)  # type: ignore[arg-type]
         return [masks[0] for masks in found]
     boxes = torch.tensor(prompts.boxes, dtype=torch.float64)
     return boxes_in(
@@ -105,6 +109,7 @@ def _objects(
         size=size,
         contexts=contexts,
         batch=batch,
+        depth=depth,
         fit=fit,
     )
 

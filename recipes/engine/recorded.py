@@ -10,7 +10,7 @@ from samgraft.domains.medical.intensity import fit_intensity
 from samgraft.domains.scene import Scene
 from samgraft.errors import CheckpointError
 from samgraft.recipes.header import InputRecipe
-from samgraft.recipes.look import Look, fixed_look, look_at
+from samgraft.recipes.look import Look, look_at, look_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,6 @@ class Recorded:
             InputError: the scene has not the channels that the adapter was trained on.
             CheckpointError: the recorded window is not one.
         """
-        look = look_at(scene, self.recipe.bands)
         scale = self.intensity or {}
         kind = scale.get("kind")
         if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
@@ -73,11 +72,11 @@ class Recorded:
                 raise CheckpointError(
                     f"the adapter's header has intensity {dict(scale)!r}; expected numbers lower and upper"
                 )
-            return fixed_look(look, lower=float(lower), upper=float(upper))
+            return look_within(scene, self.recipe.bands, lower=float(lower), upper=float(upper))
         if self.modality and scene.kind == "volume":
             fitted = fit_intensity(scene, self.modality)
-            return fixed_look(look, lower=fitted.lower, upper=fitted.upper)
-        return look
+            return look_within(scene, self.recipe.bands, lower=fitted.lower, upper=fitted.upper)
+        return look_at(scene, self.recipe.bands)
 
     def describe(self) -> dict[str, str]:
         """For the result's meta."""

@@ -17,6 +17,7 @@ from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
 from samgraft.recipes.engine.focus import CONTEXTS
+from samgraft.recipes.engine.pipeline import DEPTH
 from samgraft.recipes.engine.prompted import segment_prompted
 from samgraft.recipes.engine.recorded import recorded
 from samgraft.recipes.prompting import UserPrompts
@@ -35,7 +36,8 @@ def segment(
     network_size: int | None = None,
     context: float | Sequence[float] = CONTEXTS,
     tight_boxes: bool = True,
-    batch: int = 16,
+    batch: int | None = None,
+    pipeline: int = DEPTH,
     bands: Sequence[int] | None = None,
     everything: EverythingConfig | None = None,
     progress: bool = True,
@@ -55,7 +57,9 @@ def segment(
             and no prompts the header decides.
         context: Side of the view around a box, over the box's longest side; several views are averaged.
         tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
-        batch: Network inputs computed together.
+        batch: Network inputs encoded together; None chooses by their size.
+        pipeline: Batches that may wait between reading, encoding and decoding, which have a thread each; 0 does one
+            after the other. The result is the same, bit by bit.
         bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
             first.
         everything: Thresholds for the mode without prompts and adapter.
@@ -86,14 +90,25 @@ def segment(
                 context=context,
                 fit=tight_boxes,
                 batch=batch,
+                depth=pipeline,
                 bands=bands,
             )
         elif grafted is not None:
             if network_size is not None or bands is not None:
                 raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
-            result = segment_automatic(source, grafted, recorded(grafted, meta), batch=batch, track=track)
+            header = recorded(grafted, meta)
+            result = segment_automatic(source, grafted, header, batch=batch, depth=pipeline, track=track)
         else:
-            result = segment_everything(source, network, config=everything, size=network_size, bands=bands, track=track)
+            result = segment_everything(
+                source,
+                network,
+                config=everything,
+                size=network_size,
+                bands=bands,
+                batch=batch,
+                depth=pipeline,
+                track=track,
+            )
     finally:
         if opened and grafted is not None:
             grafted.detach()

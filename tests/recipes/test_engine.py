@@ -10,6 +10,7 @@ from rasterio.transform import Affine
 
 import samgraft
 from samgraft.errors import CheckpointError, ConfigError, OutputError, PromptError, ShapeError
+from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.engine import automatic, planes
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
@@ -282,17 +283,20 @@ def test_strips_equal_the_blending_of_training(tmp_path, shape, window, overlap)
     image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     scene = samgraft.open(picture(tmp_path / "p.png", image))
     options = recorded(window=window, overlap=overlap)
-    network = automatic.class_logits(OracleGraft())
+    network = automatic.steps(OracleGraft())
     found = torch.zeros(2, *shape)
     rows = []
-    for span, part in automatic.strips(network, planes.Plane(scene, look_at(scene)), options, batch=3):
-        found[:, span] = part
-        rows += list(range(span.start, span.stop))
+    for strip in automatic.strips(network, planes.Plane(scene, look_at(scene)), options, batch=3):
+        found[:, strip.rows] = strip.probabilities
+        rows += list(range(strip.rows.start, strip.rows.stop))
+        assert strip.valid.all() and strip.valid.shape == (strip.rows.stop - strip.rows.start, shape[1])
     assert rows == list(range(shape[0]))
-    case = automatic.CaseArrays(
+    case = CaseArrays(
         id="p", image=image[None, None], labels=np.zeros((1, *shape), np.int8), grid=scene.grid, axis=None
     )
-    ((_, expected),) = slice_probabilities(network, case, size=64, window=window, overlap=overlap)
+    ((_, expected),) = slice_probabilities(
+        lambda image: network.decode(network.encode(image)), case, size=64, window=window, overlap=overlap
+    )
     assert torch.allclose(found, expected, atol=1e-5)
 
 
