@@ -26,7 +26,6 @@ from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.config import AugmentConfig, FitConfig
 from samgraft.recipes.data.cases import CaseArrays
-from samgraft.recipes.data.module import ValCase
 from samgraft.recipes.inference import predict_instances, predict_semantic
 from samgraft.recipes.instances import (
     InstanceMatch,
@@ -37,7 +36,7 @@ from samgraft.recipes.instances import (
 )
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
 from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
-from samgraft.recipes.ranks import current, from_first, gather, sum_over_ranks
+from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
 
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
@@ -140,7 +139,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def leaves_unused(self) -> bool:
         """Whether some attached parameter gets no gradient, since the head does not look where it lies."""
-        trained, mode = self.grafted.trainable_parameters(), self.training
+        trained, mode = [p for p in self.grafted.trainable_parameters() if p.requires_grad], self.training
         image = torch.zeros(1, 3, self.size, self.size, device=self.device)
         self.eval()
         try:
@@ -183,46 +182,48 @@ class SegmentationTask(lightning.LightningModule):
         """Forget the last validation."""
         self.results, self.table, self.matches, self.panels, self.summaries = [], MetricTable(), [], [], []
 
-    def validation_step(self, batch: ValCase | None, index: int) -> None:
-        """Predict a case at its own geometry and score it; None where this process has no case left."""
-        del index
-        if batch is None:
+    def validation_step(self, case: CaseArrays | None, index: int) -> None:
+        """Predict a case at its own geometry and score it; None where this process has no case left.
+
+        Cases are dealt in turn (see ``SegmentationData``), except under FSDP, where each process sees all of them.
+        """
+        if case is None:
             return
+        part = ALONE if self.config.train.strategy == "fsdp" else current()
         instances = self.config.task.kind == "instance"
-        self.results.append((self._validate_instances if instances else self._validate_semantic)(batch))
+        validate = self._validate_instances if instances else self._validate_semantic
+        self.results.append(validate(case, index * part.world + part.rank))
 
     def _options(self) -> dict[str, Any]:
         data = self.config.data
         return {"size": self.size, "window": data.window, "overlap": data.overlap, "batch_size": data.batch_size}
 
-    def _validate_semantic(self, batch: ValCase) -> CaseResult:
-        case, panel = batch.case, None
+    def _validate_semantic(self, case: CaseArrays, number: int) -> CaseResult:
+        panel = None
         predicted = predict_semantic(self, case, **self._options())
         classes = dict(enumerate(self.class_names, start=1))
         rows = score_case(case.id, predicted, case.labels, classes, group=case.group)
-        if batch.number < _SAMPLES:
+        if number < _SAMPLES:
             middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
             caption = ", ".join(f"{r.class_name} Dice {r.dice:.2f}" for r in rows)
             title = case.id if case.axis is None else f"{case.id}, slice {middle}"
             panel = self._panel(case, middle, predicted[middle], title, caption)
-        return CaseResult(number=batch.number, scores=rows, panel=panel)
+        return CaseResult(number=number, scores=rows, panel=panel)
 
-    def _validate_instances(self, batch: ValCase) -> CaseResult:
-        case, panel = batch.case, None
+    def _validate_instances(self, case: CaseArrays, number: int) -> CaseResult:
+        panel = None
         predicted, scores = predict_instances(self, case, min_area=self.config.task.min_area, **self._options())
         truth = case.labels[0]
         match = match_instances(case.id, predicted, scores, truth)
         name = self.class_names[0] if self.class_names else "object"
         known = truth != IGNORE
-        rows = score_case(
-            case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group
-        )
-        if batch.number < _SAMPLES:
+        rows = score_case(case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group)
+        if number < _SAMPLES:
             hits = int((match.best_iou >= 0.5).sum())
             iou = overlap((predicted > 0) & known, (truth > 0) & known)[1]
             caption = f"{hits} of {match.num_truth} objects at IoU 0.5, {len(match.scores)} predicted; IoU {iou:.2f}"
             panel = self._panel(case, 0, predicted, case.id, caption)
-        return CaseResult(number=batch.number, scores=rows, match=match, panel=panel)
+        return CaseResult(number=number, scores=rows, match=match, panel=panel)
 
     def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> Panel:
         image = case.picture(index)

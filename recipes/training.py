@@ -130,7 +130,8 @@ def write_config(run: Path, config: FitConfig) -> None:
 class GraftedDDP(DDPStrategy):
     """DDP that looks for parameters without a gradient only where there are some, and leaves buffers alone.
 
-    Buffers are frozen; exchanging them in every forward pass would tie processes together that validate different cases.
+    Buffers are frozen, and exchanging them in every forward pass would tie together processes that validate different
+    cases.
     """
 
     def __init__(self) -> None:
@@ -153,9 +154,11 @@ def choose_strategy(train: TrainConfig) -> Strategy | str:
     Raises:
         ConfigError: processes that would share one accelerator.
     """
-    if train.accelerator in ("gpu", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() < train.devices:
+    gpus = torch.cuda.device_count()
+    if train.accelerator in ("auto", "gpu", "cuda") and 0 < gpus < train.devices:
         raise ConfigError(
-            f"train.devices is {train.devices}; this machine has {torch.cuda.device_count()} GPUs; ask for at most those"
+            f"train.devices is {train.devices}; this machine has {gpus} GPUs; ask for at most those, or add "
+            "--train.accelerator cpu"
         )
     if train.strategy == "fsdp":
         return ModelParallelStrategy(

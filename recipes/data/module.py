@@ -5,7 +5,6 @@ One epoch is the stretch between two validations, so that a resumed run continue
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -196,19 +195,18 @@ class SegmentationData(lightning.LightningDataModule):
         )
         return DataLoader(tiles, batch_size=batch // part.world, sampler=sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader["ValCase | None"]:
+    def val_dataloader(self) -> DataLoader[CaseArrays | None]:
         """One whole case at a time, native resolution; kept in memory after the first read.
 
         Processes get every n-th case, and None where there are too few: all of them take the same number of steps.
         """
         part = current() if self.deal_validation else ALONE
-        rounds = math.ceil(len(self.val_refs) / part.world)
-        numbers: list[int | None] = [*range(len(self.val_refs)), *[None] * (rounds * part.world - len(self.val_refs))]
-        return DataLoader(_Cases(self.val_refs, part.dealt(numbers)), batch_size=None)
+        missing = -len(self.val_refs) % part.world
+        return DataLoader(_Cases(part.dealt([*self.val_refs, *[None] * missing])), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move training batches; a case stays in memory as it is, slices are moved as they are predicted."""
-        if batch is None or isinstance(batch, ValCase):
+        if batch is None or isinstance(batch, CaseArrays):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -227,21 +225,13 @@ class SegmentationData(lightning.LightningDataModule):
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ValCase:
-    """A validation case and its place among all of them."""
-
-    number: int
-    case: CaseArrays
-
-
-class _Cases(Dataset[ValCase | None]):
-    def __init__(self, refs: Sequence[CaseRef], numbers: Sequence[int | None]) -> None:
-        self.refs, self.numbers = refs, numbers
+class _Cases(Dataset[CaseArrays | None]):
+    def __init__(self, refs: Sequence[CaseRef | None]) -> None:
+        self.refs = refs
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.refs)
 
-    def __getitem__(self, index: int) -> ValCase | None:
-        number = self.numbers[index]
-        return None if number is None else ValCase(number=number, case=self.refs[number].load())
+    def __getitem__(self, index: int) -> CaseArrays | None:
+        ref = self.refs[index]
+        return None if ref is None else ref.load()

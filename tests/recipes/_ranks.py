@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
+from samgraft.recipes import tasks
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
 from samgraft.recipes.ranks import sum_over_ranks, whole_state
@@ -23,28 +26,28 @@ GRAFTS = {"class_tokens": {}, "lora": {"lora": {"rank": 2}}}
 """Run -> what is in the encoder."""
 
 
-def config(name: str, data: Path, *, devices: int = 1, strategy: str = "auto") -> FitConfig:
+def config(name: str, data: Path, **train: Any) -> FitConfig:
     """Six steps on 64 pixels; every kind of random change, none of which depends on the number of processes."""
     return FitConfig(
         task=TaskConfig(grafts=GRAFTS[name], lr=2e-3, warmup=0.1),
         data=DataConfig(path=str(data), layout="image_mask", size=64, batch_size=4),
         augment=AugmentConfig(rotate=5, scale=0.05, quarter_turns=True, elastic=0.02, colour=0.1),
-        train=TrainConfig(
-            steps=6, val_every=3, progress=False, accelerator="cpu", devices=devices, strategy=strategy, minutes=60
-        ),  # type: ignore[arg-type]
+        train=TrainConfig(steps=6, val_every=3, progress=False, accelerator="cpu", **train),
     )
 
 
-def train(name: str, data: Path, run: Path, *, devices: int = 1, strategy: str = "auto") -> dict[str, Tensor]:
-    """Train; the attached tensors at the end."""
-    settings = config(name, data, devices=devices, strategy=strategy)
+def train(settings: FitConfig, run: Path, *, epochs: int | None = None) -> dict[str, Tensor]:
+    """Train, from the last checkpoint if there is one, to the end or for some epochs; the attached tensors after it."""
     task, module = build(settings, backbone=toy_backbone())
     trainer = make_trainer(settings, run)
+    if epochs is not None:
+        trainer.fit_loop.max_epochs = epochs
     last = run / "checkpoints" / "last.ckpt"
     trainer.fit(task, datamodule=module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    figures = torch.tensor([s.mean for s in task.summaries])
     state = {key: value.detach().clone() for key, value in whole_state(task.grafted.graft_state()).items()}
-    return state | {"figures": figures, "shown": torch.tensor(float(len(task.panels)))}
+    figures = torch.tensor([summary.mean for summary in task.summaries])
+    numbers = torch.tensor([trainer.global_step, len(task.panels)])
+    return state | {"figures": figures, "numbers": numbers}
 
 
 def loss_inputs() -> tuple[Tensor, Tensor]:
@@ -101,8 +104,15 @@ def main(folder: Path, data: Path) -> None:
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}-{rank}.safetensors")
 
     for name in GRAFTS:
-        keep(name, train(name, data, folder / name, devices=WORLD))
-    keep("fsdp", train("lora", data, folder / "fsdp", devices=WORLD, strategy="fsdp"))
+        keep(name, train(config(name, data, devices=WORLD), folder / name))
+    split = config("lora", data, devices=WORLD, strategy="fsdp")
+    keep("fsdp", train(split, folder / "fsdp"))
+    for job, settings in (("resumed", config("lora", data, devices=WORLD)), ("fsdp_resumed", split)):
+        train(settings, folder / job, epochs=1)
+        keep(job, train(settings, folder / job))
+    if rank == 1:  # a clock that runs a million times faster
+        tasks.time = SimpleNamespace(monotonic=lambda: 1e6 * time.monotonic())
+    keep("clock", train(config("class_tokens", data, devices=WORLD, minutes=60), folder / "clock"))
     keep("loss", loss_and_gradient(slice(2 * rank, 2 * rank + 2), world=WORLD))
     distributed.destroy_process_group()
 
