@@ -306,12 +306,7 @@ class SegmentationTask(lightning.LightningModule):
         Raises:
             CheckpointError: names that are missing or unknown, or values that are not finite.
         """
-        if "state_dict" in checkpoint:  # FSDP has loaded the tensors already, and compared their names
-            self._check_tensors(checkpoint["state_dict"])
-        if "randomness" in checkpoint:
-            self.randomness.set_state(checkpoint["randomness"].cpu())
-
-    def _check_tensors(self, state: dict[str, Tensor]) -> None:
+        state = checkpoint["state_dict"]
         keys, wanted = set(state), set(self.state_dict())
         if keys != wanted:
             odd = sorted(keys ^ wanted)[:5]
@@ -321,6 +316,8 @@ class SegmentationTask(lightning.LightningModule):
         bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
         if bad:
             raise CheckpointError(f"checkpoint has non-finite values in {bad[:5]}; resume from an earlier one")
+        if "randomness" in checkpoint:
+            self.randomness.set_state(checkpoint["randomness"].cpu())
 
 
 def _known_foreground(truth: Any) -> Any:

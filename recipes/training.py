@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.hub import load_backbone
@@ -22,6 +20,7 @@ from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.metrics import Summary
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
+from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask
 
 
@@ -125,48 +124,6 @@ def prepare_run(run: Path, resume: bool) -> Path | None:
 def write_config(run: Path, config: FitConfig) -> None:
     """Save the resolved configuration with the run."""
     write_text(run / "config.yaml", to_yaml(config.to_dict()))
-
-
-class GraftedDDP(DDPStrategy):
-    """DDP that looks for parameters without a gradient only where there are some, and leaves buffers alone.
-
-    Buffers are frozen, and exchanging them in every forward pass would tie together processes that validate different
-    cases.
-    """
-
-    def __init__(self) -> None:
-        """Choose what does not depend on the network."""
-        super().__init__(broadcast_buffers=False)
-
-    def configure_ddp(self) -> None:
-        """Wrap the task."""
-        task = self.lightning_module
-        self._ddp_kwargs["find_unused_parameters"] = isinstance(task, SegmentationTask) and task.leaves_unused()
-        super().configure_ddp()
-
-
-def choose_strategy(train: TrainConfig) -> Strategy | str:
-    """How Lightning shares the work between processes.
-
-    FSDP is FSDP2 (``fully_shard``), which runs on the CPU too; it takes tensors apart one by one, so that frozen and
-    trained ones may lie side by side.
-
-    Raises:
-        ConfigError: processes that would share one accelerator.
-    """
-    gpus = torch.cuda.device_count()
-    if train.accelerator in ("auto", "gpu", "cuda") and 0 < gpus < train.devices:
-        raise ConfigError(
-            f"train.devices is {train.devices}; this machine has {gpus} GPUs; ask for at most those, or add "
-            "--train.accelerator cpu"
-        )
-    if train.strategy == "fsdp":
-        return ModelParallelStrategy(
-            data_parallel_size=train.world, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    if train.strategy == "ddp" or train.world > 1:
-        return GraftedDDP()
-    return "auto"
 
 
 def make_trainer(config: FitConfig, run: Path) -> lightning.Trainer:
