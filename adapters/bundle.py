@@ -80,21 +80,30 @@ class BundleMeta:
         return cls(**values)
 
 
-def save_bundle(path: str | os.PathLike[str], grafted: Grafted, *, meta: BundleMeta | None = None) -> Path:
+def save_bundle(
+    path: str | os.PathLike[str],
+    grafted: Grafted,
+    *,
+    meta: BundleMeta | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write the attached parts of ``grafted`` and how to rebuild them.
 
     Args:
         path: File to write; ``.graft`` by convention. An existing file is replaced in one step.
         grafted: Attached parts; the backbone is named, not stored.
         meta: Classes, normalisation, training summary, metrics.
+        state: Tensors to write, by the names of ``grafted.graft_state()``; None takes that. For parts whose tensors
+            are split over processes.
 
     Raises:
-        CheckpointError: a tensor is not finite.
+        CheckpointError: a tensor is not finite, or ``state`` has other names or shapes.
         OutputError: the file cannot be written; nothing half written is left.
     """
     target = Path(path)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in grafted.graft_state().items()}
-    check_state(tensors, tensors)
+    own = grafted.graft_state()
+    tensors = {key: value.detach().cpu().contiguous() for key, value in (own if state is None else state).items()}
+    check_state(own, tensors)
     header = {
         "format": FORMAT,
         "samgraft": _samgraft_version(),

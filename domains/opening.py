@@ -21,6 +21,8 @@ from samgraft.errors import ConfigError, InputError
 
 RASTER_SUFFIXES = (".vrt", ".img", ".jp2")
 TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (".nii", ".nii.gz", *itk.SUFFIXES, *picture.SUFFIXES, *RASTER_SUFFIXES)
+"""Suffixes of files that :func:`open_scene` takes for images; DICOM files are known by their content."""
 
 _Reader = Literal["nifti", "dicom", "itk", "raster", "picture"]
 _ARGUMENTS: dict[_Reader, frozenset[str]] = {

@@ -2,6 +2,17 @@
 
 from samgraft.recipes.engine.everything import EverythingConfig
 from samgraft.recipes.engine.run import adapter_meta, load_adapter, segment, with_meta
+from samgraft.recipes.predicting import Outcome, find_inputs, predict
 from samgraft.recipes.prompting import UserPrompts
 
-__all__ = ["EverythingConfig", "UserPrompts", "adapter_meta", "load_adapter", "segment", "with_meta"]
+__all__ = [
+    "EverythingConfig",
+    "Outcome",
+    "UserPrompts",
+    "adapter_meta",
+    "find_inputs",
+    "load_adapter",
+    "predict",
+    "segment",
+    "with_meta",
+]

@@ -14,11 +14,39 @@ from torch.nn import functional
 from samgraft.errors import ShapeError
 from samgraft.recipes.config import AugmentConfig
 from samgraft.recipes.losses import IGNORE
+from samgraft.recipes.ranks import ALONE, Share
 
 __all__ = ["AugmentConfig", "augment", "augment_views"]
 
 
-def augment(image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig) -> tuple[Tensor, Tensor]:
+class _Draws:
+    """Random numbers of the whole batch, of which this process keeps those of its own rows.
+
+    Every process draws them all: one that skipped the others' would no longer agree with them in the next batch.
+    """
+
+    def __init__(self, generator: torch.Generator, share: Share) -> None:
+        self.generator, self.share = generator, share
+
+    def rand(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform in [0, 1)."""
+        return self.share.rows(torch.rand(self._whole(shape), generator=self.generator))
+
+    def randn(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal."""
+        return self.share.rows(torch.randn(self._whole(shape), generator=self.generator))
+
+    def randint(self, high: int, count: int) -> Tensor:
+        """Whole numbers below ``high``."""
+        return self.share.rows(torch.randint(high, (count * self.share.world,), generator=self.generator))
+
+    def _whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0] * self.share.world, *shape[1:])
+
+
+def augment(
+    image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig, *, share: Share = ALONE
+) -> tuple[Tensor, Tensor]:
     """Change every image of a batch on its own.
 
     Args:
@@ -26,6 +54,8 @@ def augment(image: Tensor, label: Tensor, generator: torch.Generator, config: Au
         label: (B, H, W) integer; sampled nearest, never blended. Pixels from outside the image become ``IGNORE``.
         generator: Source of randomness, on the CPU.
         config: Which changes, how strong.
+        share: Which rows of the global batch these images are; numbers are drawn for all of it, so that several
+            processes change their images as one process would.
 
     Returns:
         Image (same shape, in [0, 1]) and label (same shape and dtype).
@@ -39,14 +69,21 @@ def augment(image: Tensor, label: Tensor, generator: torch.Generator, config: Au
         )
     if not config.enabled:
         return image, label
+    draws = _Draws(generator, share)
     if config.quarter_turns:
-        image, label = _quarter_turns(image, label, generator)
-    image, label = _warp(image, label, generator, config)
-    return _intensity(image, generator, config), label
+        image, label = _quarter_turns(image, label, draws)
+    image, label = _warp(image, label, draws, config)
+    return _intensity(image, draws, config), label
 
 
 def augment_views(
-    image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig, views: int
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+    config: AugmentConfig,
+    views: int,
+    *,
+    share: Share = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Change every image into one of its ``views`` views: the same view of the same image is always the same pixels.
 
@@ -56,11 +93,12 @@ def augment_views(
         generator: Chooses the views.
         config: Which changes, how strong.
         views: How many different views an image has.
+        share: As in :func:`augment`.
 
     Returns:
         As :func:`augment`.
     """
-    chosen = torch.randint(views, (len(image),), generator=generator).tolist()
+    chosen = _Draws(generator, share).randint(views, len(image)).tolist()
     changed = []
     for row, view in enumerate(chosen):
         digest = hashlib.blake2b(image[row].cpu().contiguous().numpy().data, digest_size=7)
@@ -70,35 +108,35 @@ def augment_views(
     return torch.cat(images), torch.cat(labels)
 
 
-def _uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float, like: Tensor) -> Tensor:
-    values = torch.rand(shape, generator=generator) * (high - low) + low
+def _uniform(draws: _Draws, shape: tuple[int, ...], low: float, high: float, like: Tensor) -> Tensor:
+    values = draws.rand(shape) * (high - low) + low
     return values.to(device=like.device, dtype=like.dtype)
 
 
-def _chance(generator: torch.Generator, count: int, probability: float, like: Tensor) -> Tensor:
+def _chance(draws: _Draws, count: int, probability: float, like: Tensor) -> Tensor:
     """(count, 1, 1, 1): 1 where the change happens."""
-    return (torch.rand((count, 1, 1, 1), generator=generator) < probability).to(device=like.device, dtype=like.dtype)
+    return (draws.rand((count, 1, 1, 1)) < probability).to(device=like.device, dtype=like.dtype)
 
 
-def _quarter_turns(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    turns = torch.randint(0, 4 if image.shape[2] == image.shape[3] else 2, (len(image),), generator=generator)
+def _quarter_turns(image: Tensor, label: Tensor, draws: _Draws) -> tuple[Tensor, Tensor]:
+    turns = draws.randint(4 if image.shape[2] == image.shape[3] else 2, len(image))
     step = 1 if image.shape[2] == image.shape[3] else 2
     images = [torch.rot90(x, int(k) * step, (1, 2)) for x, k in zip(image, turns, strict=True)]
     labels = [torch.rot90(x, int(k) * step, (0, 1)) for x, k in zip(label, turns, strict=True)]
     return torch.stack(images), torch.stack(labels)
 
 
-def _matrices(image: Tensor, generator: torch.Generator, config: AugmentConfig) -> Tensor:
+def _matrices(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     """(B, 2, 3): output to input coordinates in [-1, 1], (x, y); rotation keeps pixel angles on any aspect."""
     count, height, width = len(image), image.shape[2], image.shape[3]
     radians = math.radians(config.rotate)
-    angle = _uniform(generator, (count,), -radians, radians, image)
+    angle = _uniform(draws, (count,), -radians, radians, image)
     limit = math.log1p(config.scale)
-    zoom = torch.exp(_uniform(generator, (count,), -limit, limit, image))
-    shift = _uniform(generator, (count, 2), -2 * config.shift, 2 * config.shift, image)
+    zoom = torch.exp(_uniform(draws, (count,), -limit, limit, image))
+    shift = _uniform(draws, (count, 2), -2 * config.shift, 2 * config.shift, image)
     sign = torch.ones(count, 2, device=image.device, dtype=image.dtype)
     for axis, wanted in enumerate((config.flip_x, config.flip_y)):
-        draw = torch.rand((count,), generator=generator).to(image.device)
+        draw = draws.rand((count,)).to(image.device)
         if wanted:
             sign[:, axis] = torch.where(draw < 0.5, -1.0, 1.0).to(image.dtype)
     cos, sin, aspect = torch.cos(angle) / zoom, torch.sin(angle) / zoom, height / width
@@ -107,19 +145,19 @@ def _matrices(image: Tensor, generator: torch.Generator, config: AugmentConfig) 
     return torch.stack([top, bottom], dim=1)
 
 
-def _warp(image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig) -> tuple[Tensor, Tensor]:
+def _warp(image: Tensor, label: Tensor, draws: _Draws, config: AugmentConfig) -> tuple[Tensor, Tensor]:
     """Affine and elastic in one resampling: bilinear for images, nearest for labels."""
     count, _, height, width = image.shape
-    matrices = _matrices(image, generator, config)
+    matrices = _matrices(image, draws, config)
     moves = config.rotate or config.scale or config.shift or config.flip_x or config.flip_y
     if not moves and not config.elastic:
         return image, label
     places = functional.affine_grid(matrices, [count, 1, height, width], align_corners=False)  # (B, H, W, 2)
     if config.elastic:
         nodes = config.elastic_nodes
-        field = _uniform(generator, (count, 2, nodes, nodes), -2 * config.elastic, 2 * config.elastic, image)
+        field = _uniform(draws, (count, 2, nodes, nodes), -2 * config.elastic, 2 * config.elastic, image)
         field = functional.interpolate(field, size=(height, width), mode="bicubic", align_corners=True)
-        field = field * _chance(generator, count, config.probability, image)
+        field = field * _chance(draws, count, config.probability, image)
         places = places + field.permute(0, 2, 3, 1)
     moved = functional.grid_sample(image, places, mode="bilinear", padding_mode="zeros", align_corners=False)
     raised = (label.double() - IGNORE).unsqueeze(1)  # IGNORE becomes 0, which is also what lies outside
@@ -127,30 +165,30 @@ def _warp(image: Tensor, label: Tensor, generator: torch.Generator, config: Augm
     return moved, (picked[:, 0].round() + IGNORE).to(label.dtype)
 
 
-def _intensity(image: Tensor, generator: torch.Generator, config: AugmentConfig) -> Tensor:
+def _intensity(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     count, channels = image.shape[:2]
-    gamma = torch.exp(_uniform(generator, (count, 1, 1, 1), -config.gamma, config.gamma, image))
-    gamma = 1 + (gamma - 1) * _chance(generator, count, config.probability, image)
-    contrast = 1 + _uniform(generator, (count, 1, 1, 1), -config.contrast, config.contrast, image)
-    brightness = _uniform(generator, (count, 1, 1, 1), -config.brightness, config.brightness, image)
-    colour = 1 + _uniform(generator, (count, channels, 1, 1), -config.colour, config.colour, image)
+    gamma = torch.exp(_uniform(draws, (count, 1, 1, 1), -config.gamma, config.gamma, image))
+    gamma = 1 + (gamma - 1) * _chance(draws, count, config.probability, image)
+    contrast = 1 + _uniform(draws, (count, 1, 1, 1), -config.contrast, config.contrast, image)
+    brightness = _uniform(draws, (count, 1, 1, 1), -config.brightness, config.brightness, image)
+    colour = 1 + _uniform(draws, (count, channels, 1, 1), -config.colour, config.colour, image)
     if config.gamma:
         image = image.clamp(1e-6, 1).pow(gamma)
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     image = ((image - mean) * contrast + mean + brightness) * colour
-    image = _blur(image, generator, config)
-    deviation = _uniform(generator, (count, 1, 1, 1), 0.0, config.noise, image)
-    deviation = deviation * _chance(generator, count, config.probability, image)
+    image = _blur(image, draws, config)
+    deviation = _uniform(draws, (count, 1, 1, 1), 0.0, config.noise, image)
+    deviation = deviation * _chance(draws, count, config.probability, image)
     if config.noise:
-        image = image + deviation * torch.randn(image.shape, generator=generator).to(image)
+        image = image + deviation * draws.randn(tuple(image.shape)).to(image)
     return image.clamp(0, 1)
 
 
-def _blur(image: Tensor, generator: torch.Generator, config: AugmentConfig) -> Tensor:
+def _blur(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     """Separable Gaussian with its own width per image; one grouped convolution per axis."""
     count, channels, height, width = image.shape
-    sigma = _uniform(generator, (count, 1), 0.0, config.blur, image)
-    sigma = sigma * _chance(generator, count, config.probability, image)[:, :, 0, 0]
+    sigma = _uniform(draws, (count, 1), 0.0, config.blur, image)
+    sigma = sigma * _chance(draws, count, config.probability, image)[:, :, 0, 0]
     radius = min(int(math.ceil(2.5 * config.blur)), (min(height, width) - 1) // 2)
     if radius < 1:
         return image

@@ -2,14 +2,17 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
 
 from samgraft.errors import CheckpointError
+from samgraft.recipes.ranks import whole_state
 from samgraft.recipes.report import save_panels, versions, write_text
 from samgraft.recipes.tasks import MONITOR, SegmentationTask
 
@@ -48,6 +51,8 @@ class FrozenCheck(Callback):
 class Recorder(Callback):
     """Append losses and validation figures to ``history.jsonl``; keep the best validation in files.
 
+    Only the first process writes.
+
     Args:
         run: Run folder.
         every: Steps between records of the training loss.
@@ -72,7 +77,8 @@ class Recorder(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write down what is trainable."""
         self.began = time.monotonic()
-        write_text(self.run / "trainable.txt", _task(pl_module).grafted.trainable_table() + "\n")
+        if trainer.is_global_zero:
+            write_text(self.run / "trainable.txt", _task(pl_module).grafted.trainable_table() + "\n")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,7 +87,7 @@ class Recorder(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self.total, self.count = self.total + float(loss), self.count + 1
         if self.count >= self.every:
-            self._append({"step": trainer.global_step, "train/loss": self.total / self.count})
+            self._append(trainer, {"step": trainer.global_step, "train/loss": self.total / self.count})
             self.total, self.count = 0.0, 0
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -91,16 +97,20 @@ class Recorder(Callback):
             return
         values = {s.name.removesuffix("/mean"): s.mean for s in task.summaries}
         record = {f"val/{k}": v for k, v in values.items() if v == v}
-        self._append({"step": trainer.global_step, **record, "val/n": task.summaries[0].n})
+        self._append(trainer, {"step": trainer.global_step, **record, "val/n": task.summaries[0].n})
         figure = values[MONITOR[task.config.task.kind].removeprefix("val/")]
         if trainer.state.fn != "fit" or not (figure > self.best or self.best == float("-inf")):
             return
         self.best = figure if figure == figure else self.best
         seconds = self.seconds + time.monotonic() - self.began
-        write_metrics(self.run, task, step=trainer.global_step, seconds=seconds)
-        save_adapter(self.run / "adapter.graft", task, trainer, seconds=seconds)
+        state = whole_state(task.grafted.graft_state())
+        if trainer.is_global_zero:
+            write_metrics(self.run, task, step=trainer.global_step, seconds=seconds)
+            save_adapter(self.run / "adapter.graft", task, trainer, seconds=seconds, state=state)
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, trainer: lightning.Trainer, row: dict[str, Any]) -> None:
+        if not trainer.is_global_zero:
+            return
         with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -121,15 +131,22 @@ def write_metrics(run: Path, task: SegmentationTask, *, step: int, seconds: floa
     save_panels(run / "samples.npz", task.panels)
 
 
-def save_adapter(path: Path, task: SegmentationTask, trainer: lightning.Trainer, *, seconds: float) -> None:
-    """Write the adapter with everything the engine needs to use it on a new image."""
+def save_adapter(
+    path: Path,
+    task: SegmentationTask,
+    trainer: lightning.Trainer,
+    *,
+    seconds: float,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the adapter with everything the engine needs to use it on a new image; ``state`` as in ``save_bundle``."""
     from samgraft.adapters.bundle import save_bundle
     from samgraft.recipes.header import bundle_meta
 
     metrics = {s.name: s.mean for s in task.summaries} | {"n": float(task.summaries[0].n)}
     data = getattr(trainer, "datamodule", None)
     meta = bundle_meta(task, data, metrics=metrics, step=trainer.global_step, seconds=seconds)
-    save_bundle(path, task.grafted, meta=meta)
+    save_bundle(path, task.grafted, meta=meta, state=state)
 
 
 def checkpoints(run: Path, kind: str) -> list[ModelCheckpoint]:
@@ -159,7 +176,7 @@ class Progress(TQDMProgressBar):
 
 
 class TimeLimit(Callback):
-    """Stop after a wall time, at the end of a step, with one last validation."""
+    """Stop after a wall time, at the end of a step, with one last validation; all processes at the same step."""
 
     def __init__(self, minutes: float) -> None:
         """Remember the limit."""
@@ -169,7 +186,7 @@ class TimeLimit(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask the trainer to stop."""
-        if time.monotonic() - _task(pl_module).began > self.seconds:
+        if _task(pl_module).elapsed > self.seconds:
             trainer.should_stop = True
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "fit": ("train an adapter on a data set", "samgraft.recipes.commands.fit"),
     "validate": ("score an adapter on the validation cases of a data set", "samgraft.recipes.commands.validate"),
     "segment": ("segment one file with an adapter, boxes or points", "samgraft.recipes.commands.segment"),
+    "predict": ("masks of many files with an adapter, shared by processes", "samgraft.recipes.commands.predict"),
     "info": ("say what a file, an adapter or a backbone is", "samgraft.recipes.commands.info"),
     "report": ("write the HTML report of a run", "samgraft.recipes.commands.report"),
     "demo": ("make two example images, segment them and write a report", "samgraft.recipes.commands.demo"),

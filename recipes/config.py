@@ -11,6 +11,7 @@ from samgraft.errors import ConfigError
 
 Kind = Literal["semantic", "instance"]
 Layout = Literal["nnunet", "image_mask", "raster_vector"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -132,7 +133,7 @@ class DataConfig:
     foreground: float = 0.5
     """Share of each training batch that is drawn from slices or windows with foreground."""
     batch_size: int = 8
-    """Images per step."""
+    """Images per step, over all processes together: each of ``train.devices`` x ``train.num_nodes`` gets its part."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -212,6 +213,13 @@ class TrainConfig:
     """Seed of initial values, batches and augmentation."""
     accelerator: str = "auto"
     """Lightning's accelerator: "auto", "cpu", "gpu"."""
+    devices: int = 1
+    """Processes per node, each with a GPU of its own, or on the CPU. The result does not depend on it."""
+    num_nodes: int = 1
+    """Machines; start the same command on each."""
+    strategy: Strategy = "auto"
+    """How processes share the work: "ddp" (each holds everything), "fsdp" (weights are split between steps); "auto" is
+    "ddp" where there are several."""
     precision: str = "32-true"
     """Lightning's precision, such as "32-true" or "bf16-mixed"."""
     accumulate: int = 1
@@ -236,6 +244,15 @@ class TrainConfig:
         _check(self.val_every >= 1, f"train.val_every is {self.val_every}; expected at least 1")
         _check(self.cache_gb > 0, f"train.cache_gb is {self.cache_gb}; expected a positive size")
         _check(self.minutes is None or self.minutes > 0, f"train.minutes is {self.minutes}; expected a positive time")
+        _check(self.devices >= 1, f"train.devices is {self.devices}; expected at least 1 process")
+        _check(self.num_nodes >= 1, f"train.num_nodes is {self.num_nodes}; expected at least 1 machine")
+        known = ("auto", "ddp", "fsdp")
+        _check(self.strategy in known, f"train.strategy is {self.strategy!r}; expected one of {', '.join(known)}")
+
+    @property
+    def world(self) -> int:
+        """Processes that train together."""
+        return self.devices * self.num_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +267,15 @@ class FitConfig:
     """Random changes of training images."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and place of the run."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns two groups."""
+        batch, world = self.data.batch_size, self.train.world
+        _check(
+            batch % world == 0,
+            f"data.batch_size is {batch}; it is shared by {world} processes (train.devices x train.num_nodes) and has "
+            f"to be a multiple of {world}, such as {-(-batch // world) * world}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types (tuples become lists), nested as in the YAML."""

@@ -4,10 +4,9 @@ Single-channel (binary) logits x become two channels (0, x): softmax of one chan
 cross-entropy is constantly 0 and nothing would be learned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +15,8 @@ from samgraft.errors import ShapeError
 IGNORE = -1
 """Label of a pixel that counts neither for the loss nor for a metric."""
 _CERTAIN = 30.0
+_SMOOTH = 1e-5
+"""Added to both sides of the Dice ratio: a class that is nowhere, and is predicted nowhere, costs nothing."""
 
 
 def as_multiclass(logits: Tensor) -> Tensor:
@@ -31,28 +32,35 @@ def as_multiclass(logits: Tensor) -> Tensor:
 class SegmentationLoss(nn.Module):
     """Weighted sum of soft Dice (foreground classes, over the whole batch) and cross-entropy.
 
-    Dice is pooled over the batch, so that a slice without a class does not push that class to nothing.
+    Dice is pooled over the batch, so that a slice without a class does not push that class to nothing. Both terms are
+    ratios of sums over pixels; where processes share a batch, ``reduce`` adds up the sums before the ratios are taken,
+    since a mean of ratios is another figure.
 
     Args:
         dice_weight: Weight of Dice.
         ce_weight: Weight of cross-entropy.
         class_weights: Cross-entropy weight per class, background first.
+        reduce: Adds a vector of sums over processes (:func:`samgraft.recipes.ranks.sum_over_ranks`); None for one
+            process.
 
     Source:
-        Dice is ``monai.losses.DiceLoss``; the sum follows ``monai.losses.DiceCELoss``, which has no ignored label.
+        The sum, Dice without background and its smoothing follow ``monai.losses.DiceCELoss(batch=True)``, which has no
+        ignored label; on one process the value equals MONAI's.
     """
 
     def __init__(
-        self, *, dice_weight: float = 1.0, ce_weight: float = 1.0, class_weights: Sequence[float] | None = None
+        self,
+        *,
+        dice_weight: float = 1.0,
+        ce_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Build the MONAI loss."""
+        """Remember the weights."""
         super().__init__()
         weight = torch.ones(0) if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weight, persistent=False)
-        self.dice_weight, self.ce_weight = dice_weight, ce_weight
-        self.dice = DiceLoss(
-            include_background=False, to_onehot_y=True, softmax=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
-        )
+        self.dice_weight, self.ce_weight, self.reduce = dice_weight, ce_weight, reduce
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss.
@@ -66,23 +74,33 @@ class SegmentationLoss(nn.Module):
         """
         logits = as_multiclass(logits.float())
         self._check(logits, labels)
-        return self.dice_weight * self._dice(logits, labels) + self.ce_weight * self._cross_entropy(logits, labels)
+        sums = torch.cat([self._overlaps(logits, labels), self._cross_entropy(logits, labels)])
+        if self.reduce is not None:
+            sums = self.reduce(sums)
+        hit, predicted, true = sums[:-2].view(3, -1)
+        ratio = (2 * hit + _SMOOTH) / (2 * (hit + (predicted - hit) * 0.5 + (true - hit) * 0.5) + _SMOOTH)
+        return self.dice_weight * (1 - ratio).mean() + self.ce_weight * sums[-2] / sums[-1].clamp_min(1e-6)
 
-    def _dice(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Soft Dice; ignored pixels are made certain background, which no foreground sum sees."""
+    def _overlaps(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sums of p t, p and t over all pixels, per foreground class, (3 (K - 1),).
+
+        Ignored pixels are made certain background, which no foreground sum sees.
+        """
         certain = torch.zeros_like(logits)
         certain[:, 0] = _CERTAIN
-        logits = torch.where((labels != IGNORE).unsqueeze(1), logits, certain)
-        loss: Tensor = self.dice(logits, labels.clamp_min(0).unsqueeze(1))
-        return loss
+        known = (labels != IGNORE).unsqueeze(1)
+        predicted = torch.where(known, logits, certain).softmax(dim=1)[:, 1:]
+        true = torch.zeros_like(logits).scatter_(1, labels.clamp_min(0).unsqueeze(1), 1.0)[:, 1:]
+        axes = (0, 2, 3)
+        return torch.cat([(predicted * true).sum(axes), predicted.sum(axes), true.sum(axes)])
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted mean over the pixels that count; 0 if there is none."""
+        """Weighted sum over the pixels that count, and their weight, (2,); the mean is 0 if there is none."""
         weights = self._weights()
         total = functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORE, reduction="sum")
         counted = labels[labels != IGNORE]
-        mass = weights[counted].sum() if weights is not None else torch.tensor(float(len(counted)))
-        return total / mass.clamp_min(1e-6)
+        mass = weights[counted].sum() if weights is not None else total.new_tensor(float(len(counted)))
+        return torch.stack([total, mass])
 
     def _weights(self) -> Tensor | None:
         weights = self.get_buffer("class_weights")

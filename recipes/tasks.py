@@ -7,12 +7,14 @@ from these by ``samgraft.recipes.instances``). Metrics are of validation cases o
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
@@ -33,7 +35,8 @@ from samgraft.recipes.instances import (
     mean_matched_iou,
 )
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
-from samgraft.recipes.metrics import MetricTable, Summary, overlap, score_case
+from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
+from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
 
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
@@ -42,6 +45,17 @@ INSTANCE_CLASSES = ("interior", "border")
 CACHED_VIEWS = 32
 """Views of an image where the features of a frozen encoder are kept; few are soon learned by heart."""
 _SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseResult:
+    """What the validation of one case gave; processes exchange these."""
+
+    number: int
+    """Place of the case among all validation cases."""
+    scores: list[Score]
+    match: InstanceMatch | None = None
+    panel: Panel | None = None
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -71,7 +85,10 @@ class SegmentationTask(lightning.LightningModule):
         channels = len(INSTANCE_CLASSES) if task.kind == "instance" else len(self.class_names)
         self.grafted = grafted or build_network(task, num_classes=channels, backbone=backbone)
         self.loss = SegmentationLoss(
-            dice_weight=task.dice_weight, ce_weight=task.ce_weight, class_weights=task.class_weights
+            dice_weight=task.dice_weight,
+            ce_weight=task.ce_weight,
+            class_weights=task.class_weights,
+            reduce=sum_over_ranks,
         )
         self.augmentation: AugmentConfig = config.augment
         self.encoder: CachedEncoder | None = None
@@ -79,7 +96,8 @@ class SegmentationTask(lightning.LightningModule):
             self.encoder = CachedEncoder(self.grafted, FeatureStore(limit_gb=config.train.cache_gb))
         self.views = self._views()
         self.randomness = torch.Generator().manual_seed(config.train.seed)
-        self.began = time.monotonic()
+        self.began, self.elapsed = time.monotonic(), 0.0
+        self.results: list[CaseResult] = []
         self.table = MetricTable()
         self.matches: list[InstanceMatch] = []
         self.panels: list[Panel] = []
@@ -95,6 +113,12 @@ class SegmentationTask(lightning.LightningModule):
     def num_classes(self) -> int:
         """Foreground classes of the data set."""
         return len(self.class_names)
+
+    def configure_model(self) -> None:
+        """Split the tensors over processes where the strategy has a mesh of them (FSDP); called by Lightning."""
+        mesh = self.device_mesh
+        if mesh is not None and not isinstance(self, FSDPModule):
+            fully_shard(self, mesh=mesh["data_parallel"])
 
     def forward(self, image: Tensor) -> Tensor:
         """Class logits, background first.
@@ -113,15 +137,31 @@ class SegmentationTask(lightning.LightningModule):
             return output.logits
         return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1)
 
+    def leaves_unused(self) -> bool:
+        """Whether some attached parameter gets no gradient, since the head does not look where it lies."""
+        trained, mode = [p for p in self.grafted.trainable_parameters() if p.requires_grad], self.training
+        image = torch.zeros(1, 3, self.size, self.size, device=self.device)
+        self.eval()
+        try:
+            with torch.enable_grad():
+                total = self.grafted.predict(image).logits.sum()
+            found = torch.autograd.grad(total, trained, allow_unused=True)
+        finally:
+            self.train(mode)
+        return any(gradient is None for gradient in found)
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Augment, predict, compare."""
+        """Augment, predict, compare; the loss is that of the batch of all processes, on every process."""
         del index
+        if self.config.train.minutes is not None:  # one clock: the rate and the last step follow from it
+            self.elapsed = from_first(time.monotonic() - self.began)
         image, label = batch
+        share = current()
         image = image.float() / 255
         if self.views:
-            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views)
+            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, share=share)
         else:
-            image, label = augment(image, label, self.randomness, self.augmentation)
+            image, label = augment(image, label, self.randomness, self.augmentation, share=share)
         target = self._targets(label).to(image.device)
         logits = functional.interpolate(
             self(image).float(), size=image.shape[-2:], mode="bilinear", align_corners=False
@@ -140,52 +180,56 @@ class SegmentationTask(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        self.table, self.matches, self.panels, self.summaries = MetricTable(), [], [], []
+        self.results, self.table, self.matches, self.panels, self.summaries = [], MetricTable(), [], [], []
 
-    def validation_step(self, case: CaseArrays, index: int) -> None:
-        """Predict a case at its own geometry and score it."""
-        if self.config.task.kind == "instance":
-            self._validate_instances(case, index)
-        else:
-            self._validate_semantic(case, index)
+    def validation_step(self, case: CaseArrays | None, index: int) -> None:
+        """Predict a case at its own geometry and score it; None where this process has no case left.
+
+        Cases are dealt in turn (see ``SegmentationData``), except under FSDP, where each process sees all of them.
+        """
+        if case is None:
+            return
+        part = ALONE if self.config.train.strategy == "fsdp" else current()
+        instances = self.config.task.kind == "instance"
+        validate = self._validate_instances if instances else self._validate_semantic
+        self.results.append(validate(case, index * part.world + part.rank))
 
     def _options(self) -> dict[str, Any]:
         data = self.config.data
         return {"size": self.size, "window": data.window, "overlap": data.overlap, "batch_size": data.batch_size}
 
-    def _validate_semantic(self, case: CaseArrays, index: int) -> None:
+    def _validate_semantic(self, case: CaseArrays, number: int) -> CaseResult:
+        panel = None
         predicted = predict_semantic(self, case, **self._options())
         classes = dict(enumerate(self.class_names, start=1))
         rows = score_case(case.id, predicted, case.labels, classes, group=case.group)
-        self.table.add(rows)
-        if index < _SAMPLES:
+        if number < _SAMPLES:
             middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
             caption = ", ".join(f"{r.class_name} Dice {r.dice:.2f}" for r in rows)
             title = case.id if case.axis is None else f"{case.id}, slice {middle}"
-            self._panel(case, middle, predicted[middle], title, caption)
+            panel = self._panel(case, middle, predicted[middle], title, caption)
+        return CaseResult(number=number, scores=rows, panel=panel)
 
-    def _validate_instances(self, case: CaseArrays, index: int) -> None:
+    def _validate_instances(self, case: CaseArrays, number: int) -> CaseResult:
+        panel = None
         predicted, scores = predict_instances(self, case, min_area=self.config.task.min_area, **self._options())
         truth = case.labels[0]
         match = match_instances(case.id, predicted, scores, truth)
-        self.matches.append(match)
         name = self.class_names[0] if self.class_names else "object"
         known = truth != IGNORE
-        foreground = score_case(
-            case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group
-        )
-        self.table.add(foreground)
-        if index < _SAMPLES:
+        rows = score_case(case.id, (predicted > 0).astype(int), _known_foreground(truth), {1: name}, group=case.group)
+        if number < _SAMPLES:
             hits = int((match.best_iou >= 0.5).sum())
             iou = overlap((predicted > 0) & known, (truth > 0) & known)[1]
             caption = f"{hits} of {match.num_truth} objects at IoU 0.5, {len(match.scores)} predicted; IoU {iou:.2f}"
-            self._panel(case, 0, predicted, case.id, caption)
+            panel = self._panel(case, 0, predicted, case.id, caption)
+        return CaseResult(number=number, scores=rows, match=match, panel=panel)
 
-    def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> None:
+    def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> Panel:
         image = case.picture(index)
         image = image[1] if case.neighbours and case.image.shape[1] == 1 else image
         instances = self.config.task.kind == "instance"
-        panel = Panel(
+        return Panel(
             title=title,
             image=image,
             predicted=predicted,
@@ -193,10 +237,19 @@ class SegmentationTask(lightning.LightningModule):
             instances=instances,
             caption=caption,
         )
-        self.panels.append(panel)
+
+    def _collect(self) -> None:
+        """Bring the results of all processes into the order of the cases, each case once."""
+        found = {result.number: result for part in gather(self.results) for result in part}
+        for number in sorted(found):
+            result = found[number]
+            self.table.add(result.scores)
+            self.matches += [] if result.match is None else [result.match]
+            self.panels += [] if result.panel is None else [result.panel]
 
     def on_validation_epoch_end(self) -> None:
-        """Sum up and log ``val/...``."""
+        """Sum up and log ``val/...``, the same on every process."""
+        self._collect()
         self.summaries = self.table.summaries()
         if self.config.task.kind == "instance":
             n = len(self.matches)
@@ -226,14 +279,17 @@ class SegmentationTask(lightning.LightningModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock; let processes drop different things (dropout is the only draw from the global generator)."""
         self.began = time.monotonic()
+        part = current()
+        if part.world > 1:
+            torch.manual_seed(self.config.train.seed + part.rank)
 
     def _rate(self, step: int) -> float:
         """Factor on the peak rate."""
         progress = step / self.config.train.steps
         if self.config.train.minutes is not None:
-            progress = max(progress, (time.monotonic() - self.began) / (60 * self.config.train.minutes))
+            progress = max(progress, self.elapsed / (60 * self.config.train.minutes))
         warmup = self.config.task.warmup
         if progress < warmup:
             return progress / warmup + 1e-3
@@ -250,13 +306,14 @@ class SegmentationTask(lightning.LightningModule):
         Raises:
             CheckpointError: names that are missing or unknown, or values that are not finite.
         """
-        keys, wanted = set(checkpoint["state_dict"]), set(self.state_dict())
+        state = checkpoint["state_dict"]
+        keys, wanted = set(state), set(self.state_dict())
         if keys != wanted:
             odd = sorted(keys ^ wanted)[:5]
             raise CheckpointError(
                 f"checkpoint does not fit this configuration; differing tensors: {odd}; resume with the same config"
             )
-        bad = [k for k, v in checkpoint["state_dict"].items() if not torch.isfinite(v).all()]
+        bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
         if bad:
             raise CheckpointError(f"checkpoint has non-finite values in {bad[:5]}; resume from an earlier one")
         if "randomness" in checkpoint:

@@ -13,12 +13,14 @@ from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.bundle import load_bundle, read_header, read_meta
 from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
 from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimit, checkpoints
-from samgraft.recipes.config import FitConfig, Kind, to_yaml
+from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.metrics import Summary
+from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
+from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask
 
 
@@ -50,6 +52,7 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
         steps=batches,
         val_cases=config.train.val_cases,
         class_names=config.task.class_names,
+        deal_validation=config.train.strategy != "fsdp",
     )
     names = config.task.class_names or data.class_names
     if len(names) != len(data.class_names) and config.task.kind == "semantic":
@@ -67,6 +70,9 @@ def fit(
 ) -> RunResult:
     """Train, keep the best adapter, write the report.
 
+    With ``train.devices`` above 1 Lightning starts the other processes by running this program again; each of them
+    comes to this call, and only the first one writes.
+
     Args:
         config: Everything that decides the run.
         run: Folder for config.yaml, checkpoints, history, adapter and report.
@@ -78,23 +84,35 @@ def fit(
         OutputError: the folder holds a run already and ``resume`` is False.
         InputError: there is nothing to resume.
     """
-    last = prepare_run(run, resume)
-    task, data = build(config, backbone=backbone)
-    write_config(run, config)
-    began = time.monotonic()
+    first = is_first(config.train)
+    last = prepare_run(run, resume) if first else _last(run, resume)
     trainer = make_trainer(config, run)
+    task, data = build(config, backbone=backbone)
+    if first:
+        write_config(run, config)
+    began = time.monotonic()
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True)
     adapter = run / "adapter.graft"
-    written = report_run(run) if report and (run / "metrics.json").is_file() else run / "report.html"
+    report = report and first and (run / "metrics.json").is_file()
+    written = report_run(run) if report else run / "report.html"
     return RunResult(
         run=run, adapter=adapter, report=written, summaries=tuple(task.summaries), seconds=time.monotonic() - began
     )
 
 
+def is_first(train: TrainConfig) -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return train.world == 1 or launched_rank(train.devices) == 0
+
+
+def _last(run: Path, resume: bool) -> Path | None:
+    return run / "checkpoints" / "last.ckpt" if resume else None
+
+
 def prepare_run(run: Path, resume: bool) -> Path | None:
     """Check the run folder; gives the checkpoint to resume from, or None."""
-    last = run / "checkpoints" / "last.ckpt"
-    if resume:
+    last = _last(run, resume)
+    if last is not None:
         if not last.is_file():
             raise InputError(f"{last} does not exist, so there is nothing to resume; run without --resume")
         return last
@@ -125,7 +143,10 @@ def make_trainer(config: FitConfig, run: Path) -> lightning.Trainer:
         limit_val_batches=1 if train.fast_dev_run else None,
         max_epochs=-1,
         accelerator=train.accelerator,
-        devices=1,
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        strategy=choose_strategy(train),
+        use_distributed_sampler=False,
         precision=train.precision,  # type: ignore[arg-type]
         gradient_clip_val=config.task.clip,
         accumulate_grad_batches=train.accumulate,

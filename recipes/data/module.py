@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from samgraft.errors import InputError
+from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import index_data
+from samgraft.recipes.ranks import ALONE, Share, current
 
 Tile = tuple[Tensor, Tensor]
 """Image (3, S, S) uint8 and label (S, S) int32, ``IGNORE`` in the padding."""
@@ -67,39 +68,61 @@ class TileSet(Dataset[Tile]):
 class BalancedSampler(Sampler[int]):
     """Draw tiles so that a fixed share has foreground; every tile of a kind comes once before any comes twice.
 
+    Where processes share the batches, each draws all of them and keeps its own run of every batch, so that together
+    they see what one process would.
+
     Args:
         foreground: Which tiles have a label.
         share: Share of draws from those; the natural share counts if it is larger.
-        length: Draws per epoch.
+        length: Draws per epoch, over all processes.
         seed: With the epoch's number, decides everything.
+        batch: Tiles of a batch, over all processes; a multiple of their number.
+        part: Which run of every batch this process takes.
     """
 
-    def __init__(self, foreground: Sequence[bool], *, share: float, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        foreground: Sequence[bool],
+        *,
+        share: float,
+        length: int,
+        seed: int,
+        batch: int = 1,
+        part: Share = ALONE,
+    ) -> None:
         """Split the tiles."""
+        if batch % part.world or length % batch and part.world > 1:
+            raise ConfigError(
+                f"{length} draws in batches of {batch} cannot be dealt to {part.world} processes; data.batch_size has "
+                f"to be a multiple of {part.world}"
+            )
         flags = np.asarray(foreground, dtype=bool)
         self.groups = [np.flatnonzero(~flags), np.flatnonzero(flags)]
         natural = float(flags.mean())
         self.share = max(share, natural) if 0 < natural < 1 else natural
         self.length, self.seed, self.epoch = length, seed, 0
+        self.own, self.part = batch // part.world, part
 
     def __len__(self) -> int:
-        """Draws per epoch."""
-        return self.length
+        """Draws of this process per epoch."""
+        return self.length // self.part.world
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of one epoch."""
+        """Indices of one epoch that are this process's."""
         rng = np.random.default_rng([self.seed, self.epoch])
         wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(
             np.arange(self.length) * self.share + 1e-9
         )
         kinds = rng.permutation(wanted.astype(int))
         queues = [self._endless(group, rng) for group in self.groups]
-        for kind in kinds:
-            yield next(queues[kind])
+        for place, kind in enumerate(kinds):
+            index = next(queues[kind])
+            if place // self.own % self.part.world == self.part.rank:
+                yield index
 
     @staticmethod
     def _endless(group: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
@@ -117,6 +140,8 @@ class SegmentationData(lightning.LightningDataModule):
         steps: Batches per epoch.
         val_cases: Validate on the first few cases only; None takes all.
         class_names: Names of the foreground classes, where the data set does not know them.
+        deal_validation: Several processes share the validation cases; False gives all cases to each, for networks whose
+            forward pass needs all processes at once.
     """
 
     def __init__(
@@ -128,9 +153,11 @@ class SegmentationData(lightning.LightningDataModule):
         steps: int = 200,
         val_cases: int | None = None,
         class_names: Sequence[str] | None = None,
+        deal_validation: bool = True,
     ) -> None:
         """Index the data set; only headers are read."""
         super().__init__()
+        self.deal_validation = deal_validation
         self.config, self.kind, self.size, self.steps = config, kind, size or config.size, steps
         self.index: DataIndex = index_data(config, kind, class_names)
         self.val_refs = self.index.val[:val_cases]
@@ -157,19 +184,29 @@ class SegmentationData(lightning.LightningDataModule):
             self.setup("fit")
         tiles = self._tiles
         assert tiles is not None  # noqa: S101 - setup made it
-        batch = self.config.batch_size
+        batch, part = self.config.batch_size, current()
         sampler = BalancedSampler(
-            tiles.foreground, share=self.config.foreground, length=self.steps * batch, seed=self.config.seed
+            tiles.foreground,
+            share=self.config.foreground,
+            length=self.steps * batch,
+            seed=self.config.seed,
+            batch=batch,
+            part=part,
         )
-        return DataLoader(tiles, batch_size=batch, sampler=sampler, drop_last=True)
+        return DataLoader(tiles, batch_size=batch // part.world, sampler=sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[CaseArrays]:
-        """One whole case at a time, native resolution; kept in memory after the first read."""
-        return DataLoader(_Cases(self.val_refs), batch_size=None)
+    def val_dataloader(self) -> DataLoader[CaseArrays | None]:
+        """One whole case at a time, native resolution; kept in memory after the first read.
+
+        Processes get every n-th case, and None where there are too few: all of them take the same number of steps.
+        """
+        part = current() if self.deal_validation else ALONE
+        missing = -len(self.val_refs) % part.world
+        return DataLoader(_Cases(part.dealt([*self.val_refs, *[None] * missing])), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move training batches; a case stays in memory as it is, slices are moved as they are predicted."""
-        if isinstance(batch, CaseArrays):
+        if batch is None or isinstance(batch, CaseArrays):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -188,12 +225,13 @@ class SegmentationData(lightning.LightningDataModule):
         }
 
 
-class _Cases(Dataset[CaseArrays]):
-    def __init__(self, refs: Sequence[CaseRef]) -> None:
+class _Cases(Dataset[CaseArrays | None]):
+    def __init__(self, refs: Sequence[CaseRef | None]) -> None:
         self.refs = refs
 
     def __len__(self) -> int:
         return len(self.refs)
 
-    def __getitem__(self, index: int) -> CaseArrays:
-        return self.refs[index].load()
+    def __getitem__(self, index: int) -> CaseArrays | None:
+        ref = self.refs[index]
+        return None if ref is None else ref.load()
