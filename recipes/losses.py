@@ -29,6 +29,11 @@ def as_multiclass(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
+def at_least_float(tensor: Tensor) -> Tensor:
+    """Half precision to float32; wider types pass unchanged."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class SegmentationLoss(nn.Module):
     """Weighted sum of soft Dice (foreground classes, over the whole batch) and cross-entropy.
 
@@ -72,7 +77,7 @@ class SegmentationLoss(nn.Module):
         Raises:
             ShapeError: sizes differ, or a label or class weight does not fit K.
         """
-        logits = as_multiclass(logits.float())
+        logits = as_multiclass(at_least_float(logits))
         self._check(logits, labels)
         sums = torch.cat([self._overlaps(logits, labels), self._cross_entropy(logits, labels)])
         if self.reduce is not None:
@@ -97,6 +102,7 @@ class SegmentationLoss(nn.Module):
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted sum over the pixels that count, and their weight, (2,); the mean is 0 if there is none."""
         weights = self._weights()
+        weights = None if weights is None else weights.to(logits.dtype)
         total = functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORE, reduction="sum")
         counted = labels[labels != IGNORE]
         mass = weights[counted].sum() if weights is not None else total.new_tensor(float(len(counted)))

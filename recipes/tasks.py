@@ -34,7 +34,7 @@ from samgraft.recipes.instances import (
     match_instances,
     mean_matched_iou,
 )
-from samgraft.recipes.losses import IGNORE, SegmentationLoss
+from samgraft.recipes.losses import IGNORE, SegmentationLoss, at_least_float
 from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
 from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
@@ -164,7 +164,7 @@ class SegmentationTask(lightning.LightningModule):
             image, label = augment(image, label, self.randomness, self.augmentation, share=share)
         target = self._targets(label).to(image.device)
         logits = functional.interpolate(
-            self(image).float(), size=image.shape[-2:], mode="bilinear", align_corners=False
+            at_least_float(self(image)), size=image.shape[-2:], mode="bilinear", align_corners=False
         )
         loss: Tensor = self.loss(logits, target)
         self.log("train/loss", loss, prog_bar=True)
