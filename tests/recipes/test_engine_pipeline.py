@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from monai.data.box_utils import non_max_suppression
 
 import samgraft
 from samgraft.adapters.backbones.base import Features
@@ -23,6 +24,7 @@ from samgraft.recipes.engine.focus import segment_boxes, segment_points
 from samgraft.recipes.engine.planes import Plane, Rows
 from samgraft.recipes.look import look_at
 from tests.adapters.toy import toy_backbone, toy_image
+from tests.recipes._oracle import Oracle
 from tests.recipes.test_api import RECIPE
 from tests.recipes.test_engine import picture, raster, volume
 
@@ -187,21 +189,37 @@ def grid(count):
     return Prompts(image_index=torch.zeros(count, dtype=torch.int64), points=points, labels=torch.ones(count, 1).long())
 
 
-def all_of_them(logits, iou):
-    return (logits > 0).flatten(1).any(1)
+class Stamps(Oracle):
+    """Answers a point with three squares around it, of sides 5, 9 and 13; x and y decide on the predicted IoU."""
+
+    def decode(self, features, prompts, *, multimask=False):
+        self.seen.append(prompts)
+        y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+        far = torch.stack([torch.maximum((x - px).abs(), (y - py).abs()) for px, py in prompts.points[:, 0].tolist()])
+        iou = (prompts.points[:, 0] * torch.tensor([7.1, 3.3])).sum(1, keepdim=True) % 1
+        return torch.stack([size - far for size in (2.5, 4.5, 6.5)], dim=1), iou - torch.tensor([0.02, 0.0, 0.01])
 
 
-@pytest.mark.parametrize("room", [0, 40 * 32 * 32 * 4])
+@pytest.mark.parametrize("room", [0, 40 * 64 * 64 * 4])
 def test_masks_that_fell_out_are_decoded_again(monkeypatch, room):
-    backbone = toy_backbone()
-    features = Features(neck=backbone.encode(toy_image(batch=1)).neck)
-    options = {"test": all_of_them, "nms": 0.9, "chunk": 16}
-    expected = best_masks(backbone, features, grid(100), **options)
+    def test(logits, iou):
+        return iou > 0.2
+
+    features = Features(neck=torch.zeros(1, 1, 8, 8))
+    options = {"test": test, "nms": 0.3, "chunk": 16}
+    plenty, little = Stamps(), Stamps()
+    expected = best_masks(plenty, features, grid(100), **options)
     monkeypatch.setattr(candidates, "KEPT_BYTES", room)
-    found = best_masks(backbone, features, grid(100), **options)
-    assert len(expected.iou) > 3
-    assert torch.equal(found.iou, expected.iou)
-    assert torch.allclose(found.logits, expected.logits, atol=1e-4)
+    found = best_masks(little, features, grid(100), **options)
+    assert len(plenty.seen) == 7 < len(little.seen)
+    assert len(expected.iou) > 20 and (expected.iou.diff() <= 0).all()
+    assert torch.equal(found.iou, expected.iou) and torch.equal(found.logits, expected.logits)
+    # all at once, as a plain loop would do it
+    logits, iou = Stamps().decode(features, grid(100), multimask=True)
+    good = test(logits.flatten(0, 1), iou.flatten())
+    masks, scores = logits.flatten(0, 1)[good], iou.flatten()[good]
+    keep = non_max_suppression(outer_boxes(masks), scores, 0.3)
+    assert torch.equal(found.logits, masks[keep]) and torch.equal(found.iou, scores[keep])
 
 
 def test_nothing_worth_keeping_gives_nothing():

@@ -140,6 +140,15 @@ def test_an_interrupt_in_the_callers_loop_ends_all_threads(kind):
     released.set()
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_reaches_a_caller_that_waits():
     """Ctrl-C while the caller waits for a slow stage."""
     ready = threading.Event()
