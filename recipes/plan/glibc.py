@@ -1,0 +1,121 @@
+"""How large a heap becomes that serves a sequence of blocks: the holes that freed tensors leave between living ones.
+
+A model of glibc's allocator, for blocks of tensor size: the smallest hole that is large enough is used, its rest stays
+a hole, neighbours join; what is above the threshold has a mapping of its own that goes when it is freed. The threshold
+rises to the largest mapping that was freed, up to 32 MiB, unless it is set. The end of the heap is given back when it
+is larger than twice the threshold.
+
+Source:
+    mallopt(3) and malloc(3) of the Linux manual; the algorithm is described in the GNU C library's wiki, MallocInternals.
+"""
+
+import bisect
+
+from samgraft.recipes.plan.trace import Trace
+
+START, LARGEST = 128 * 2**10, 32 * 2**20
+"""Bytes: the threshold at the start, and the most it rises to."""
+_SMALL = 1024
+"""Bytes that never matter here; they live in other lists of the allocator."""
+
+
+class HeapModel:
+    """Bytes held for a process.
+
+    Args:
+        threshold: Fixed threshold in bytes; None lets it rise, as glibc does by itself.
+
+    Attributes:
+        held: Bytes now: the heap's length and all mappings.
+        peak: Most so far.
+    """
+
+    def __init__(self, threshold: int | None = None) -> None:
+        """An empty heap."""
+        self.fixed, self.threshold = threshold is not None, threshold or START
+        self.end = self.mapped = self.held = self.peak = 0
+        self._holes: list[tuple[int, int]] = []  # (size, address), sorted
+        self._from: dict[int, int] = {}  # address of a hole -> size
+        self._upto: dict[int, int] = {}  # end of a hole -> address
+        self._placed: dict[int, int | None] = {}
+
+    def allocate(self, name: int, size: int) -> None:
+        """Find ``size`` bytes for the block ``name``."""
+        size = -(-max(size, 16) // 16) * 16 + 16
+        if size >= self.threshold:
+            self.mapped += size
+            self._placed[name] = None
+        else:
+            self._placed[name] = self._take(size)
+        self._count()
+
+    def free(self, name: int, size: int) -> None:
+        """Give the block back."""
+        size = -(-max(size, 16) // 16) * 16 + 16
+        address = self._placed.pop(name)
+        if address is None:
+            self.mapped -= size
+            if not self.fixed and size <= LARGEST:
+                self.threshold = max(self.threshold, size + 1)
+        else:
+            self._give(address, size)
+        self._count()
+
+    def _count(self) -> None:
+        self.held = self.end + self.mapped
+        self.peak = max(self.peak, self.held)
+
+    def _take(self, size: int) -> int:
+        at = bisect.bisect_left(self._holes, (size, -1))
+        if at < len(self._holes):
+            hole, address = self._holes[at]
+            self._drop(address, hole)
+            if hole - size > _SMALL:
+                self._add(address + size, hole - size)
+            return address
+        start = self._upto.get(self.end, self.end)  # a hole at the very end grows
+        if start != self.end:
+            self._drop(start, self.end - start)
+        self.end = start + size
+        return start
+
+    def _give(self, address: int, size: int) -> None:
+        before = self._upto.get(address)
+        if before is not None:
+            self._drop(before, address - before)
+            address, size = before, size + address - before
+        after = self._from.get(address + size)
+        if after is not None:
+            self._drop(address + size, after)
+            size += after
+        if address + size == self.end and size > 2 * self.threshold:
+            self.end = address
+        else:
+            self._add(address, size)
+
+    def _add(self, address: int, size: int) -> None:
+        bisect.insort(self._holes, (size, address))
+        self._from[address], self._upto[address + size] = size, address
+
+    def _drop(self, address: int, size: int) -> None:
+        del self._holes[bisect.bisect_left(self._holes, (size, address))]
+        del self._from[address], self._upto[address + size]
+
+
+def heap_peak(trace: Trace, threshold: int | None = None) -> int:
+    """Most bytes that a heap holds for the blocks of ``trace``.
+
+    Args:
+        trace: What is allocated and freed, in order.
+        threshold: See :class:`HeapModel`.
+    """
+    heap = HeapModel(threshold)
+    for event in trace.events:
+        size = trace.blocks[abs(event) - 1].size
+        if size <= _SMALL:
+            continue
+        if event > 0:
+            heap.allocate(event, size)
+        else:
+            heap.free(-event, size)
+    return heap.peak
