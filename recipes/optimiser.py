@@ -1,7 +1,7 @@
 """Optimisers by name, with the memory that their states take; what is optional is asked for before anything is read.
 
-Bytes of state per trained float32 value: adamw 8; adafactor about 4 / columns + 4 / rows of a matrix (4 for vectors,
-two thirds of 4 for 3 x 3 kernels); adamw_8bit and paged_adamw_8bit 2, the latter moved to the host when the GPU is full.
+Bytes of state per trained float32 value: adamw 8; adafactor 4 / rows + 4 / columns of a matrix, 4 of a vector, and
+2.7 of 3 x 3 kernels; adamw_8bit and paged_adamw_8bit 2, where the latter moves to the host when the GPU is full.
 """
 
 import importlib

@@ -211,7 +211,7 @@ class SegmentationTask(lightning.LightningModule):
             self.log(f"val/{name}", value, prog_bar=name in ("dice", "ap50"), batch_size=1)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The chosen optimiser (no decay on vectors), linear warm-up, cosine; by steps, or by time if that ends first."""
+        """The chosen optimiser (no decay on vectors), linear warm-up, cosine; by steps or by time, what ends first."""
         task = self.config.task
         trainable = self.grafted.trainable_parameters()
         optimizer = make_optimizer(task.optimizer, trainable, lr=task.lr, weight_decay=task.weight_decay)

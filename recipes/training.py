@@ -100,9 +100,9 @@ def fit(
 
 def device_type(accelerator: str) -> str:
     """The kind of device that Lightning takes for ``train.accelerator``: "cpu", "cuda" or "mps"."""
-    if accelerator == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
+    if accelerator in ("cpu", "mps"):
+        return accelerator
+    if accelerator in ("gpu", "cuda") or torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 

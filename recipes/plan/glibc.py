@@ -6,7 +6,8 @@ rises to the largest mapping that was freed, up to 32 MiB, unless it is set. The
 is larger than twice the threshold.
 
 Source:
-    mallopt(3) and malloc(3) of the Linux manual; the algorithm is described in the GNU C library's wiki, MallocInternals.
+    mallopt(3) and malloc(3) of the Linux manual; the algorithm as the wiki of the GNU C library describes it
+    (MallocInternals).
 """
 
 import bisect

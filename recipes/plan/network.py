@@ -7,14 +7,14 @@ times slower. Where code looks at values (some prompters), the step is done for 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import SamConfig, SamModel
@@ -28,7 +28,7 @@ from samgraft.recipes.assemble import build_network
 from samgraft.recipes.config import FitConfig
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.losses import SegmentationLoss
-from samgraft.recipes.optimiser import make_optimizer
+from samgraft.recipes.optimiser import STATE_BYTES_8BIT, make_optimizer
 from samgraft.recipes.plan.trace import Trace, Tracer, Work, saved_bytes
 
 Mode = Literal["meta", "fake", "real"]
@@ -59,6 +59,8 @@ class StepTrace:
     """Bytes that live from the forward to the backward pass, each storage once."""
     saved: int
     """Bytes that autograd says it saves; less than ``activations`` with checkpointing, whose inputs it does not see."""
+    entry: int
+    """Bytes that the feature store keeps for one view; 0 if nothing is frozen."""
     mode: Mode
 
 
@@ -122,7 +124,7 @@ def _trace(config: FitConfig, shape: SamConfig, classes: int, cached: bool, devi
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         if device == "cpu":
             stack.enter_context(mock.patch.object(attention, "CHUNK_ELSEWHERE", attention.CHUNK))
-        materialise(grafted, mode, _dtype(config))
+        materialise(grafted, mode, weight_dtype(config))
         if mode != "real":
             stack.enter_context(_NoValues())
         tracer = stack.enter_context(Tracer())
@@ -137,24 +139,23 @@ def _follow(
     weights = list(grafted.parameters())
     trained = grafted.trainable_parameters()
     step = _optimizer(tracer, config, trained)
-    image, target = _batch(shape, mode, grafted)
+    image, target = make_batch(shape, mode, grafted)
     begun = tracer.done()
-    with _autocast(config), torch.no_grad():
-        _logits(grafted, image, None)
+    with autocast(config), torch.no_grad():
+        class_logits(grafted, image, None)
     predicted = tracer.done()
-    with _autocast(config), torch.no_grad():
+    with autocast(config), torch.no_grad():
         kept = frozen_part(grafted, image)
     frozen = tracer.done()
+    entry = sum(2 * tensor.numel() for tensor in kept.values()) // len(image)  # fp16
     if not cached:
         kept = None
     tracer.adopt([image, target, *([] if kept is None else kept.values())], "batch")
-    loss_of = SegmentationLoss(dice_weight=config.task.dice_weight, ce_weight=config.task.ce_weight)
+    loss_of = loss_function(config)
     before = tracer.done()
     with saved_bytes([*weights, target]) as saved:
-        with _autocast(config):
-            logits = _logits(grafted, image, kept)
-            loss = loss_of(functional.interpolate(logits, image.shape[-2:], mode="bilinear"), target)
-        del logits
+        with autocast(config):
+            loss = loss_of(at_input_size(class_logits(grafted, image, kept), image), target)
         activations = tracer.keep()
         total = saved()
     loss.backward()
@@ -173,18 +174,19 @@ def _follow(
         predict=own,
         activations=activations,
         saved=total,
+        entry=entry,
         mode=mode,
     )
 
 
 def _optimizer(tracer: Tracer, config: FitConfig, trained: list[nn.Parameter]) -> Callable[[], object]:
-    """An optimiser that has its states already; 8-bit ones are stood in for by AdamW on a quarter of the values."""
-    name, subject = config.task.optimizer, trained
-    if name.endswith("8bit"):
-        name = "adamw"
-        subject = [nn.Parameter(p.detach().flatten()[: max(1, p.numel() // 4)].clone()) for p in trained]
-    optimizer = make_optimizer(name, subject, lr=1e-3, weight_decay=0.01)
-    for parameter in subject:
+    """The step of an optimiser that has its states already; 8-bit ones are stood in for by as many bytes."""
+    if config.task.optimizer.endswith("8bit"):
+        states = [p.new_empty(STATE_BYTES_8BIT * p.numel(), dtype=torch.uint8) for p in trained]
+        tracer.adopt(states, "states")
+        return lambda: states
+    optimizer = make_optimizer(config.task.optimizer, trained, lr=1e-3, weight_decay=0.01)
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -193,8 +195,8 @@ def _optimizer(tracer: Tracer, config: FitConfig, trained: list[nn.Parameter]) -
     return optimizer.step
 
 
-def _batch(shape: tuple[int, int], mode: Mode, grafted: Grafted) -> tuple[Tensor, Tensor]:
-    """Images and labels."""
+def make_batch(shape: tuple[int, int], mode: Mode, grafted: Grafted) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) and labels (B, S, S) for ``shape`` (B, S)."""
     batch, size = shape
     like = next(grafted.parameters())
     image = like.new_empty(batch, 3, size, size, dtype=torch.float32)
@@ -234,12 +236,22 @@ class Kept:
         return grafted.backbone.resume(self.prefix, image, taps=grafted.taps())
 
 
-def _logits(grafted: Grafted, image: Tensor, kept: Kept | None) -> Tensor:
+def class_logits(grafted: Grafted, image: Tensor, kept: "Kept | None") -> Tensor:
     """Class logits (B, 1 + classes, s, s), as ``SegmentationTask.forward`` makes them, in float32."""
     output = grafted.predict(image, features=None if kept is None else kept.use(grafted, image))
     if output.activation == "softmax":
         return output.logits.float()
     return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1).float()
+
+
+def at_input_size(logits: Tensor, image: Tensor) -> Tensor:
+    """Logits (B, K, s, s) at the size of ``image`` (B, 3, S, S), as in training."""
+    return functional.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def loss_function(config: FitConfig) -> SegmentationLoss:
+    """The configured loss; class weights do not change what it costs."""
+    return SegmentationLoss(dice_weight=config.task.dice_weight, ce_weight=config.task.ce_weight)
 
 
 def materialise(grafted: Grafted, mode: Mode, dtype: torch.dtype = torch.float32) -> None:
@@ -272,16 +284,17 @@ def materialise(grafted: Grafted, mode: Mode, dtype: torch.dtype = torch.float32
                 module._buffers[name] = new(buffer)
 
 
-def _dtype(config: FitConfig) -> torch.dtype:
+def weight_dtype(config: FitConfig) -> torch.dtype:
     """Of the weights."""
     return {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(config.train.precision, torch.float32)
 
 
 @contextlib.contextmanager
-def _autocast(config: FitConfig) -> Iterator[None]:
+def autocast(config: FitConfig, device: str = "cpu") -> Iterator[None]:
+    """Mixed precision as configured."""
     precision = config.train.precision
     with torch.autocast(
-        "cpu",
+        device,
         dtype=torch.float16 if precision.startswith("16") else torch.bfloat16,
         enabled=precision.endswith("mixed"),
     ):
@@ -297,6 +310,9 @@ class _NoValues(TorchFunctionMode):
         options, name = kwargs or {}, getattr(func, "__name__", "")
         if func is torch.equal:
             return True
+        if func is torch.arange and "device" not in options:
+            with unset_fake_temporarily():  # a list of axes, whose values the loss reads
+                return func(*args, **options)
         if name == "__int__":
             return 0  # the largest label, or image index
         if name == "cpu" and isinstance(args[0], Tensor):
@@ -321,9 +337,3 @@ def _attention(
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out: Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return out
-
-
-def with_size(config: FitConfig, *, size: int | None = None, batch: int | None = None) -> FitConfig:
-    """``config`` with another input size or batch."""
-    data = replace(config.data, size=size or config.data.size, batch_size=batch or config.data.batch_size)
-    return replace(config, data=data)

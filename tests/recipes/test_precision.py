@@ -22,9 +22,7 @@ round by 2^-9 = 0.002 at each of some fifty operations in a row."""
 def mixed(path: Path) -> FitConfig:
     """Sixteen steps on small pictures without augmentation, so that losses can be compared."""
     config = small_config(path, layout="image_mask")
-    train = TrainConfig(
-        steps=16, val_every=16, progress=False, accelerator="cpu", precision="bf16-mixed", cache=False
-    )
+    train = TrainConfig(steps=16, val_every=16, progress=False, accelerator="cpu", precision="bf16-mixed", cache=False)
     return replace(config, augment=AugmentConfig(enabled=False), train=train)
 
 
