@@ -39,8 +39,8 @@ def _network(plan: Plan) -> list[str]:
         f"           never differentiated, from the start on: {whole} (exact)",
         f"           input {plan.size} x {plan.size} px, {plan.batch} images per batch",
         f"           {plan.operations / 1e9:,.1f} billion operations per batch (exact)",
-        f"           {mb(plan.saved_activations)} of activations live from the forward to the backward pass (exact; counted "
-        f"on {plan.counted_by} tensors)",
+        f"           {mb(plan.saved_activations)} of activations live from the forward to the backward pass (exact, "
+        f"{plan.counted_by} tensors)",
     ]
 
 
@@ -58,8 +58,8 @@ def _time(plan: Plan) -> list[str]:
     t, tiles, m = plan.times, plan.tiles, plan.machine
     how = "counted" if tiles.counted else "as given or assumed"
     lines = [
-        f"time       estimates, from measured rates: {m.large / 1e9:,.0f} (matrices) and {m.small / 1e9:,.0f} (attention)",
-        f"           billion operations and {m.moved / 1e9:.1f} GB per second, {m.threads} threads",
+        f"time       estimates from measured rates: {m.large / 1e9:,.0f} and {m.small / 1e9:,.0f} (attention) billion",
+        f"           operations and {m.moved / 1e9:.1f} GB per second, {m.threads} threads",
         f"           {tiles.train:,} training and {tiles.val:,} validation tiles ({how})",
         f"           step        {duration(t.step):>10}   with kept features {duration(t.step_cached):>10}",
         f"           validation  {duration(t.validation):>10}   with kept features {duration(t.validation_cached):>10}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from samgraft.recipes.plan.glibc import LARGEST, START, HeapModel, heap_peak
+from samgraft.recipes.plan.glibc import ALIGNED, LARGEST, LOST, START, HeapModel, aligned_extra, heap_peak
 from samgraft.recipes.plan.trace import Block, Trace
 
 MB = 2**20
@@ -93,6 +93,21 @@ def test_the_model_uses_holes_joins_neighbours_and_trims_the_end() -> None:
     heap.free(4, 19 * MB)
     assert heap.end == 0
     assert HeapModel().threshold == START
+
+
+def test_some_aligned_blocks_leave_holes_that_are_too_small() -> None:
+    """Before glibc 2.38: of eight blocks of 4 MB, one keeps its hole from joining the next."""
+    assert [aligned_extra(v) for v in ("2.36", "2.37", "2.38", "2.41", "")] == [ALIGNED, ALIGNED, 0, 0, 0]
+    found = []
+    for extra in (0, ALIGNED):
+        heap = HeapModel(64 * MB, extra=extra)
+        for name in range(2 * LOST):
+            heap.allocate(name, 4 * MB)
+        for name in range(2 * LOST - 1):
+            heap.free(name, 4 * MB)
+        heap.allocate(100, 40 * MB)  # into a hole of 60 MB, or behind two of 32 and 28
+        found.append(round(heap.end / MB))
+    assert found == [64, 104]
 
 
 def test_peak_of_a_trace() -> None:

@@ -80,7 +80,7 @@ def test_gradients_of_attention_in_bfloat16(magnitude: float) -> None:
     for found in (gradients(torch.bfloat16), gradients(torch.float32, autocast=True)):
         assert len(found) == len(exact) == 6
         for one, other in zip(found, exact, strict=True):
-            assert ((one - other).norm() / other.norm()).item() < 0.015
+            assert ((one - other).norm() / other.norm()).item() < 0.025
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
