@@ -14,6 +14,7 @@ from samgraft.errors import SamgraftError
 
 COMMANDS = {
     "fit": ("train an adapter on a data set", "samgraft.recipes.commands.fit"),
+    "plan": ("say what a training run will need: memory, time, disk", "samgraft.recipes.commands.plan"),
     "validate": ("score an adapter on the validation cases of a data set", "samgraft.recipes.commands.validate"),
     "segment": ("segment one file with an adapter, boxes or points", "samgraft.recipes.commands.segment"),
     "predict": ("masks of many files with an adapter, shared by processes", "samgraft.recipes.commands.predict"),

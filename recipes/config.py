@@ -12,6 +12,7 @@ from samgraft.errors import ConfigError
 Kind = Literal["semantic", "instance"]
 Layout = Literal["nnunet", "image_mask", "raster_vector"]
 Strategy = Literal["auto", "ddp", "fsdp"]
+OptimizerName = Literal["adamw", "adafactor", "adamw_8bit", "paged_adamw_8bit"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -167,10 +168,13 @@ class TaskConfig:
     """Options of the head."""
     class_names: tuple[str, ...] | None = None
     """Names of the foreground classes; None takes them from the data set."""
+    optimizer: OptimizerName = "adamw"
+    """"adamw"; "adafactor" (factored states, a small share of the memory); "adamw_8bit" and "paged_adamw_8bit" (CUDA,
+    with bitsandbytes). States are as many as trained values, so this matters where much is trained."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     weight_decay: float = 0.01
-    """AdamW weight decay."""
+    """Weight decay, on matrices only."""
     warmup: float = 0.05
     """Share of the steps with a linearly rising rate; a cosine to a hundredth of ``lr`` follows."""
     dice_weight: float = 1.0
@@ -226,6 +230,8 @@ class TrainConfig:
     """Batches whose gradients are summed before a step; a larger batch in the memory of a small one."""
     checkpointing: bool = False
     """Compute encoder blocks again in the backward pass: less memory, about a third more time."""
+    return_memory: bool = False
+    """glibc: give freed memory back at once. A lower peak for slower steps; see ``samgraft.recipes.heap``."""
     fast_dev_run: bool = False
     """Two training steps and one validation, to see that everything fits together."""
     progress: bool = True

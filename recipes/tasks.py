@@ -36,6 +36,7 @@ from samgraft.recipes.instances import (
 )
 from samgraft.recipes.losses import IGNORE, SegmentationLoss, at_least_float
 from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
+from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
 
@@ -263,14 +264,10 @@ class SegmentationTask(lightning.LightningModule):
             self.log(f"val/{name}", value, prog_bar=name in ("dice", "ap50"), batch_size=1)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW (no decay on vectors), linear warm-up, cosine; by steps, or by time where that ends first."""
+        """The chosen optimiser (no decay on vectors), linear warm-up, cosine; by steps or by time, what ends first."""
         task = self.config.task
         trainable = self.grafted.trainable_parameters()
-        groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": task.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=task.lr)
+        optimizer = make_optimizer(task.optimizer, trainable, lr=task.lr, weight_decay=task.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from samgraft.adapters.backbones.base import Backbone
@@ -17,7 +18,9 @@ from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.header import InputRecipe
+from samgraft.recipes.heap import return_memory
 from samgraft.recipes.metrics import Summary
+from samgraft.recipes.optimiser import require_optimizer
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
 from samgraft.recipes.strategies import choose_strategy
@@ -40,8 +43,10 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     """Make task and data module that fit each other.
 
     Raises:
-        ConfigError: ``task.class_names`` does not match the data set, or the head has too many classes.
+        ConfigError: ``task.class_names`` does not match the data set, the head has too many classes, or the optimiser
+            cannot run here.
     """
+    require_optimizer(config.task.optimizer, device_type(config.train.accelerator))
     frozen = backbone if backbone is not None else load_backbone(config.task.backbone)
     size = round_up(config.data.size, frozen.spec.patch_size)
     batches = min(config.train.val_every, config.train.steps) * config.train.accumulate
@@ -86,6 +91,8 @@ def fit(
     """
     first = is_first(config.train)
     last = prepare_run(run, resume) if first else _last(run, resume)
+    if config.train.return_memory:
+        return_memory()
     trainer = make_trainer(config, run)
     task, data = build(config, backbone=backbone)
     if first:
@@ -107,6 +114,15 @@ def is_first(train: TrainConfig) -> bool:
 
 def _last(run: Path, resume: bool) -> Path | None:
     return run / "checkpoints" / "last.ckpt" if resume else None
+
+
+def device_type(accelerator: str) -> str:
+    """The kind of device that Lightning takes for ``train.accelerator``: "cpu", "cuda" or "mps"."""
+    if accelerator in ("cpu", "mps"):
+        return accelerator
+    if accelerator in ("gpu", "cuda") or torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def prepare_run(run: Path, resume: bool) -> Path | None:

@@ -135,24 +135,25 @@ class _BiasedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, rows, cols, out = ctx.saved_tensors
         scale = query.shape[-1] ** -0.5
+        wide = torch.promote_types(query.dtype, torch.float32)  # a logit of 30 in bfloat16 is off by 6 % of its weight
         todo, memory = _work(query, key.shape[2])
         change = [torch.empty_like(t) for t in (query, rows, cols)] + [torch.zeros_like(t) for t in (key, value)]
         grad_query, grad_rows, grad_cols, grad_key, grad_value = change
         for part in todo:
             pair = part[:2]
-            logits = _bias(rows[part], cols[part], memory).add_(
-                torch.matmul(query[part], key[pair].transpose(-1, -2)), alpha=scale
-            )
+            logits = _bias(rows[part], cols[part], memory).to(wide)
+            logits.add_(torch.matmul(query[part].to(wide), key[pair].to(wide).transpose(-1, -2)), alpha=scale)
             weights = logits.softmax(dim=-1)
             own = grad[part]
-            grad_value[pair] += torch.matmul(weights.transpose(-1, -2), own)
+            grad_value[pair] += torch.matmul(weights.to(query.dtype).transpose(-1, -2), own)
             # derivative of softmax: p * (dp - sum(p * dp)), and sum(p * dp) over keys is grad . out
-            slope = torch.matmul(own, value[pair].transpose(-1, -2))
-            slope.sub_((own * out[part]).sum(dim=-1, keepdim=True)).mul_(weights)
-            grad_query[part] = torch.matmul(slope, key[pair]).mul_(scale)
-            grad_key[pair] += torch.matmul(slope.transpose(-1, -2), query[part]).mul_(scale)
+            slope = torch.matmul(own, value[pair].transpose(-1, -2)).to(wide)
+            slope.sub_((own.to(wide) * out[part].to(wide)).sum(dim=-1, keepdim=True)).mul_(weights)
             pairs = slope.unflatten(-1, (rows.shape[-1], cols.shape[-1]))
             grad_rows[part], grad_cols[part] = pairs.sum(dim=-1), pairs.sum(dim=-2)
+            slope = slope.to(query.dtype)
+            grad_query[part] = torch.matmul(slope, key[pair]).mul_(scale)
+            grad_key[pair] += torch.matmul(slope.transpose(-1, -2), query[part]).mul_(scale)
         return grad_query, grad_key, grad_value, grad_rows, grad_cols
 
 

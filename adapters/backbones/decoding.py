@@ -37,7 +37,7 @@ def fourier_code(matrix: Tensor, coordinates: Tensor) -> Tensor:
         (..., C) in the dtype of ``matrix``, computed in float32 or better, also under autocast: half precision cannot
         tell neighbouring pixels apart.
     """
-    with torch.autocast(device_type=coordinates.device.type, enabled=False):
+    with torch.autocast(device_type="cpu" if coordinates.is_meta else coordinates.device.type, enabled=False):
         wide = torch.promote_types(matrix.dtype, torch.float32)
         angles = 2 * math.pi * ((2 * coordinates.to(wide) - 1) @ matrix.to(wide))
         return torch.cat([angles.sin(), angles.cos()], dim=-1).to(matrix.dtype)
