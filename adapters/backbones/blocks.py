@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from samgraft.adapters.backbones.attention import attend, relative_table
+from samgraft.adapters.backbones.attention import attend, exporting, relative_table
 from samgraft.adapters.backbones.sites import BlockSites, SiteContext, WindowInfo, add_deltas, add_qkv_deltas
 
 MLP_TOKENS = 1024
@@ -80,8 +80,7 @@ def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteCont
 
 def mlp_forward(mlp: Any, x: Tensor) -> Tensor:
     """The MLP of ``x`` (B, h, w, D), :data:`MLP_TOKENS` at a time where no gradient is asked for."""
-    tokens = x.shape[:-1].numel()
-    if torch.is_grad_enabled() or tokens <= MLP_TOKENS:
+    if torch.is_grad_enabled() or exporting() or x.shape[:-1].numel() <= MLP_TOKENS:
         result: Tensor = mlp(x)
         return result
     return torch.cat([mlp(part) for part in x.flatten(0, -2).split(MLP_TOKENS)]).view(x.shape)
