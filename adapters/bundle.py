@@ -106,7 +106,7 @@ def save_bundle(
     check_state(own, tensors)
     header = {
         "format": FORMAT,
-        "samgraft": _samgraft_version(),
+        "samgraft": samgraft_version(),
         "backbone": {
             "name": grafted.backbone.spec.name,
             "sha256": grafted.base_hash,
@@ -235,7 +235,8 @@ def _write_atomic(target: Path, data: bytes) -> None:
         raise OutputError(f"cannot write {target}: {error}; check folder, permissions and free space") from error
 
 
-def _samgraft_version() -> str:
+def samgraft_version() -> str:
+    """Version of the installed package, or "0+unknown" in a clone that is not installed."""
     try:
         return version("samgraft")
     except PackageNotFoundError:

@@ -166,8 +166,13 @@ class Grafted(nn.Module):
         """Fold every graft into the frozen weights (reversible); prompter and decoder stay beside.
 
         Raises:
-            ConfigError: a graft cannot be merged; it is named and nothing was changed.
+            ConfigError: a graft cannot be merged, or the backbone is quantised; nothing was changed.
         """
+        if self.backbone.quantized and self.configs and not self.merged:
+            raise ConfigError(
+                f"backbone {self.backbone.spec.name!r} is quantised to {self.backbone.quantized}, so no weight is left "
+                "to merge into; keep the grafts attached, or merge on a backbone in float32"
+            )
         for name, graft in self._grafts().items():
             if graft.merge_refusal:
                 raise ConfigError(
@@ -177,14 +182,14 @@ class Grafted(nn.Module):
         if not self.merged and self.attached:
             for graft in self._grafts().values():
                 graft.merge(self.backbone)
-            self.merged = True
+            self.merged = self.backbone.merged = True
 
     def unmerge(self) -> None:
         """Undo :meth:`merge`; the frozen weights are the same objects as before."""
         if self.merged:
             for graft in reversed(self._grafts().values()):
                 graft.unmerge(self.backbone)
-            self.merged = False
+            self.merged = self.backbone.merged = False
 
     def detach(self) -> Backbone:
         """Take everything out of the backbone and return it, with the module tree and weights it had."""
@@ -262,7 +267,7 @@ def attach(
         ConfigError: two grafts want the same layer, or the backbone already carries grafts. Nothing was changed.
     """
     configs = _named(grafts)
-    if configs and _occupied(backbone):
+    if configs and occupied(backbone):
         raise ConfigError(
             f"backbone {backbone.spec.name!r} already carries grafts; detach() those first, or attach all together"
         )
@@ -360,7 +365,8 @@ def _named(grafts: GraftConfigs) -> dict[str, GraftConfig]:
     return named
 
 
-def _occupied(backbone: Backbone) -> bool:
+def occupied(backbone: Backbone) -> bool:
+    """Whether a graft is installed in ``backbone``."""
     sites = [module for module in backbone.modules() if isinstance(module, BlockSites)]
     filled = any(len(points) for site in sites for points in site.children() if isinstance(points, nn.ModuleList))
     return filled or any(isinstance(module, LoraLayer) for module in backbone.modules())

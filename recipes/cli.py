@@ -21,6 +21,7 @@ COMMANDS = {
     "info": ("say what a file, an adapter or a backbone is", "samgraft.recipes.commands.info"),
     "report": ("write the HTML report of a run", "samgraft.recipes.commands.report"),
     "demo": ("make two example images, segment them and write a report", "samgraft.recipes.commands.demo"),
+    "export": ("write a backbone or an adapter as ONNX files", "samgraft.recipes.commands.export"),
     "cache": ("features of frozen encoders on disk: how many, and remove them", "samgraft.recipes.commands.cache"),
     "distill": ("train a smaller backbone to answer like a larger one", "samgraft.recipes.commands.distill"),
     "pretrain": ("train the embedded backbone on procedural images", "samgraft.recipes.commands.pretrain"),

@@ -13,7 +13,7 @@ Source:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ CHUNK = 2**22
 768 queries at a time torch's kernel works on narrower blocks; SAM has 4,096 keys at 1024 px."""
 CHUNK_ELSEWHERE = 2**26
 """The same on other devices, where many small kernels cost more than memory does."""
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+"""Whether ``torch.export`` is recording; there, no buffer can be written twice. Before torch 2.7 it cannot be told."""
 
 
 def relative_table(table: Tensor, size: int) -> Tensor:
@@ -73,7 +75,35 @@ def attend(
     if rel is None:
         return functional.scaled_dot_product_attention(query, key, value)
     rows, cols = position_terms(query, rel, grid)
+    if exporting():
+        return recorded_attention(query, key, value, rows, cols)
     return WAYS[choose(query, rows, cols, WAYS)](query, key, value, rows, cols)
+
+
+def recorded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """What :func:`attend` computes, in operators that ``torch.export`` can record for any number of images.
+
+    As many heads go together as :data:`CHUNK_ELSEWHERE` allows for one image, so that a runtime without fused attention
+    does not hold the logits of all heads (0.8 GB per block of SAM-B at 1024 px).
+
+    Args:
+        query: (B, heads, h * w, d); key and value likewise.
+        key: See ``query``.
+        value: See ``query``.
+        rows: (B, heads, h * w, h), from :func:`position_terms`.
+        cols: (B, heads, h * w, w), likewise.
+
+    Returns:
+        (B, heads, h * w, d).
+    """
+    together = max(1, CHUNK_ELSEWHERE // key.shape[2] ** 2)
+    found = []
+    for start in range(0, query.shape[1], together):
+        some = slice(start, start + together)
+        bias = (rows[:, some, :, :, None] + cols[:, some, :, None, :]).flatten(3)
+        some_query, some_key, some_value = query[:, some], key[:, some], value[:, some]
+        found.append(functional.scaled_dot_product_attention(some_query, some_key, some_value, attn_mask=bias))
+    return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
 
 def position_terms(query: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,10 @@ class Backbone(nn.Module, ABC):
     spec: BackboneSpec
     checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping what happens inside it."""
+    quantized: str = ""
+    """"int8" where the encoder's linear layers were replaced (:mod:`samgraft.adapters.backbones.quantize`)."""
+    merged: bool = False
+    """Whether grafts are folded into the frozen weights at present."""
 
     @abstractmethod
     def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:

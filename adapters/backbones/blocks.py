@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from samgraft.adapters.backbones.attention import attend, relative_table
+from samgraft.adapters.backbones.attention import attend, exporting, relative_table
 from samgraft.adapters.backbones.sites import BlockSites, SiteContext, WindowInfo, add_deltas, add_qkv_deltas
 
 MLP_TOKENS = 1024
@@ -113,8 +113,7 @@ def _strip_context(strip: Tensor, context: SiteContext) -> SiteContext:
 
 def mlp_forward(mlp: Any, x: Tensor) -> Tensor:
     """The MLP of ``x`` (B, h, w, D), :data:`MLP_TOKENS` at a time where no gradient is asked for."""
-    tokens = x.shape[:-1].numel()
-    if torch.is_grad_enabled() or tokens <= MLP_TOKENS:
+    if torch.is_grad_enabled() or exporting() or x.shape[:-1].numel() <= MLP_TOKENS:
         result: Tensor = mlp(x)
         return result
     changes = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -142,7 +142,7 @@ def decode_masks(
     code: Tensor,
     image_index: Tensor,
     *,
-    multimask: bool,
+    multimask: bool | None,
     patch: MaskDecoderPatch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the mask decoder once for n prompts.
@@ -153,7 +153,7 @@ def decode_masks(
         embeddings: Sparse (n, k, C) and dense (n, C, h, w), from :func:`embed_prompts`.
         code: (1, C, h, w), from :func:`image_code`.
         image_index: (n,), which image each prompt belongs to.
-        multimask: Three masks instead of one.
+        multimask: Three masks instead of one; None for all four, the single one first.
         patch: Extra tokens and another ending, or None.
 
     Returns:
@@ -175,7 +175,7 @@ def decode_masks(
     upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
 
     count = decoder.num_mask_tokens
-    wanted = range(1, count) if multimask else range(1)
+    wanted = range(1, count) if multimask else range(count if multimask is None else 1)
     weights = torch.stack([decoder.output_hypernetworks_mlps[i](queries[:, 1 + i]) for i in wanted], dim=1)
     logits = (weights @ upscaled.flatten(2)).reshape(number, len(wanted), *upscaled.shape[-2:])
     iou = decoder.iou_prediction_head(queries[:, 0])[:, wanted.start : wanted.stop]
@@ -190,6 +190,6 @@ def decode_masks(
         upscaled=upscaled,
         logits=logits,
         iou=iou,
-        multimask=multimask,
+        multimask=bool(multimask),
     )
     return patch.finish(state)

@@ -35,7 +35,8 @@ SHARED_TOKENS = 2**14
 """The same where prompts share an image: what belongs to them then stays in the cache (docs/benchmarks.md)."""
 SHARED_FROM = 8
 """Prompts on one image from which they share its projections; fewer take the arithmetic of ``SamModel``, bit by bit."""
-_FROZEN_MARK = "_samgraft_frozen"
+FROZEN_MARK = "_samgraft_frozen"
+"""In the ``__dict__`` of every module that came with the backbone."""
 
 
 class HFSamBackbone(Backbone):
@@ -77,14 +78,14 @@ class HFSamBackbone(Backbone):
         for parameter in sam.parameters():
             parameter.requires_grad_(False)
         for module in self.modules():
-            module.__dict__[_FROZEN_MARK] = True
+            module.__dict__[FROZEN_MARK] = True
         self.train(False)
         self._hash = "" if any(p.is_meta for p in sam.parameters()) else hash_tensors(sam.state_dict())
 
     def train(self, mode: bool = True) -> Self:
         """Keep everything frozen in eval mode; only grafted modules follow ``mode``."""
         for module in self.modules():
-            module.training = mode and _FROZEN_MARK not in module.__dict__
+            module.training = mode and FROZEN_MARK not in module.__dict__
         return self
 
     def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
@@ -299,7 +300,7 @@ def _frozen(*modules: nn.Module) -> bool:
     """Whether all there is came with the backbone, and none of it is trained."""
     parts = [part for module in modules for part in module.modules()]
     trained = any(parameter.requires_grad for module in modules for parameter in module.parameters())
-    return not trained and all(_FROZEN_MARK in part.__dict__ for part in parts)
+    return not trained and all(FROZEN_MARK in part.__dict__ for part in parts)
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:

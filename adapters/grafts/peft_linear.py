@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.quantize import Int8Linear
 from samgraft.errors import ConfigError, NoMatchError
 
 ADAPTER_NAME = "graft"
@@ -163,7 +164,7 @@ def find_linears(backbone: Backbone, pattern: str) -> dict[str, nn.Linear]:
     """Linear layers whose path in ``backbone`` matches ``pattern`` (a regular expression, searched).
 
     Raises:
-        ConfigError: a layer is already wrapped by another graft.
+        ConfigError: a layer is already wrapped by another graft, or quantised.
         NoMatchError: nothing matches; the message lists paths of linear layers that exist.
     """
     found: dict[str, nn.Linear] = {}
@@ -172,6 +173,11 @@ def find_linears(backbone: Backbone, pattern: str) -> dict[str, nn.Linear]:
             if isinstance(module, PeftLinear):
                 raise ConfigError(
                     f"layer {path!r} is already wrapped by a graft; detach that one or attach both together"
+                )
+            if isinstance(module, Int8Linear):
+                raise ConfigError(
+                    f"layer {path!r} is quantised to int8 and cannot be adapted; load the backbone in float32, attach "
+                    "or load the adapter, and quantise after that"
                 )
             if isinstance(module, nn.Linear):
                 found[path] = module

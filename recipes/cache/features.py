@@ -79,7 +79,8 @@ class CachedEncoder:
 def feature_key(backbone: Backbone, view: Tensor, depth: str, taps: tuple[int, ...]) -> str:
     """BLAKE2b (hex) of all that decides the features of one view (3, H, W)."""
     spec = backbone.spec
-    about = (FORMAT, backbone.weights_hash(), spec.mean, spec.std, depth, taps, tuple(view.shape), str(view.dtype))
+    weights = backbone.weights_hash() + backbone.quantized
+    about = (FORMAT, weights, spec.mean, spec.std, depth, taps, tuple(view.shape), str(view.dtype))
     digest = hashlib.blake2b(repr(about).encode(), digest_size=20)
     digest.update(view.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -39,6 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
     parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that boxes and points lie in")
     parser.add_argument("--axis", type=int, default=None, help="volumes: array axis that is cut into slices")
+    parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
@@ -66,7 +67,7 @@ def run(arguments: Sequence[str]) -> None:
             slice=values.slice,
             axis=values.axis,
         )
-    options = {} if values.backbone is None else {"backbone": values.backbone}
+    options = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     result = segment(values.input, adapter=values.adapter, prompts=prompts, output=list(values.output), **options)
     found = (
         f"{len(result.instances)} objects"

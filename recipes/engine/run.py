@@ -7,6 +7,8 @@ from typing import Any
 
 from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.atomic import full_suffix
@@ -40,6 +42,7 @@ def segment(
     pipeline: int = DEPTH,
     bands: Sequence[int] | None = None,
     everything: EverythingConfig | None = None,
+    quantize: str | None = None,
     progress: bool = True,
 ) -> Segmentation:
     """Segment one volume, raster or picture.
@@ -63,6 +66,8 @@ def segment(
         bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
             first.
         everything: Thresholds for the mode without prompts and adapter.
+        quantize: "int8" for less memory and time at a small cost in accuracy (docs/speed.md); on the CPU, and only for
+            a backbone that is loaded here.
         progress: Show a bar on the terminal.
 
     Returns:
@@ -79,6 +84,10 @@ def segment(
     targets = _targets(output)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
+    if quantize is not None:
+        _quantize(
+            network, quantize, loaded_here=not isinstance(adapter, Grafted) and not isinstance(backbone, Backbone)
+        )
     track = _bar if progress else None
     try:
         if prompts is not None:
@@ -170,6 +179,16 @@ def _network(
         return adapter.backbone, adapter, meta, False
     grafted = load_adapter(adapter, backbone)
     return grafted.backbone, grafted, adapter_meta(grafted), True
+
+
+def _quantize(network: Backbone, precision: str, *given: object) -> None:
+    """Quantise a backbone that was loaded here and that the caller does not hold."""
+    if not isinstance(network, HFSamBackbone) or any(isinstance(value, Grafted | Backbone) for value in given):
+        raise ConfigError(
+            f"quantize={precision!r} changes a backbone for good, so it needs one that is loaded here; give names or "
+            "paths, or call samgraft.adapters.backbones.quantize.quantize yourself"
+        )
+    quantize_backbone(network, precision)
 
 
 def _backbone(source: str | PathLike[str] | Backbone) -> Backbone:
