@@ -84,7 +84,8 @@ class SegmentationLoss(nn.Module):
             sums = self.reduce(sums)
         hit, predicted, true = sums[:-2].view(3, -1)
         ratio = (2 * hit + _SMOOTH) / (2 * (hit + (predicted - hit) * 0.5 + (true - hit) * 0.5) + _SMOOTH)
-        return self.dice_weight * (1 - ratio).mean() + self.ce_weight * sums[-2] / sums[-1].clamp_min(1e-6)
+        loss: Tensor = self.dice_weight * (1 - ratio).mean() + self.ce_weight * sums[-2] / sums[-1].clamp_min(1e-6)
+        return loss
 
     def _overlaps(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sums of p t, p and t over all pixels, per foreground class, (3 (K - 1),).

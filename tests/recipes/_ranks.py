@@ -36,15 +36,13 @@ def config(name: str, data: Path, **train: Any) -> FitConfig:
         task=TaskConfig(grafts=GRAFTS[name], lr=2e-3, warmup=0.1),
         data=DataConfig(path=str(data), layout="image_mask", size=64, batch_size=4),
         augment=AugmentConfig(rotate=5, scale=0.05, quarter_turns=True, elastic=0.02, colour=0.1),
-        train=TrainConfig(
-            steps=6, val_every=3, progress=False, accelerator="cpu", precision="64-true", cache=False, **train
-        ),
+        train=TrainConfig(steps=6, val_every=3, progress=False, accelerator="cpu", cache=False, **train),
     )
 
 
 def train(settings: FitConfig, run: Path, *, epochs: int | None = None) -> dict[str, Tensor]:
     """Train, from the last checkpoint if there is one, to the end or for some epochs; the attached tensors after it."""
-    task, module = build(settings, backbone=toy_backbone())
+    task, module = build(settings, backbone=toy_backbone().double())
     trainer = make_trainer(settings, run)
     if epochs is not None:
         trainer.fit_loop.max_epochs = epochs
