@@ -149,11 +149,11 @@ def make_plan(
     """
     device = machine.device if machine is not None else device_type(config.train.accelerator)
     check_device(device)
+    _check_tiles(config, tiles, val_tiles)
     shape = sam_config(config.task.backbone)
-    size = round_up(config.data.size, shape.vision_config.patch_size)
-    counts = _tiles(config, tiles, val_tiles, size)
-    if machine is None:
+    if machine is None:  # before data is read, so that the libraries' memory is theirs
         machine = measure_machine(device, _compute_dtype(config))
+    counts = _tiles(config, tiles, val_tiles, round_up(config.data.size, shape.vision_config.patch_size))
     return plan_with(config, shape, counts, machine)
 
 
@@ -194,13 +194,16 @@ def plan_with(config: FitConfig, shape: SamConfig, counts: TileCount, machine: M
     )
 
 
-def _tiles(config: FitConfig, tiles: int | None, val_tiles: int | None, size: int) -> TileCount:
+def _check_tiles(config: FitConfig, tiles: int | None, val_tiles: int | None) -> None:
     if tiles is None and not config.data.path:
         raise ConfigError("the length of the run depends on the data; add --data PATH, or --tiles N for a number")
+    if min(1 if tiles is None else tiles, 1 if val_tiles is None else val_tiles) < 1:
+        raise ConfigError(f"tiles is {tiles} and val_tiles {val_tiles}; expected at least 1")
+
+
+def _tiles(config: FitConfig, tiles: int | None, val_tiles: int | None, size: int) -> TileCount:
     if tiles is None:
         return count_tiles(config, size)
-    if tiles < 1 or (val_tiles is not None and val_tiles < 1):
-        raise ConfigError(f"tiles is {tiles} and val_tiles {val_tiles}; expected at least 1")
     return assumed_tiles(tiles, val_tiles, size=size, classes=len(config.task.class_names or ("object",)))
 
 

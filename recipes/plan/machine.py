@@ -52,6 +52,7 @@ def measure_machine(device: str, dtype: torch.dtype = torch.float32) -> Machine:
         ConfigError: another device, or one that is not there.
     """
     check_device(device)
+    libraries = CUDA_CONTEXT if device == "cuda" else resident_bytes()
     place = torch.device(device)
     x, w = torch.randn(1024, 768, device=place, dtype=dtype), torch.randn(768, 3072, device=place, dtype=dtype)
     q = torch.randn(12, 784, 64, device=place, dtype=dtype)
@@ -73,7 +74,7 @@ def measure_machine(device: str, dtype: torch.dtype = torch.float32) -> Machine:
         moved=5 * a.nbytes / best_seconds(sums, device),
         call=best_seconds(lambda: [tiny.add_(1) for _ in range(200)], device) / 200,
         free=free_memory(device),
-        libraries=CUDA_CONTEXT if device == "cuda" else resident_bytes(),
+        libraries=libraries,
     )
 
 

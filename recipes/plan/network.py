@@ -315,6 +315,10 @@ class _NoValues(TorchFunctionMode):
                 return func(*args, **options)
         if name == "__int__":
             return 0  # the largest label, or image index
+        if name == "__bool__":
+            return True  # all values are finite, some are left
+        if name == "nonzero":
+            return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.long)
         if name == "cpu" and isinstance(args[0], Tensor):
             return args[0]
         if name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from samgraft.errors import ConfigError
+from samgraft.recipes import heap
+from samgraft.recipes.config import FitConfig, TrainConfig
 from samgraft.recipes.plan.glibc import ALIGNED, LARGEST, LOST, START, HeapModel, aligned_extra, heap_peak
 from samgraft.recipes.plan.trace import Block, Trace
+from samgraft.recipes.training import fit
+from tests.adapters.toy import toy_backbone
 
 MB = 2**20
 CHURN = """
@@ -52,15 +57,30 @@ def test_freed_blocks_between_living_ones_are_returned(repo_root: Path) -> None:
     assert returned < 40
 
 
-def churn(heap: HeapModel) -> None:
+def test_fit_asks_for_it_and_other_c_libraries_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("samgraft.recipes.training.return_memory", lambda: calls.append(1))
+    for wanted in (False, True):
+        with pytest.raises(ConfigError, match=r"data.path is empty"):
+            fit(FitConfig(train=TrainConfig(return_memory=wanted)), tmp_path / "run", backbone=toy_backbone())
+        assert len(calls) == wanted
+    monkeypatch.setattr(heap, "_glibc", lambda: None)
+    with caplog.at_level("INFO", logger="samgraft.recipes.heap"):
+        assert heap.return_memory() is False
+    assert "not glibc" in caplog.text
+
+
+def churn(model: HeapModel) -> None:
     """The same as above, of the model."""
-    heap.allocate(1000, 30 * MB)
-    heap.free(1000, 30 * MB)
+    model.allocate(1000, 30 * MB)
+    model.free(1000, 30 * MB)
     for index in range(12):
-        heap.allocate(2 * index, (8 + index) * MB)
-        heap.allocate(2 * index + 1, 100_000)
+        model.allocate(2 * index, (8 + index) * MB)
+        model.allocate(2 * index + 1, 100_000)
     for index in range(12):
-        heap.free(2 * index, (8 + index) * MB)
+        model.free(2 * index, (8 + index) * MB)
 
 
 def test_the_model_keeps_holes_unless_the_threshold_is_set() -> None:
@@ -75,23 +95,23 @@ def test_the_model_keeps_holes_unless_the_threshold_is_set() -> None:
 
 
 def test_the_model_uses_holes_joins_neighbours_and_trims_the_end() -> None:
-    heap = HeapModel()
-    heap.threshold = LARGEST
+    model = HeapModel()
+    model.threshold = LARGEST
     for name in range(4):
-        heap.allocate(name, 10 * MB)
-    end = heap.end
-    heap.free(0, 10 * MB)
-    heap.free(1, 10 * MB)
-    heap.allocate(4, 19 * MB)  # into the joined hole
-    assert heap.end == end
-    heap.allocate(5, 3 * MB)  # no hole is large enough
-    assert heap.end == pytest.approx(end + 3 * MB, abs=100)
+        model.allocate(name, 10 * MB)
+    end = model.end
+    model.free(0, 10 * MB)
+    model.free(1, 10 * MB)
+    model.allocate(4, 19 * MB)  # into the joined hole
+    assert model.end == end
+    model.allocate(5, 3 * MB)  # no hole is large enough
+    assert model.end == pytest.approx(end + 3 * MB, abs=100)
     for name, size in ((2, 10), (3, 10), (5, 3)):
-        heap.free(name, size * MB)
-    assert heap.end == pytest.approx(end + 3 * MB, abs=100)  # 23 MB are less than twice the threshold
-    heap.threshold = 5 * MB
-    heap.free(4, 19 * MB)
-    assert heap.end == 0
+        model.free(name, size * MB)
+    assert model.end == pytest.approx(end + 3 * MB, abs=100)  # 23 MB are less than twice the threshold
+    model.threshold = 5 * MB
+    model.free(4, 19 * MB)
+    assert model.end == 0
     assert HeapModel().threshold == START
 
 
@@ -100,13 +120,13 @@ def test_some_aligned_blocks_leave_holes_that_are_too_small() -> None:
     assert [aligned_extra(v) for v in ("2.36", "2.37", "2.38", "2.41", "")] == [ALIGNED, ALIGNED, 0, 0, 0]
     found = []
     for extra in (0, ALIGNED):
-        heap = HeapModel(64 * MB, extra=extra)
+        model = HeapModel(64 * MB, extra=extra)
         for name in range(2 * LOST):
-            heap.allocate(name, 4 * MB)
+            model.allocate(name, 4 * MB)
         for name in range(2 * LOST - 1):
-            heap.free(name, 4 * MB)
-        heap.allocate(100, 40 * MB)  # into a hole of 60 MB, or behind two of 32 and 28
-        found.append(round(heap.end / MB))
+            model.free(name, 4 * MB)
+        model.allocate(100, 40 * MB)  # into a hole of 60 MB, or behind two of 32 and 28
+        found.append(round(model.end / MB))
     assert found == [64, 104]
 
 
