@@ -76,7 +76,8 @@ def _record(graph: Graph, folder: Path) -> dict[str, Any]:
     weights = sum(p.numel() * p.element_size() for p in graph.module.parameters())
     labels = {label for free in graph.dynamic.values() for label in free.values()}
     sizes = {label: torch.export.Dim(label) for label in labels}
-    axes = {name: {axis: sizes[label] for axis, label in free.items()} for name, free in graph.dynamic.items()}
+    # in the order of the inputs: the exporter matches them by position
+    axes = {name: {axis: sizes[label] for axis, label in graph.dynamic.get(name, {}).items()} for name in first}
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -93,14 +94,14 @@ def _record(graph: Graph, folder: Path) -> dict[str, Any]:
             if program is None:
                 raise RuntimeError("torch gave no program")
             program.save(path, external_data=weights > EMBED_LIMIT)
+        differences = compare(path, graph)
     except OSError:
         raise
-    except Exception as error:  # the exporter raises kinds of its own, of several packages
+    except Exception as error:  # exporter and runtime raise kinds of their own, of several packages
         lines = str(error).strip().splitlines()
         raise OutputError(
-            f"{graph.file} cannot be recorded with torch {torch.__version__}: {lines[0] if lines else repr(error)}"
+            f"{graph.file} cannot be recorded and run with torch {torch.__version__}: {lines[0] if lines else repr(error)}"
         ) from error
-    differences = compare(path, graph)
     worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)
     if not worst <= LIMIT:
         raise OutputError(

@@ -42,12 +42,13 @@ class Prompts:
 
     def __post_init__(self) -> None:
         """Check that all fields agree on N."""
-        n = len(self.image_index)
+        n = self.image_index.shape[0]  # not len(): torch.export records it as a symbol
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor) and len(value) != n:
+            if isinstance(value, Tensor) and value.shape[0] != n:
                 raise PromptError(
-                    f"prompt field {field.name!r} has {len(value)} rows; image_index has {n}; give one row per instance"
+                    f"prompt field {field.name!r} has {value.shape[0]} rows; image_index has {n}; give one row per "
+                    "instance"
                 )
         if (self.points is None) != (self.labels is None):
             raise PromptError("points and labels come together; give both or neither")

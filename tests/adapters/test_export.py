@@ -197,7 +197,7 @@ def test_failure_leaves_nothing(
     monkeypatch.setattr(record, "compare", lambda path, graph: {"one": 1e-6, "two": float("nan")})
     messages = {
         "difference": "encoder.onnx differs from torch by nan of the largest value; allowed is 1e-03",
-        "recording": "encoder.onnx cannot be recorded .*: no such operator$",
+        "recording": "encoder.onnx cannot be recorded and run .*: no such operator$",
         "writing": "cannot write to .*No space left",
     }
     kept = tmp_path / "kept"

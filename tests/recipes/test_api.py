@@ -14,6 +14,7 @@ from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import LoraConfig
 from samgraft.errors import CheckpointError, ConfigError, InputError
+from samgraft.recipes import cli
 from samgraft.recipes.api import UserPrompts, adapter_meta, with_meta
 from tests.adapters.toy import toy_backbone
 
@@ -100,6 +101,29 @@ def test_prompts_go_through_the_grafted_encoder(path, grafted):
     tuned = samgraft.segment(path, adapter=with_meta(grafted, META), prompts=prompts)
     assert plain.kind == tuned.kind == "instance"
     assert plain.instances != tuned.instances or not np.array_equal(plain.labels, tuned.labels)
+
+
+def test_quantised_on_request_and_only_what_is_loaded_here(path, tmp_path, capsys):
+    words = ["segment", str(path), "--box", "10", "10", "50", "50", "--backbone", "graft-tiny"]
+    outputs = [tmp_path / "plain.png", tmp_path / "small.png"]
+    assert cli.main([*words, "-o", str(outputs[0])]) == 0
+    assert cli.main([*words, "--quantize", "int8", "-o", str(outputs[1])]) == 0
+    plain, small = (np.asarray(Image.open(output)) > 0 for output in outputs)
+    assert plain.any() and (plain & small).sum() / (plain | small).sum() > 0.9
+    assert cli.main([*words, "--quantize", "int3", "-o", str(outputs[1])]) == 2
+    assert "precision is 'int3'; expected one of int8" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="needs one that is loaded here"):
+        samgraft.segment(path, backbone=toy_backbone(), prompts=UserPrompts(boxes=((1, 1, 9, 9),)), quantize="int8")
+
+
+def test_quantised_adapter_file(path, grafted, tmp_path):
+    file = save_bundle(tmp_path / "a.graft", grafted, meta=META)
+    folder = tmp_path / "toy"
+    grafted.detach().sam.save_pretrained(folder)
+    plain = samgraft.segment(path, adapter=file, backbone=folder)
+    small = samgraft.segment(path, adapter=file, backbone=folder, quantize="int8")
+    assert len(np.unique(plain.labels)) > 1
+    assert (small.labels == plain.labels).mean() > 0.95
 
 
 def test_missing_file_is_named(tmp_path):

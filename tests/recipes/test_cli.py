@@ -33,6 +33,7 @@ def test_overview_and_unknown_command(capsys: pytest.CaptureFixture[str]) -> Non
         (["info"], "nothing to describe"),
         (["info", "/nowhere/at/all.nii.gz"], "InputError"),
         (["info", "--adapter", "/nowhere/a.graft"], "CheckpointError"),
+        (["export", "--size", "1", "2", "3", "-o", "x"], "--size has 3 numbers; expected a side, or height and width"),
         (["report", "/nowhere"], "expected the run folder of samgraft fit"),
         (["validate", "--adapter", "/nowhere/a.graft"], "no adapter file"),
     ],
