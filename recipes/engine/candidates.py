@@ -113,7 +113,8 @@ def _decode_again(
 
     They are the masks of before, up to the last bits of a float.
     """
-    asked, masks = sorted(wanted), {}
+    asked = sorted(wanted)
+    masks: dict[int, Tensor] = {}
     again = prompts.select(torch.tensor(asked, device=prompts.image_index.device))
     for rows, logits, _ in backbone.decode_parts(features, again, multimask=True, chunk=chunk):
         for row, some in zip(rows.tolist(), logits, strict=True):

@@ -158,7 +158,8 @@ class _Source:
     """An iterable with the interface of a queue."""
 
     def __init__(self, source: Iterable[Any]) -> None:
-        self._source, self._items = source, None
+        self._source = source
+        self._items: Iterator[Any] | None = None
 
     def get(self) -> Any:
         """The next item, or ``_END``."""
