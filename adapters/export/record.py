@@ -100,7 +100,8 @@ def _record(graph: Graph, folder: Path) -> dict[str, Any]:
     except Exception as error:  # exporter and runtime raise kinds of their own, of several packages
         lines = str(error).strip().splitlines()
         raise OutputError(
-            f"{graph.file} cannot be recorded and run with torch {torch.__version__}: {lines[0] if lines else repr(error)}"
+            f"{graph.file} cannot be recorded and run with torch {torch.__version__}: "
+            f"{lines[0] if lines else repr(error)}"
         ) from error
     worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)
     if not worst <= LIMIT:

@@ -52,7 +52,7 @@ def _stored(scene: Scene, look: Look, axis: int) -> Iterator[tuple[Array, NDArra
     if axis != 0 or not scene.cheap_slabs:
         whole, valid = scene.read_valid(channels=look.channels)
         for index in range(scene.grid.shape[axis]):
-            yield whole.take(index, axis + 1), valid.take(index, axis)
+            yield whole.take(index, axis + 1), np.asarray(valid.take(index, axis))
         return
     for index in range(scene.grid.shape[0]):
         raw, valid = scene.read_valid((slice(index, index + 1), slice(None), slice(None)), look.channels)
