@@ -94,8 +94,12 @@ def check_device(device: str) -> None:
 
 
 def best_seconds(run: Callable[[], object], device: str) -> float:
-    """Median seconds of a call over a quarter of a second, after one that does not count."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    """Median seconds of a call over a quarter of a second; the first call does not count."""
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     run()
     found: list[float] = []
     end = time.perf_counter() + _SECONDS

@@ -148,14 +148,14 @@ def _follow(
         kept = frozen_part(grafted, image)
     frozen = tracer.done()
     entry = sum(2 * tensor.numel() for tensor in kept.values()) // len(image)  # fp16
-    if not cached:
-        kept = None
-    tracer.adopt([image, target, *([] if kept is None else kept.values())], "batch")
+    given = kept if cached else None
+    del kept
+    tracer.adopt([image, target, *([] if given is None else given.values())], "batch")
     loss_of = loss_function(config)
     before = tracer.done()
     with saved_bytes([*weights, target]) as saved:
         with autocast(config):
-            loss = loss_of(at_input_size(class_logits(grafted, image, kept), image), target)
+            loss = loss_of(at_input_size(class_logits(grafted, image, given), image), target)
         activations = tracer.keep()
         total = saved()
     loss.backward()

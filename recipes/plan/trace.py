@@ -118,7 +118,7 @@ class Tracer(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Nothing was seen."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self._known: dict[int, tuple[int, Any]] = {}
 

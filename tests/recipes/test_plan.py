@@ -16,6 +16,7 @@ from samgraft.recipes.assemble import build_network
 from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.config import DataConfig, FitConfig, TaskConfig, TrainConfig
+from samgraft.recipes.data.fit import windows
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.plan import network
 from samgraft.recipes.plan.advice import advise
@@ -93,9 +94,8 @@ def test_less_is_kept_the_later_the_grafts_begin(monkeypatch: pytest.MonkeyPatch
 
 def test_checkpointing_keeps_inputs_of_blocks_only() -> None:
     plain, again = traced(LORA), traced(LORA, checkpointing=True)
-    assert again.activations < 0.7 * plain.activations
-    assert again.saved <= again.activations  # inputs of blocks are held, not "saved"
-    assert again.rest.operations > 1.1 * plain.rest.operations
+    assert 300_000 < plain.activations - again.activations < 500_000  # 0.16 MB of a block, less 0.02 of its input
+    assert again.predict == plain.predict and again.rest.operations > plain.rest.operations
 
 
 def test_bfloat16_keeps_less() -> None:
@@ -201,8 +201,8 @@ def test_advice_where_memory_is_short() -> None:
     config = toy(LORA, batch=4)
     roomy = planned(config)
     assert roomy.fits
-    needed = roomy.memory.total - roomy.memory.libraries
-    tight = planned(config, free=needed - 1)
+    assert roomy.needed == pytest.approx(1.25 * roomy.memory.total - roomy.memory.libraries, abs=1)
+    tight = planned(config, free=roomy.needed - 1)
     assert not tight.fits
     shape = SamConfig(**toy_config())
     found = advise(config, shape, tight)
@@ -226,7 +226,7 @@ def test_tiles_are_counted_as_training_cuts_them(tmp_path: Path) -> None:
     counts = count_tiles(config, 64)
     assert counts.train == len(data.train_dataloader().dataset)  # type: ignore[arg-type]
     case = data.val_refs[0].load()
-    assert counts.val == case.num_slices * 6 and counts.classes == 2
+    assert counts.val == case.num_slices * len(windows(case.plane, 24, 0.25)) and counts.classes == 2
     assert counts.bytes == 7 * 64 * 64 * counts.train + case.image.nbytes + case.labels.nbytes
 
 
@@ -235,7 +235,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", "nuclei", "--tiles", "40", "--size", "64", "--batch-size", "1", "--device", "cpu"]
     assert cli.main([*words, "--task.grafts", "{}", "--json", str(target)]) == 0
     text = capsys.readouterr().out
-    for part in ("network    graft-tiny", "the whole encoder", "(exact)", "(estimate); fits", "32 views of each tile"):
+    for part in ("network    graft-tiny", "the whole encoder", "(exact)", "fits: ", "32 views of each tile"):
         assert part in text, text
     found = json.loads(target.read_text())
     assert found["fits"] and found["tiles"]["train"] == 40 and found["size"] == 64
