@@ -77,7 +77,7 @@ def choose(query: Tensor, rows: Tensor, cols: Tensor, ways: dict[str, Way]) -> s
     """
     if _forced:
         return _forced[-1]
-    if query.device.type == "cpu":
+    if query.device.type in ("cpu", "meta"):
         return ELSEWHERE if torch.compiler.is_compiling() else ON_CPU
     if torch.compiler.is_compiling() or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
         return ELSEWHERE
