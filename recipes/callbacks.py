@@ -9,8 +9,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from samgraft.adapters.backbones.hf import hash_tensors
 from samgraft.errors import CheckpointError
 from samgraft.recipes.ranks import whole_state
 from samgraft.recipes.report import save_panels, versions, write_text
@@ -24,7 +26,7 @@ def _task(module: lightning.LightningModule) -> SegmentationTask:
 
 
 class FrozenCheck(Callback):
-    """Compare the backbone's hash before and after training.
+    """Compare every frozen tensor of the backbone before and after training (its own hash is that of the loaded file).
 
     Raises:
         CheckpointError: a frozen tensor changed.
@@ -32,20 +34,28 @@ class FrozenCheck(Callback):
 
     def __init__(self) -> None:
         """Nothing is known yet."""
-        self.before = ""
+        self.before: dict[str, str] = {}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Remember the hash."""
-        self.before = _task(pl_module).grafted.backbone.weights_hash()
+        """Remember a hash of each."""
+        self.before = frozen_hashes(_task(pl_module).grafted.backbone)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Compare."""
-        after = _task(pl_module).grafted.backbone.weights_hash()
-        if after != self.before:
+        after = frozen_hashes(_task(pl_module).grafted.backbone)
+        changed = sorted(name for name, value in self.before.items() if after.get(name) != value)
+        if changed:
             raise CheckpointError(
-                f"the frozen backbone changed during training (hash {self.before[:12]} became {after[:12]}); do not "
-                "use this adapter, and report which graft was trained"
+                f"the frozen backbone changed during training: {len(changed)} of {len(self.before)} tensors, such as "
+                f"{changed[:3]}; do not use this adapter, and report which graft was trained"
             )
+
+
+def frozen_hashes(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of each parameter that asks for no gradient, by name; of this process's part where it is shared out."""
+    frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
+    parts = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in frozen.items()}
+    return {name: hash_tensors({name: value}) for name, value in parts.items()}
 
 
 class Recorder(Callback):

@@ -9,6 +9,7 @@ import torch
 
 from samgraft.adapters.bundle import load_bundle, read_meta
 from samgraft.errors import CheckpointError, InputError, OutputError
+from samgraft.recipes.callbacks import FrozenCheck
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.inference import predict_semantic
@@ -33,10 +34,10 @@ def small_config(path: Path, **data: object) -> FitConfig:
 def test_a_run_leaves_an_adapter_that_gives_the_same_masks(tmp_path: Path) -> None:
     config = small_config(write_volumes(tmp_path / "v"), neighbours=True)
     backbone = toy_backbone()
-    before = backbone.weights_hash()
+    before = [(parameter, parameter.clone()) for parameter in backbone.parameters()]
     run = tmp_path / "run"
     result = fit(config, run, backbone=backbone)
-    assert backbone.weights_hash() == before
+    assert all(torch.equal(parameter, copy) for parameter, copy in before)
     assert {s.name for s in result.summaries} == {
         "dice/left", "dice/right", "dice/mean", "iou/left", "iou/right", "iou/mean",
     }  # fmt: skip
@@ -61,6 +62,20 @@ def test_a_run_leaves_an_adapter_that_gives_the_same_masks(tmp_path: Path) -> No
     other = load_bundle(run / "adapter.graft", toy_backbone())
     twin = SegmentationTask(config, class_names=("left", "right"), size=64, grafted=other)
     assert (predict_semantic(task, case, size=64) == predict_semantic(twin, case, size=64)).all()
+
+
+def test_a_frozen_tensor_that_changes_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    config = small_config(write_volumes(tmp_path / "v"))
+    task, _ = build(config, backbone=toy_backbone())
+    check, trainer = FrozenCheck(), make_trainer(config, tmp_path / "run")
+    check.on_fit_start(trainer, task)
+    check.on_fit_end(trainer, task)
+    with torch.no_grad():
+        task.grafted.backbone.get_parameter("sam.vision_encoder.neck.conv1.weight")[0, 0] += 1e-7
+    with pytest.raises(
+        CheckpointError, match=r"1 of \d+ tensors, such as \['sam\.vision_encoder\.neck\.conv1\.weight'\]"
+    ):
+        check.on_fit_end(trainer, task)
 
 
 def test_checkpoints_hold_no_frozen_tensor_and_resume(tmp_path: Path) -> None:
