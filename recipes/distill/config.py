@@ -107,14 +107,15 @@ class DistillConfig:
     """Phase 2: objects per tile and step."""
     box_share: float = 0.5
     """Phase 2: share of the steps that begin with boxes; the others begin with one point."""
-    points_per_side: int = 8
-    """Points along each side of the grid that asks the teacher for its objects."""
+    points_per_side: int = 6
+    """Points along each side of the grid that asks the teacher for its objects, once per view; most of what the first
+    steps of phase 2 cost."""
     objects: int = 16
     """Most objects kept per tile."""
     bce_weight: float = 5.0
     """Phase 2: weight of the cross-entropy with the teacher's probabilities."""
     dice_weight: float = 5.0
-    """Phase 2: weight of Dice with the teacher's masks."""
+    """Phase 2: weight of Dice with the teacher's probabilities."""
     iou_weight: float = 1.0
     """Phase 2: weight of the squared difference of predicted IoU, so that the student's opinion of its masks stays
     usable."""

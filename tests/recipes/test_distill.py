@@ -26,7 +26,13 @@ ENCODER |= {"window_size": 2, "global_attn_indexes": [1], "mlp_dim": 32}
 
 
 def teacher_of(side: int = 32) -> HFSamBackbone:
-    return HFSamBackbone(toy_sam(seed=3, side=side), name="toy", mean=(0.4, 0.4, 0.4), licence="MIT")
+    """Its mask logits have a deviation of 5, as trained ones have; random weights alone give 0.2, and masks of noise."""
+    model = toy_sam(seed=3, side=side)
+    with torch.no_grad():
+        for mlp in model.mask_decoder.output_hypernetworks_mlps:
+            mlp.proj_out.weight *= 25
+            mlp.proj_out.bias *= 25
+    return HFSamBackbone(model, name="toy", mean=(0.4, 0.4, 0.4), licence="MIT")
 
 
 def write_student(folder: Path, **changes: Any) -> str:
@@ -51,7 +57,9 @@ def settings(root: Path, **changes: Any) -> DistillConfig:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DistillConfig, DistillResult, HFSamBackbone]:
     """One run long enough to learn something."""
     root, teacher = tmp_path_factory.mktemp("distilled"), teacher_of()
-    config = settings(root, steps=100, phase2_steps=60, val_every=20)
+    write_pictures(root / "set", cases=16)
+    options = {"steps": 40, "phase2_steps": 60, "val_every": 20, "held_out": 0.25, "crops": 3, "phase2_lr": 3e-4}
+    config = settings(root, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMGRAFT_CACHE", str(root / "cache"))
         return config, distill(config, root / "run", teacher=teacher), teacher
@@ -66,19 +74,18 @@ def history(run: Path) -> list[dict[str, float]]:
 
 def test_phase_1_approaches_the_embedding(finished: Finished) -> None:
     phase = finished[1].phases[0]
-    assert phase.steps == 100 and phase.best["tiles"] == 4
+    assert phase.steps == 40 and phase.best["tiles"] == 16
     assert phase.best["embedding_mse"] < phase.before["embedding_mse"] / 2
     assert phase.best["relative_error"] < 1 < phase.before["relative_error"]
 
 
-def test_phase_2_does_not_lower_the_agreement_of_masks(finished: Finished) -> None:
+def test_phase_2_raises_the_agreement_of_masks(finished: Finished) -> None:
     phase = finished[1].phases[1]
     rows = [row for row in history(finished[1].run) if row["phase"] == 2 and "val/mask_iou" in row]
     assert rows[0]["step"] == 0 and rows[0]["val/mask_iou"] == phase.before["mask_iou"]
-    assert rows[-1]["step"] == 60 and rows[-1]["val/mask_iou"] > phase.before["mask_iou"] - 0.02
+    assert rows[-1]["step"] == 60 and rows[-1]["val/mask_iou"] > phase.before["mask_iou"] + 0.02
     assert phase.best["mask_iou"] == max(row["val/mask_iou"] for row in rows)
-    assert phase.best["mask_iou"] > phase.before["mask_iou"]
-    assert rows[-1]["val/iou_gap"] < 0.2 and phase.best["boxes"] >= 4
+    assert rows[-1]["val/iou_gap"] < 0.2 and phase.best["boxes"] >= 16
 
 
 def test_what_is_the_teachers_stays_so(finished: Finished) -> None:
@@ -104,13 +111,14 @@ def test_the_folder_is_a_backbone(finished: Finished) -> None:
     image = torch.rand(2, 3, 32, 32)
     assert torch.equal(loaded.encode(image).neck, student.encode(image).neck)
     card = json.loads((result.student / "samgraft.json").read_text())["card"]
-    assert card["phases"][1]["best"] == result.phases[1].best and card["files"] == {"train": 8, "held_out": 2}
+    assert card["phases"][1]["best"] == result.phases[1].best and card["files"] == {"train": 12, "held_out": 4}
 
 
 def test_run_folder_says_what_happened(finished: Finished) -> None:
     config, result, _ = finished
     files = json.loads((result.run / "files.json").read_text())
-    assert len(files["train"]) == 8 and len(files["held_out"]) == 2 and not set(files["train"]) & set(files["held_out"])
+    assert len(files["train"]) == 12 and len(files["held_out"]) == 4
+    assert not set(files["train"]) & set(files["held_out"])
     assert read(["--config", str(result.run / "config.yaml"), "-o", "x"])[0] == config
     assert result.picture.read_bytes().startswith(b"\x89PNG")
     assert json.loads((result.run / "metrics.json").read_text())["phases"][0]["best"] == result.phases[0].best

@@ -107,10 +107,14 @@ def test_iou_and_filled_boxes() -> None:
         Judge().figures()
 
 
-def test_mask_loss_is_least_at_the_teachers_mask() -> None:
+def test_mask_loss_is_least_where_the_teacher_is() -> None:
     wanted = squares(16, (2, 2, 9, 9))[None]
-    near, same, far = (mask_loss(x, wanted, bce=1, dice=1) for x in (squares(16, (2, 2, 8, 9))[None], wanted, -wanted))
-    assert same < near < far and same < 0.05
+    near, same, far = (mask_loss(x, wanted, bce=0, dice=1) for x in (squares(16, (2, 2, 8, 9))[None], wanted, -wanted))
+    assert same == 0 and 0.04 < near < 0.1 and far > 0.9
+    for bce, dice in ((1, 0), (0, 1)):  # also for a teacher that is not sure, any step away costs
+        doubt = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+        least = mask_loss(doubt, doubt, bce=bce, dice=dice)
+        assert all(mask_loss(doubt * factor, doubt, bce=bce, dice=dice) > least for factor in (0.5, 0.9, 1.1, 3.0))
 
 
 def write_mixture(root: Path) -> Path:
