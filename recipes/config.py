@@ -288,6 +288,20 @@ class FitConfig:
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Mapping[str, Any]]) -> "FitConfig":
+        """Inverse of :meth:`to_dict`."""
+
+        def fields(name: str) -> dict[str, Any]:
+            return {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
+
+        return cls(
+            task=TaskConfig(**fields("task")),
+            data=DataConfig(**fields("data")),
+            augment=AugmentConfig(**fields("augment")),
+            train=TrainConfig(**fields("train")),
+        )
+
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text in the order of the fields."""

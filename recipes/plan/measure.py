@@ -7,16 +7,14 @@ import importlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from samgraft.errors import ConfigError
-from samgraft.recipes.config import FitConfig, to_yaml
+from samgraft.recipes.config import FitConfig
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.plan.machine import resident_bytes
@@ -32,7 +30,6 @@ from samgraft.recipes.plan.network import (
     skeleton,
     weight_dtype,
 )
-from samgraft.recipes.report import write_text
 
 _MARK = "MEASURED "
 STEPS = 2
@@ -65,13 +62,10 @@ def measure_steps(
     Raises:
         ConfigError: it failed, most often for want of memory.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        write_text(path, to_yaml(config.to_dict()))
-        task = {"config": str(path), "classes": num_classes, "cached": cached, "device": device}
-        task["threads"] = torch.get_num_threads() if threads is None else threads
-        command = [sys.executable, "-W", "ignore", "-m", "samgraft.recipes.plan.measure", json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    task: dict[str, Any] = {"config": config.to_dict(), "classes": num_classes, "cached": cached, "device": device}
+    task["threads"] = torch.get_num_threads() if threads is None else threads
+    command = [sys.executable, "-W", "ignore", "-m", "samgraft.recipes.plan.measure", json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not found:
         raise ConfigError(
@@ -83,11 +77,9 @@ def measure_steps(
 
 def _steps(task: dict[str, Any]) -> Measured:
     """What the new process does."""
-    from samgraft.recipes.commands.parsing import read_fit_config
-
     importlib.import_module("samgraft.recipes.training")  # what a run imports, so that the memory compares
 
-    config = read_fit_config(Path(task["config"]))
+    config = FitConfig.from_dict(task["config"])
     torch.set_num_threads(int(task["threads"]))
     libraries, device = resident_bytes(), str(task["device"])
     if config.train.return_memory:

@@ -49,7 +49,8 @@ def _memory(plan: Plan) -> list[str]:
     where = "of the GPU" if plan.machine.device == "cuda" else "of the process"
     fits = "fits" if plan.fits else "DOES NOT FIT"
     lines = [
-        f"memory     {mb(plan.memory.total)} {where} at the peak (estimate, may be a fifth low); {fits}: {mb(plan.machine.free)} are free"
+        f"memory     {mb(plan.memory.total)} {where} at the peak (estimate, may be a fifth low); {fits}: "
+        f"{mb(plan.machine.free)} are free"
     ]
     return lines + [f"           {text:<36} {mb(size):>12}" for text, size in rows]
 

@@ -141,6 +141,12 @@ def middle(tmp_path_factory: pytest.TempPathFactory) -> FitConfig:
     )
 
 
+def test_configuration_survives_json() -> None:
+    config = toy({"lora": {"rank": 2, "targets": ["q", "v"]}})
+    config = replace(config, data=replace(config.data, intensity=(0.0, 1.0), bands=(2, 1, 0)))
+    assert FitConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 @pytest.mark.slow
 def test_peak_is_within_thirty_percent_of_a_process(middle: FitConfig) -> None:
     plan = make_plan(middle, tiles=10, machine=machine())
