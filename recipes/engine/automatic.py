@@ -7,7 +7,7 @@ strip, so memory follows the width of the raster and the window, not its area.
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -152,7 +152,7 @@ def strips(
     batch: int,
     depth: int = DEPTH,
     track: Track | None = None,
-) -> Iterator[Strip]:
+) -> Generator[Strip, None, None]:
     """Yield finished rows from top to bottom, each once.
 
     Logits of overlapping windows are blended; windows without valid pixels are not computed.
@@ -162,11 +162,11 @@ def strips(
     stages = [_on_squares(network.encode), _on_squares(network.decode)]
     with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
         answers = (answer for chunk in chunks for answer in chunk.answers())
-        for number in track(range(len(places)), "windows") if track else range(len(places)):
-            start = places[number][0].start
-            if start > rows.top:  # rows above the next windows are finished
-                yield rows.finish(start)
-            rows.add(*next(answers), recorded.size)
+        for _ in track(range(len(places)), "windows") if track else range(len(places)):
+            place, valid, logits = next(answers)
+            if place[0].start > rows.top:  # rows above the next windows are finished
+                yield rows.finish(place[0].start)
+            rows.add(place, valid, logits, recorded.size)
         yield rows.finish(plane.shape[0])
 
 
