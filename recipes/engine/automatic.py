@@ -162,11 +162,10 @@ def strips(
     stages = [_on_squares(network.encode), _on_squares(network.decode)]
     with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
         answers = (answer for chunk in chunks for answer in chunk.answers())
-        for number in track(range(len(places)), "windows") if track else range(len(places)):
-            start = places[number][0].start
-            if start > rows.top:  # rows above the next windows are finished
-                yield rows.finish(start)
+        for _ in track(range(len(places)), "windows") if track else range(len(places)):
             place, valid, logits = next(answers)
+            if place[0].start > rows.top:  # rows above the next windows are finished
+                yield rows.finish(place[0].start)
             rows.add(place, valid, logits, recorded.size)
         yield rows.finish(plane.shape[0])
 

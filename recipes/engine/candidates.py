@@ -18,8 +18,8 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.prompts.base import Prompts
 
-KEPT_BYTES = 2**26
-"""Low-resolution masks that are kept while more prompts are decoded: 4,096 of graft-tiny at 128 px."""
+KEPT_BYTES = 2**24
+"""Low-resolution masks that are kept while more prompts are decoded: 1,024 of graft-tiny at 128 px, 64 of SAM-B."""
 Test = Callable[[Tensor, Tensor], Tensor]
 """Logits (m, s, s) and predicted IoU (m,) -> which are worth keeping (m,) bool."""
 

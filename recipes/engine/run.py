@@ -87,21 +87,17 @@ def segment(
     if quantize is not None:
         _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
-    walk: dict[str, Any] = {"batch": batch, "depth": pipeline}
+    common: dict[str, Any] = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
         if prompts is not None:
-            result = segment_prompted(
-                source, network, prompts, size=network_size, context=context, fit=tight_boxes, bands=bands, **walk
-            )
+            result = segment_prompted(source, network, prompts, context=context, fit=tight_boxes, **common)
         elif grafted is not None:
             if network_size is not None or bands is not None:
                 raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
             header = recorded(grafted, meta)
-            result = segment_automatic(source, grafted, header, track=track, **walk)
+            result = segment_automatic(source, grafted, header, batch=batch, depth=pipeline, track=track)
         else:
-            result = segment_everything(
-                source, network, config=everything, size=network_size, bands=bands, track=track, **walk
-            )
+            result = segment_everything(source, network, config=everything, track=track, **common)
     finally:
         if opened and grafted is not None:
             grafted.detach()

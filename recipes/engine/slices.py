@@ -50,9 +50,8 @@ def _slices(scene: Scene, look: Look, axis: int, known: deque[NDArray[np.bool_]]
 def _stored(scene: Scene, look: Look, axis: int) -> Iterator[tuple[Array, NDArray[np.bool_]]]:
     """Values (c, h, w) as they are in the file, and (h, w) where there are any."""
     if axis != 0 or not scene.cheap_slabs:
-        whole, valid = scene.read_valid(channels=look.channels)
-        for index in range(scene.grid.shape[axis]):
-            yield whole.take(index, axis + 1), np.asarray(valid.take(index, axis))
+        whole, known = scene.read_valid(channels=look.channels)
+        yield from zip(np.moveaxis(whole, axis + 1, 0), np.moveaxis(known, axis, 0), strict=True)
         return
     for index in range(scene.grid.shape[0]):
         raw, valid = scene.read_valid((slice(index, index + 1), slice(None), slice(None)), look.channels)
