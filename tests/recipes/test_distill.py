@@ -26,7 +26,7 @@ ENCODER |= {"window_size": 2, "global_attn_indexes": [1], "mlp_dim": 32}
 
 
 def teacher_of(side: int = 32) -> HFSamBackbone:
-    """Its mask logits have a deviation of 5, as trained ones have; random weights give 0.2, and masks of noise."""
+    """Mask logits with a deviation of 5, as trained ones have; random weights alone give 0.2: masks of noise."""
     model = toy_sam(seed=3, side=side)
     with torch.no_grad():
         for mlp in model.mask_decoder.output_hypernetworks_mlps:
