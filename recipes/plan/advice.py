@@ -81,7 +81,7 @@ def options(config: FitConfig, plan: Plan) -> Iterator[Option]:
             change(config, train={"checkpointing": True}),
         )
     later = plan.num_blocks - plan.frozen_blocks
-    for blocks in sorted({plan.num_blocks // 2, plan.num_blocks // 3} - {0}, reverse=True):
+    for blocks in sorted({later // 2, later // 4} - {0}, reverse=True):
         if blocks < later and config.task.grafts:
             grafts = {name: {**values, "blocks": f"last:{blocks}"} for name, values in config.task.grafts.items()}
             yield f"grafts with blocks: last:{blocks}", "fewer blocks learn", change(config, task={"grafts": grafts})

@@ -59,8 +59,9 @@ def _time(plan: Plan) -> list[str]:
     t, tiles, m = plan.times, plan.tiles, plan.machine
     how = "counted" if tiles.counted else "as given or assumed"
     lines = [
-        f"time       estimates from measured rates: {m.large / 1e9:,.0f} and {m.small / 1e9:,.0f} (attention) billion",
-        f"           operations and {m.moved / 1e9:.1f} GB per second, {m.threads} threads",
+        "time       estimates (half as much to twice on a busy machine), from measured rates:",
+        f"           {m.large / 1e9:,.0f} billion operations per second, in attention {m.small / 1e9:,.0f}; "
+        f"{m.moved / 1e9:.1f} GB per second; {m.threads} threads",
         f"           {tiles.train:,} training and {tiles.val:,} validation tiles ({how})",
         f"           step        {duration(t.step):>10}   with kept features {duration(t.step_cached):>10}",
         f"           validation  {duration(t.validation):>10}   with kept features {duration(t.validation_cached):>10}",
