@@ -100,7 +100,8 @@ def _record(graph: Graph, folder: Path) -> dict[str, Any]:
     except Exception as error:  # exporter and runtime raise kinds of their own, of several packages
         lines = str(error).strip().splitlines()
         raise OutputError(
-            f"{graph.file} cannot be recorded and run with torch {torch.__version__}: {lines[0] if lines else repr(error)}"
+            f"{graph.file} cannot be recorded and run with torch {torch.__version__}: "
+            f"{lines[0] if lines else repr(error)}"
         ) from error
     worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)
     if not worst <= LIMIT:
@@ -108,9 +109,10 @@ def _record(graph: Graph, folder: Path) -> dict[str, Any]:
             f"{graph.file} differs from torch by {worst:.2e} of the largest value; allowed is {LIMIT:.0e}; nothing was "
             "kept; try another version of onnxruntime or torch"
         )
+    written = [one for one in (path, path.with_name(f"{path.name}.data")) if one.is_file()]
     return {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "bytes": path.stat().st_size,
+        "sha256": {one.name: _sha256(one) for one in written},
+        "bytes": sum(one.stat().st_size for one in written),
         "inputs": {name: _shape(tensor, graph.dynamic.get(name, {})) for name, tensor in first.items()},
         "outputs": list(graph.outputs),
         "largest_relative_difference": worst,
@@ -138,6 +140,11 @@ def compare(path: Path, graph: Graph) -> dict[str, float]:
         for name, ours, theirs in zip(graph.outputs, expected, given, strict=True):
             found[f"{shapes}: {name}"] = _difference(torch.from_numpy(theirs), ours)
     return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _difference(theirs: Tensor, ours: Tensor) -> float:

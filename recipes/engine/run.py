@@ -81,9 +81,7 @@ def segment(
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
     if quantize is not None:
-        _quantize(
-            network, quantize, loaded_here=not isinstance(adapter, Grafted) and not isinstance(backbone, Backbone)
-        )
+        _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
     try:
         if prompts is not None:

@@ -143,7 +143,16 @@ def test_masks_are_read_prompt_by_prompt(backbone: HFSamBackbone, decoder: Any) 
     ],
     ids=["class_tokens", "merged lora and autosam"],
 )
-def test_adapter(grafts: list[Any], parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapter(
+    grafts: list[Any],
+    parts: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    softmax = "decoder" in parts
+    if softmax:
+        monkeypatch.setattr(record, "EMBED_LIMIT", 0)  # weights beside the file, as for SAM-H
     folder = write_hf_folder(tmp_path / "toy", toy_sam(num_blocks=2))
     from samgraft.adapters.backbones.hub import load_backbone
 
@@ -155,7 +164,9 @@ def test_adapter(grafts: list[Any], parts: dict[str, Any], tmp_path: Path, capsy
     assert cli.main(words) == 0, capsys.readouterr().err
     assert "largest difference to torch: " in capsys.readouterr().out
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
-    softmax = "decoder" in parts
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"model.onnx", "meta.json"} | ({"model.onnx.data"} if softmax else set())
+    assert set(meta["files"]["model.onnx"]["sha256"]) == written - {"meta.json"}
     assert meta["channels"] == (["background"] if softmax else []) + ["liver", "tumour"]
     assert meta["activation"] == ("softmax" if softmax else "sigmoid")
     assert meta["adapter"]["classes"] == {"1": "liver", "2": "tumour"}
