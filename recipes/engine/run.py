@@ -66,8 +66,7 @@ def segment(
         bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
             first.
         everything: Thresholds for the mode without prompts and adapter.
-        quantize: "int8" for less memory and time at a small cost in accuracy (docs/speed.md); on the CPU, and only for
-            a backbone that is loaded here.
+        quantize: "int8" runs the frozen encoder in int8 (CPU, and only one that is loaded here; docs/speed.md).
         progress: Show a bar on the terminal.
 
     Returns:
@@ -84,8 +83,7 @@ def segment(
     targets = _targets(output)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
-    if quantize is not None:
-        _quantize(network, quantize, adapter, backbone)
+    _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
     common: dict[str, Any] = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
@@ -161,8 +159,10 @@ def _network(
     return grafted.backbone, grafted, adapter_meta(grafted), True
 
 
-def _quantize(network: Backbone, precision: str, *given: object) -> None:
-    """Quantise a backbone that was loaded here and that the caller does not hold."""
+def _quantize(network: Backbone, precision: str | None, *given: object) -> None:
+    """Quantise a backbone that was loaded here and that the caller does not hold; None does nothing."""
+    if precision is None:
+        return
     if not isinstance(network, HFSamBackbone) or any(isinstance(value, Grafted | Backbone) for value in given):
         raise ConfigError(
             f"quantize={precision!r} changes a backbone for good, so it needs one that is loaded here; give names or "
