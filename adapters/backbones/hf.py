@@ -5,8 +5,8 @@ position tables interpolated. Grafts go into ``encoder_sites`` and ``block_sites
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Self, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class HFSamBackbone(Backbone):
         self.sam = sam
         self.encoder_sites = EncoderSites()
         self.block_sites = nn.ModuleList(BlockSites() for _ in range(self.spec.num_blocks))
+        self._block_forward: Callable[..., Tensor] = block_forward
         for parameter in sam.parameters():
             parameter.requires_grad_(False)
         for module in self.modules():
@@ -146,15 +147,27 @@ class HFSamBackbone(Backbone):
                 return block, False
         return self.spec.num_blocks, _frozen(encoder.neck, self.encoder_sites.neck)
 
+    def compile_blocks(self, **options: Any) -> Self:
+        """Run every block through ``torch.compile`` from now on; each new shape is compiled once, which takes a while.
+
+        Meant for GPUs, where ``mode="reduce-overhead"`` also records CUDA graphs; what it gains there has not been
+        measured yet. While compiling, attention takes the way that a graph can hold (``attention_ways``).
+
+        Args:
+            options: Of ``torch.compile``.
+        """
+        self._block_forward = torch.compile(block_forward, dynamic=False, **options)
+        return self
+
     def _blocks(self, x: Tensor, image: Tensor, blocks: range, taps: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Run ``blocks`` on tokens (B, h, w, D), and keep what ``taps`` asks for."""
         kept = {}
         for block in blocks:
             parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, block)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block_forward, *parts, use_reentrant=False)
+                x = checkpoint(self._block_forward, *parts, use_reentrant=False)
             else:
-                x = block_forward(*parts)
+                x = self._block_forward(*parts)
             if block in taps:
                 kept[block] = x
         return x, kept

@@ -10,7 +10,6 @@ from torch import Tensor
 from samgraft.adapters.backbones import attention, attention_ways
 from samgraft.adapters.backbones.attention import WAYS, attend, relative_table
 from samgraft.adapters.backbones.attention_ways import choose, use_attention
-from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.errors import NoMatchError
 from tests.adapters.toy import toy_backbone, toy_image
 
@@ -104,13 +103,10 @@ def test_an_unknown_way_is_named() -> None:
         pass
 
 
-def test_a_compiled_encoder_gives_the_same() -> None:
+def test_compiled_blocks_give_the_same() -> None:
     backbone, image = toy_backbone(), toy_image()
     plain = backbone.encode(image).neck
-    compiled = torch.compile(block_forward, backend="aot_eager", dynamic=False)
-    context = backbone.prefix(image, 0)
-    x, normalised = context.tokens, backbone._normalise(image)
-    for block, layer in enumerate(backbone.sam.vision_encoder.layers):
-        x = compiled(layer, backbone._sites(block), x, normalised, block)
-    neck = backbone.sam.vision_encoder.neck(x)
+    torch._dynamo.utils.counters.clear()
+    neck = backbone.compile_blocks(backend="aot_eager").encode(image).neck
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 50
     torch.testing.assert_close(neck, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
