@@ -92,9 +92,15 @@ def rows_only(content: dict[str, Any]) -> str:
     return markdown(content["results"])
 
 
+def quantized(content: dict[str, Any]) -> str:
+    """The section of quantized.json: what int8 gains, and what it costs."""
+    return "\n".join(markdown(content[key]) for key in ("speed", "accuracy") if content[key])
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice},
-    "speed.md": dict.fromkeys(("encoder", "prompts", "cache", "memory"), rows_only),
+    "speed.md": dict.fromkeys(("encoder", "attention", "prompts", "cache", "memory", "pipeline"), rows_only)
+    | {"quantized": quantized},
 }
 """Page -> its sections, each named as its file of results."""
 
