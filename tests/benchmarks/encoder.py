@@ -81,9 +81,10 @@ def subject(way: str, size: int, batch: int) -> Callable[[], Any]:
         return floor(size, batch)
     image = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
     model = sam_base(size)
-    if way == "transformers":
-        return lambda: model.vision_encoder(image).last_hidden_state
     backbone = HFSamBackbone(model)
+    if way == "transformers":
+        normalised = backbone._normalise(image)  # which our encoder does itself
+        return lambda: model.vision_encoder(normalised).last_hidden_state
     return lambda: backbone.encode(image).neck
 
 
