@@ -1,9 +1,11 @@
 """Run one measurement in a process of its own, so that memory and threads are its own."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MARK = "RESULT "
@@ -27,3 +29,15 @@ def isolated(module: str, arguments: list[str], *, threads: int) -> dict[str, An
 def report(result: dict[str, Any]) -> None:
     """Hand a result to the process that called :func:`isolated`."""
     print(MARK + json.dumps(result), flush=True)
+
+
+def options_or_work(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, work: Callable[[dict[str, Any]], dict[str, Any]]
+) -> argparse.Namespace | None:
+    """Options of the command line; or None after doing the ``--task`` that :func:`isolated` handed to this process."""
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if not options.task:
+        return options
+    report(work(json.loads(options.task)))
+    return None

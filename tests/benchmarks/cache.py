@@ -25,7 +25,7 @@ from samgraft.adapters.prompts import AutoSamConfig
 from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.losses import SegmentationLoss
-from tests.benchmarks._process import isolated, report
+from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.encoder import sam_base
 
@@ -106,10 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/cache.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.task:
-        report(measure(json.loads(options.task)))
+    options = options_or_work(parser, argv, measure)
+    if options is None:
         return
     rows = []
     for backbone in options.backbones:

@@ -18,7 +18,7 @@ import torch
 from transformers import SamConfig, SamModel
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
-from tests.benchmarks._process import isolated, report
+from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 
 WAYS = ("transformers", "samgraft", "floor")
@@ -149,11 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=2, help="processes per way; the median counts")
     parser.add_argument("--passes", type=int, default=2, help="timed passes per process; the fastest counts")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/encoder.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.task:
-        task = json.loads(options.task)
-        report((error if task["way"] == "error" else measure)(task))
+    options = options_or_work(parser, argv, lambda task: (error if task["way"] == "error" else measure)(task))
+    if options is None:
         return
     rows = []
     for size in options.sizes:

@@ -26,7 +26,7 @@ from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.losses import SegmentationLoss
-from tests.benchmarks._process import isolated, report
+from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.cache import pictures
 from tests.benchmarks.encoder import sam_base
@@ -82,10 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1, help="timed steps; the fastest counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/memory.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.task:
-        report(measure(json.loads(options.task)))
+    options = options_or_work(parser, argv, measure)
+    if options is None:
         return
     rows: list[dict[str, Any]] = []
     for way in options.ways:

@@ -37,7 +37,7 @@ from samgraft.recipes.engine.everything import EverythingConfig, segment_everyth
 from samgraft.recipes.engine.planes import Plane, Rows
 from samgraft.recipes.engine.recorded import recorded
 from samgraft.recipes.look import look_at
-from tests.benchmarks._process import isolated, report
+from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 
 SCENES = ("deflate.tif", "jpeg.tif", "volume.nii.gz")
@@ -153,10 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/pipeline.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.task:
-        report(measure(json.loads(options.task)))
+    options = options_or_work(parser, argv, measure)
+    if options is None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -20,7 +20,7 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.prompts.base import Prompts
-from tests.benchmarks._process import isolated, report
+from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.encoder import sam_base
 
@@ -98,10 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/prompts.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.task:
-        report(measure(json.loads(options.task)))
+    options = options_or_work(parser, argv, measure)
+    if options is None:
         return
     rows = [compare(threads, options) for threads in options.threads]
     write_json(options.json, {"results": rows})

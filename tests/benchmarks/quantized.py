@@ -28,7 +28,7 @@ from samgraft.recipes.pretrain.scenes import make_sample
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._data import box_of, views
 from tests.benchmarks._metrics import iou, mean_by_case
-from tests.benchmarks._process import isolated, report
+from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.encoder import sam_base
 from tests.benchmarks.zero_shot import PER_IMAGE, REAL, UNSEEN_SEED
@@ -162,11 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="*", default=list(sets), choices=sets, metavar="SET", help=", ".join(sets))
     parser.add_argument("--network-size", type=int, default=128, help="side of the network input in pixels")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/quantized.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.task:
-        task = json.loads(options.task)
-        report((error if task["way"] == "error" else measure)(task))
+    options = options_or_work(parser, argv, lambda task: (error if task["way"] == "error" else measure)(task))
+    if options is None:
         return
     result: dict[str, Any] = {"backbone": options.backbone, "speed": [], "accuracy": []}
     for shape in ((s, b, t) for s in options.sizes for b in options.batches for t in options.threads):
