@@ -44,13 +44,18 @@ def block_forward(layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block
     context = SiteContext(block=block, grid_size=grid, image=image)
     x = add_deltas(sites.block_input, x, context)
     inside = replace(context, windows=window_layout(grid, layer.window_size)) if layer.window_size else context
-    x = x + attention_forward(layer.attn, sites, layer.layer_norm1(x), inside)
+    x = _sum(attention_forward(layer.attn, sites, layer.layer_norm1(x), inside), x)
     x = add_deltas(sites.after_attention, x, context)
     normed = layer.layer_norm2(x)
     change = mlp_forward(layer.mlp, normed)
     change = add_deltas(sites.parallel_mlp_raw, x, context, onto=change)
     change = add_deltas(sites.parallel_mlp, normed, context, onto=change)
-    return x + change
+    return _sum(change, x)
+
+
+def _sum(change: Tensor, x: Tensor) -> Tensor:
+    """``change + x``, in the memory of ``change``, which nobody else holds, where no gradient is asked for."""
+    return change + x if torch.is_grad_enabled() else change.add_(x)
 
 
 def attention_forward(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:

@@ -112,7 +112,8 @@ class HFSamBackbone(Backbone):
         self._check_taps(taps, range(stop))
         normalised = self._normalise(image)
         encoder = self.sam.vision_encoder
-        x = encoder.patch_embed.projection(normalised).permute(0, 2, 3, 1)
+        # contiguous: otherwise this layout goes through every sum to the last block, and every norm copies its input
+        x = encoder.patch_embed.projection(normalised).permute(0, 2, 3, 1).contiguous()
         grid = (x.shape[1], x.shape[2])
         if encoder.pos_embed is not None:
             x = x + absolute_table(encoder.pos_embed, grid)

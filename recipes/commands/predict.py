@@ -29,6 +29,7 @@ def run(arguments: Sequence[str]) -> None:
             raise ConfigError(f"--{name} is {getattr(values, name)}; expected at least 1")
     rank, world = chosen_rank(values.rank, values.world, os.environ)
 
+    from samgraft.recipes.heap import keep_memory
     from samgraft.recipes.predicting import claim_output, deal, find_inputs, predict
     from samgraft.recipes.ranks import Share
 
@@ -47,6 +48,7 @@ def run(arguments: Sequence[str]) -> None:
         say(f"[{len(outcomes)}/{own}] {outcome.state} {outcome.mask or outcome.source} ({outcome.seconds:.1f} s)")
 
     if len(shares) == 1:
+        keep_memory()
         predict(inputs, output, share=shares[0], tell=tell, **options)
     else:
         for outcome in _together(inputs, output, shares, options):
@@ -140,8 +142,10 @@ def _work(
 
     from samgraft.errors import SamgraftError
     from samgraft.recipes.cli import fail
+    from samgraft.recipes.heap import keep_memory
     from samgraft.recipes.predicting import predict
 
+    keep_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     try:

@@ -54,8 +54,10 @@ def run(arguments: Sequence[str]) -> None:
         )
 
     from samgraft.recipes.api import segment
+    from samgraft.recipes.heap import keep_memory
     from samgraft.recipes.prompting import UserPrompts
 
+    keep_memory()
     prompts = None
     if values.box or values.point:
         fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]

@@ -2,7 +2,8 @@
 
 SAM-B's shape with random weights (relative positions not zero), against ``transformers.SamModel`` (sdpa) and against
 the floor: the time of nothing but the matrix products of these shapes, each with a plain ``torch.mm`` or ``bmm``. Every
-measurement has a process of its own, and the three take turns, so that the machine's mood meets all of them.
+measurement has a process of its own, and all take turns, so that the machine's mood meets each of them. "kept": in a
+process that keeps what it frees (``samgraft.recipes.heap.keep_memory``), as ``samgraft segment`` does.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import torch
 from transformers import SamConfig, SamModel
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.recipes.heap import keep_memory
 from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 
-WAYS = ("transformers", "samgraft", "floor")
+KEPT = ", kept"
+WAYS = ("transformers", "samgraft", "floor", "transformers, kept", "samgraft, kept", "floor, kept")
 WIDTH, HEADS, BLOCKS, GLOBAL, WINDOW, PATCH = 768, 12, 12, 4, 14, 16
 
 
@@ -77,6 +80,7 @@ def floor(size: int, batch: int) -> Callable[[], None]:
 
 def subject(way: str, size: int, batch: int) -> Callable[[], Any]:
     """What is timed."""
+    way = way.removesuffix(KEPT)
     if way == "floor":
         return floor(size, batch)
     image = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -92,6 +96,8 @@ def subject(way: str, size: int, batch: int) -> Callable[[], Any]:
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Seconds of one pass, and the memory that it takes on top of what was loaded."""
     torch.set_num_threads(task["threads"])
+    if task["way"].endswith(KEPT):
+        keep_memory()
     call = subject(task["way"], task["size"], task["batch"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = []
@@ -132,8 +138,13 @@ def compare(size: int, batch: int, threads: int, *, rounds: int, passes: int) ->
         "floor_s": seconds["floor"],
         "faster": seconds["transformers"] / seconds["samgraft"],
         "over_floor": seconds["samgraft"] / seconds["floor"],
+        **{f"{way}_kept_s": seconds[way + KEPT] for way in WAYS[:3]},
+        "kept_faster": seconds["transformers"] / seconds["samgraft" + KEPT],
+        "both_kept_faster": seconds["transformers" + KEPT] / seconds["samgraft" + KEPT],
+        "kept_over_floor": seconds["samgraft" + KEPT] / seconds["floor" + KEPT],
         "transformers_mb": peak["transformers"],
         "samgraft_mb": peak["samgraft"],
+        "samgraft_kept_mb": peak["samgraft" + KEPT],
         "memory_share": peak["samgraft"] / peak["transformers"],
         "extra_share": extra["samgraft"] / extra["transformers"],
         "error": alone(shape | {"way": "error", "passes": 0})["error"],

@@ -2,7 +2,8 @@
 
 SAM-B's decoder on an embedding of 64 x 64 tokens, against ``transformers.SamModel`` called in a loop of 64 boxes. Masks
 are thresholded and counted as they come, as a caller with thousands of them would do. Each way has its own process, and
-they take turns; prompts per second, and the memory that comes on top of the model.
+they take turns; prompts per second, and the memory that comes on top of the model. "kept": in a process that keeps what
+it frees (``samgraft.recipes.heap.keep_memory``), as ``samgraft segment`` does.
 """
 
 import argparse
@@ -20,11 +21,13 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.recipes.heap import keep_memory
 from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.encoder import sam_base
 
-WAYS = ("transformers", "samgraft")
+KEPT = ", kept"
+WAYS = ("transformers", "samgraft", "transformers, kept", "samgraft, kept")
 LOOP = 64
 
 
@@ -38,6 +41,8 @@ def boxes(number: int) -> Tensor:
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Prompts per second and memory of one way."""
     torch.set_num_threads(task["threads"])
+    if task["way"].endswith(KEPT):
+        keep_memory()
     model = sam_base(1024)
     neck = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(1))
     given, backbone = boxes(task["prompts"]), HFSamBackbone(model)
@@ -54,7 +59,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         parts = backbone.decode_parts(Features(neck=neck), prompts)
         return sum(int((logits > 0).sum()) for _, logits, _ in parts)
 
-    call = transformers if task["way"] == "transformers" else samgraft
+    call = transformers if task["way"].startswith("transformers") else samgraft
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     call(given[:LOOP])
     half = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -72,7 +77,8 @@ def alone(task: dict[str, Any]) -> dict[str, Any]:
 
 def compare(threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table; the slow way gets fewer prompts, its rate does not depend on their number."""
-    counts = {"transformers": min(options.prompts, options.reference), "samgraft": options.prompts}
+    few = min(options.prompts, options.reference)
+    counts = {way: few if way.startswith("transformers") else options.prompts for way in WAYS}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):
         for way in WAYS:
@@ -84,6 +90,9 @@ def compare(threads: int, options: argparse.Namespace) -> dict[str, Any]:
         "transformers_per_s": rate["transformers"],
         "samgraft_per_s": rate["samgraft"],
         "faster": rate["samgraft"] / rate["transformers"],
+        "transformers_kept_per_s": rate["transformers, kept"],
+        "samgraft_kept_per_s": rate["samgraft, kept"],
+        "kept_faster": rate["samgraft, kept"] / rate["transformers"],
         "transformers_mb": max(f["extra_mb"] for f in found["transformers"]),
         "samgraft_mb": max(f["extra_mb"] for f in found["samgraft"]),
         "samgraft_growth_mb": max(f["growth_mb"] for f in found["samgraft"]),

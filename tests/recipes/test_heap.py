@@ -57,6 +57,39 @@ def test_freed_blocks_between_living_ones_are_returned(repo_root: Path) -> None:
     assert returned < 40
 
 
+KEEP = """
+import ctypes, importlib.util, sys
+spec = importlib.util.spec_from_file_location("heap", sys.argv[2])
+module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+for step in sys.argv[1].split("+"):
+    assert step == "default" or getattr(module, step)()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+for _ in range(10):
+    address = libc.malloc(100 * 2**20)
+    ctypes.memset(address, 1, 100 * 2**20)
+    libc.free(address)
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+faults = int(open("/proc/self/stat").read().rsplit(") ", 1)[1].split()[7])
+print(int(status["VmRSS"].split()[0]) / 1024, faults)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_memory_is_kept_for_the_next_block(repo_root: Path) -> None:
+    """The pages of ten blocks of 100 MB, one after the other, are fetched once instead of ten times."""
+
+    def run(way: str) -> tuple[float, int]:
+        command = [sys.executable, "-c", KEEP, way, str(repo_root / "recipes" / "heap.py")]
+        resident, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return float(resident), int(faults)
+
+    default, kept, undone = run("default"), run("keep_memory"), run("keep_memory+return_memory")
+    assert default[0] < 50 and undone[0] < 50
+    assert 100 < kept[0] < 150
+    assert kept[1] < 0.2 * default[1]
+
+
 def test_fit_asks_for_it_and_other_c_libraries_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
