@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.adapters.backbones.sites import BlockSites
 from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, MaskDecoder, SemanticOutput
 from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
@@ -138,6 +136,11 @@ class Grafted(nn.Module):
         """Every attached parameter, each once."""
         return [parameter for part in self._parts().values() for parameter in part.parameters()]
 
+    def penalty(self) -> Tensor | None:
+        """What grafts want to add to the loss of the last forward pass (a gate's balance), or None."""
+        own = [penalty for graft in self._grafts().values() if (penalty := graft.penalty()) is not None]
+        return torch.stack(own).sum() if own else None
+
     def graft_state(self) -> dict[str, Tensor]:
         """Attached tensors by name: what a bundle stores."""
         return {
@@ -198,6 +201,7 @@ class Grafted(nn.Module):
             for graft in reversed(self._grafts().values()):
                 graft.remove(self.backbone)
             self.attached = False
+            self.backbone.occupied &= not self.configs
         return self.backbone
 
     def install(self) -> None:
@@ -212,6 +216,7 @@ class Grafted(nn.Module):
                 graft.remove(self.backbone)
             raise
         self.attached = True
+        self.backbone.occupied |= bool(done)
 
     def _grafts(self) -> dict[str, Graft]:
         return {name: graft for name, graft in self.grafts.items() if isinstance(graft, Graft)}
@@ -267,7 +272,7 @@ def attach(
         ConfigError: two grafts want the same layer, or the backbone already carries grafts. Nothing was changed.
     """
     configs = _named(grafts)
-    if configs and occupied(backbone):
+    if configs and backbone.occupied:
         raise ConfigError(
             f"backbone {backbone.spec.name!r} already carries grafts; detach() those first, or attach all together"
         )
@@ -363,10 +368,3 @@ def _named(grafts: GraftConfigs) -> dict[str, GraftConfig]:
         if not name.isidentifier():
             raise ConfigError(f"graft name {name!r} cannot be part of a tensor key; use letters, digits and _")
     return named
-
-
-def occupied(backbone: Backbone) -> bool:
-    """Whether a graft is installed in ``backbone``."""
-    sites = [module for module in backbone.modules() if isinstance(module, BlockSites)]
-    filled = any(len(points) for site in sites for points in site.children() if isinstance(points, nn.ModuleList))
-    return filled or any(isinstance(module, LoraLayer) for module in backbone.modules())

@@ -63,9 +63,9 @@ def attend(
     """Attention over all tokens of ``grid``; exact, in the way that suits the device (``attention_ways``).
 
     Args:
-        query: (B, heads, h * w, d); key and value likewise.
-        key: See ``query``.
-        value: See ``query``.
+        query: (B, heads, h * w, d).
+        key: (B, heads, h * w + p, d): the last p keys belong to tokens without a position, which get no bias.
+        value: As ``key``.
         rel: Tables of :func:`relative_table`, (h, h, d) and (w, w, d); None for no relative positions.
         grid: (h, w) in tokens.
 
@@ -87,9 +87,9 @@ def recorded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, 
     does not hold the logits of all heads (0.8 GB per block of SAM-B at 1024 px).
 
     Args:
-        query: (B, heads, h * w, d); key and value likewise.
-        key: See ``query``.
-        value: See ``query``.
+        query: (B, heads, h * w, d).
+        key: (B, heads, h * w + p, d), as for :func:`attend`.
+        value: As ``key``.
         rows: (B, heads, h * w, h), from :func:`position_terms`.
         cols: (B, heads, h * w, w), likewise.
 
@@ -101,6 +101,8 @@ def recorded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, 
     for start in range(0, query.shape[1], together):
         some = slice(start, start + together)
         bias = (rows[:, some, :, :, None] + cols[:, some, :, None, :]).flatten(3)
+        if key.shape[2] > bias.shape[3]:
+            bias = functional.pad(bias, (0, key.shape[2] - bias.shape[3]))
         some_query, some_key, some_value = query[:, some], key[:, some], value[:, some]
         found.append(functional.scaled_dot_product_attention(some_query, some_key, some_value, attn_mask=bias))
     return torch.cat(found, dim=1) if len(found) > 1 else found[0]
@@ -139,12 +141,15 @@ def _work(query: Tensor, keys: int) -> tuple[Iterator[Part], Tensor]:
     return parts(batch, heads, queries, keys, most), query.new_empty(rows * keys)
 
 
-def _bias(rows: Tensor, cols: Tensor, memory: Tensor) -> Tensor:
-    """(B, n, q, h * w) from (B, n, q, h) and (B, n, q, w), written into the first elements of ``memory``."""
-    shape = (*rows.shape, cols.shape[-1])
+def _bias(rows: Tensor, cols: Tensor, keys: int, memory: Tensor) -> Tensor:
+    """(B, n, q, keys) from (B, n, q, h) and (B, n, q, w), 0 from key h * w on, in the first elements of ``memory``."""
+    height, width = rows.shape[-1], cols.shape[-1]
+    shape = (*rows.shape[:-1], keys)
     bias = memory[: math.prod(shape)].view(shape)
-    torch.add(rows[..., :, None], cols[..., None, :], out=bias)
-    return bias.flatten(3)
+    placed = bias[..., : height * width].unflatten(-1, (height, width))
+    torch.add(rows[..., :, None], cols[..., None, :], out=placed)
+    bias[..., height * width :] = 0
+    return bias
 
 
 class _BiasedAttention(torch.autograd.Function):
@@ -155,7 +160,7 @@ class _BiasedAttention(torch.autograd.Function):
         todo, memory = _work(query, key.shape[2])
         out = query.new_empty(query.shape[:3] + value.shape[3:])
         for part in todo:
-            bias, pair = _bias(rows[part], cols[part], memory), part[:2]
+            bias, pair = _bias(rows[part], cols[part], key.shape[2], memory), part[:2]
             out[part] = functional.scaled_dot_product_attention(query[part], key[pair], value[pair], attn_mask=bias)
         ctx.save_for_backward(query, key, value, rows, cols, out)
         return out
@@ -171,7 +176,7 @@ class _BiasedAttention(torch.autograd.Function):
         grad_query, grad_rows, grad_cols, grad_key, grad_value = change
         for part in todo:
             pair = part[:2]
-            logits = _bias(rows[part], cols[part], memory).to(wide)
+            logits = _bias(rows[part], cols[part], key.shape[2], memory).to(wide)
             logits.add_(torch.matmul(query[part].to(wide), key[pair].to(wide).transpose(-1, -2)), alpha=scale)
             weights = logits.softmax(dim=-1)
             own = grad[part]
@@ -179,7 +184,8 @@ class _BiasedAttention(torch.autograd.Function):
             # derivative of softmax: p * (dp - sum(p * dp)), and sum(p * dp) over keys is grad . out
             slope = torch.matmul(own, value[pair].transpose(-1, -2)).to(wide)
             slope.sub_((own.to(wide) * out[part].to(wide)).sum(dim=-1, keepdim=True)).mul_(weights)
-            pairs = slope.unflatten(-1, (rows.shape[-1], cols.shape[-1]))
+            height, width = rows.shape[-1], cols.shape[-1]
+            pairs = slope[..., : height * width].unflatten(-1, (height, width))
             grad_rows[part], grad_cols[part] = pairs.sum(dim=-1), pairs.sum(dim=-2)
             slope = slope.to(query.dtype)
             grad_query[part] = torch.matmul(slope, key[pair]).mul_(scale)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from samgraft.errors import NoMatchError
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Query, key, value (B, n, S, d), row terms (B, n, S, h), column terms (B, n, S, w) to (B, n, S, d)."""
+"""Query (B, n, S, d), key, value (B, n, S + p, d), row terms (B, n, S, h), column terms (B, n, S, w) to (B, n, S, d)."""
 
 ON_CPU = "parts"
 """Measured: quicker than ``augmented`` for windows and for whole images, at every size and number of threads."""
@@ -39,8 +39,8 @@ def augmented(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Ten
 
     Args:
         query: (B, n, S, d); the logits use ``q . k / sqrt(d)``.
-        key: As ``query``.
-        value: As ``query``.
+        key: (B, n, S + p, d); the last p have no position.
+        value: As ``key``.
         rows: (B, n, S, h), added to the logits of all keys in a row of tokens.
         cols: (B, n, S, w), added to those in a column; S = h w.
 
@@ -51,16 +51,19 @@ def augmented(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Ten
     eye = torch.eye(height, device=key.device, dtype=key.dtype), torch.eye(width, device=key.device, dtype=key.dtype)
     codes = torch.cat([eye[0].repeat_interleave(width, dim=0), eye[1].repeat(height, 1)], dim=-1)  # (S, h + w)
     wide_query = torch.cat([query, rows * depth**0.5, cols * depth**0.5], dim=-1)
+    codes = functional.pad(codes, (0, 0, 0, key.shape[2] - len(codes)))
     wide_key = torch.cat([key, codes.expand(*key.shape[:2], -1, -1)], dim=-1)
     return functional.scaled_dot_product_attention(wide_query, wide_key, value, scale=depth**-0.5)
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """The same through flex attention; arguments as for :func:`augmented`."""
-    width = cols.shape[-1]
+    height, width = rows.shape[-1], cols.shape[-1]
 
     def score(logit: Tensor, image: Tensor, head: Tensor, own: Tensor, other: Tensor) -> Tensor:
-        return logit + rows[image, head, own, other // width] + cols[image, head, own, other % width]
+        row, column = torch.clamp(other // width, max=height - 1), other % width
+        bias = rows[image, head, own, row] + cols[image, head, own, column]
+        return logit + torch.where(other < height * width, bias, torch.zeros_like(bias))
 
     found = _flex_kernel(query.device.type)(query, key, value, score_mod=score)
     return found if isinstance(found, Tensor) else found[0]

@@ -63,6 +63,8 @@ class Prefix:
     """The first block that was not run."""
     taps: dict[int, Tensor] = field(default_factory=dict)
     """Block index -> that block's output, (B, h, w, D)."""
+    extra: Tensor | None = None
+    """(B, p, D): grafted tokens that are carried from block to block."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +109,8 @@ class Backbone(nn.Module, ABC):
     """Compute each block again in the backward pass instead of keeping what happens inside it."""
     quantized: str = ""
     """"int8" where the encoder's linear layers were replaced (:mod:`samgraft.adapters.backbones.quantize`)."""
+    occupied: bool = False
+    """Whether grafts are attached at present, installed or merged."""
     merged: bool = False
     """Whether grafts are folded into the frozen weights at present."""
 

@@ -75,7 +75,7 @@ class HFSamBackbone(Backbone):
         self.sam = sam
         self.encoder_sites = EncoderSites()
         self.block_sites = nn.ModuleList(BlockSites() for _ in range(self.spec.num_blocks))
-        self._block_forward: Callable[..., Tensor] = block_forward
+        self._block_forward: Callable[..., tuple[Tensor, Tensor | None]] = block_forward
         for parameter in sam.parameters():
             parameter.requires_grad_(False)
         for module in self.modules():
@@ -118,8 +118,8 @@ class HFSamBackbone(Backbone):
         if encoder.pos_embed is not None:
             x = x + absolute_table(encoder.pos_embed, grid)
         x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(block=-1, grid_size=grid, image=normalised))
-        x, kept = self._blocks(x, normalised, range(stop), taps)
-        return Prefix(tokens=x, stop=stop, taps=kept)
+        x, extra, kept = self._blocks(x, None, normalised, range(stop), taps)
+        return Prefix(tokens=x, stop=stop, taps=kept, extra=extra)
 
     def resume(self, prefix: Prefix, image: Tensor, taps: Sequence[int] = ()) -> Features:
         """Run the remaining blocks, and the neck; see :meth:`Backbone.resume`.
@@ -130,7 +130,7 @@ class HFSamBackbone(Backbone):
         left = range(prefix.stop, self.spec.num_blocks)
         self._check_taps([tap for tap in taps if tap not in prefix.taps], left)
         normalised = self._normalise(image)
-        x, kept = self._blocks(prefix.tokens, normalised, left, taps)
+        x, _, kept = self._blocks(prefix.tokens, prefix.extra, normalised, left, taps)
         context = SiteContext(block=-1, grid_size=(x.shape[1], x.shape[2]), image=normalised)
         neck = add_deltas(self.encoder_sites.neck, self.sam.vision_encoder.neck(x), context)
         early = {tap: tensor for tap, tensor in prefix.taps.items() if tap in taps}
@@ -160,18 +160,20 @@ class HFSamBackbone(Backbone):
         self._block_forward = torch.compile(block_forward, dynamic=False, **options)
         return self
 
-    def _blocks(self, x: Tensor, image: Tensor, blocks: range, taps: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run ``blocks`` on tokens (B, h, w, D), and keep what ``taps`` asks for."""
+    def _blocks(
+        self, x: Tensor, extra: Tensor | None, image: Tensor, blocks: range, taps: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
+        """Run ``blocks`` on tokens (B, h, w, D) and extra ones (B, p, D), and keep what ``taps`` asks for."""
         kept = {}
         for block in blocks:
-            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, block)
+            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, block, extra)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._block_forward, *parts, use_reentrant=False)
+                x, extra = checkpoint(self._block_forward, *parts, use_reentrant=False)
             else:
-                x = self._block_forward(*parts)
+                x, extra = self._block_forward(*parts)
             if block in taps:
                 kept[block] = x
-        return x, kept
+        return x, extra, kept
 
     def embed(self, prompts: "Prompts", size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Embed prompts for a network input of ``size`` (H, W): sparse (N, k, C), dense (N, C, h, w).

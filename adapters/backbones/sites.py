@@ -55,6 +55,7 @@ class BlockSites(nn.Module):
         after_attention: I4, after the attention residual, before norm2, (B, h, w, D).
         parallel_mlp_raw: I5, reads the un-normed MLP input, (B, h, w, D); the delta joins the MLP's output.
         parallel_mlp: I6, reads norm2(x), (B, h, w, D); the delta joins the MLP's output.
+        tokens: At most one :class:`ExtraTokens`, whose tokens all image tokens attend to.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,26 @@ class BlockSites(nn.Module):
         self.after_attention = nn.ModuleList()
         self.parallel_mlp_raw = nn.ModuleList()
         self.parallel_mlp = nn.ModuleList()
+        self.tokens = nn.ModuleList()
+
+
+class ExtraTokens(nn.Module):
+    """Learned tokens beside those of the image, in one block.
+
+    In a windowed block every window sees all of them. If they are carried, they attend to the image too (in each
+    window, averaged over windows), pass the MLP, and go on to the next block.
+
+    Attributes:
+        gate: (1,) factor on what the tokens change in the image; None for 1, at half the price.
+        carried: Whether the next block gets what became of them.
+    """
+
+    gate: Tensor | None
+    carried: bool
+
+    def forward(self, former: Tensor | None, batch: int) -> Tensor:
+        """The tokens (B, p, D) of this block; ``former`` are those that the block before carried on."""
+        raise NotImplementedError
 
 
 class EncoderSites(nn.Module):

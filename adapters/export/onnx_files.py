@@ -23,7 +23,7 @@ from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.bundle import BundleMeta, samgraft_version
 from samgraft.adapters.export.graphs import CORNER, AdaptedGraph, DecoderGraph, EncoderGraph
 from samgraft.adapters.export.record import LIMIT, OPSET, Arrays, Graph, write_graphs
-from samgraft.adapters.graft import Grafted, occupied
+from samgraft.adapters.graft import Grafted
 from samgraft.errors import ConfigError, MissingDependencyError, ShapeError
 
 FORMAT = 1
@@ -57,7 +57,7 @@ def export_backbone(
     """
     _require()
     _check_float(backbone)
-    if backbone.merged or occupied(backbone):
+    if backbone.occupied:
         raise ConfigError(f"backbone {backbone.spec.name!r} carries grafts; detach() them, or use export_adapter")
     height, width = _size(backbone, size)
     generator = torch.Generator().manual_seed(0)

@@ -4,12 +4,36 @@ from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.grafts.bottleneck import BottleneckConfig
 from samgraft.adapters.grafts.decoder_lora import DecoderLoraConfig
 from samgraft.adapters.grafts.lora import LoraConfig
+from samgraft.adapters.grafts.tuned import BiasConfig, FullConfig, FullDecoderConfig, LayerNormConfig
+from samgraft.adapters.grafts.vpt import VptConfig
 from samgraft.registry import Registry
 
 GRAFTS: Registry[type[GraftConfig]] = Registry("graft")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
-for _config in (BottleneckConfig, DecoderLoraConfig, LoraConfig):
+_CONFIGS: tuple[type[GraftConfig], ...] = (
+    BiasConfig,
+    BottleneckConfig,
+    DecoderLoraConfig,
+    FullConfig,
+    FullDecoderConfig,
+    LayerNormConfig,
+    LoraConfig,
+    VptConfig,
+)
+for _config in _CONFIGS:
     GRAFTS.register(_config.method)(_config)
 
-__all__ = ["GRAFTS", "BottleneckConfig", "DecoderLoraConfig", "Graft", "GraftConfig", "LoraConfig"]
+__all__ = [
+    "GRAFTS",
+    "BiasConfig",
+    "BottleneckConfig",
+    "DecoderLoraConfig",
+    "FullConfig",
+    "FullDecoderConfig",
+    "Graft",
+    "GraftConfig",
+    "LayerNormConfig",
+    "LoraConfig",
+    "VptConfig",
+]

@@ -7,9 +7,9 @@ grafts append modules to the lists of ``backbone.block_sites`` and linear grafts
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import MethodConfig, check_choice
@@ -22,14 +22,17 @@ SITE_LABELS = {
     "after_attention": "I4 after attention",
     "parallel_mlp_raw": "I5 parallel to MLP, x",
     "parallel_mlp": "I6 parallel to MLP, norm2(x)",
+    "tokens": "extra tokens in attention",
 }
 """Name of a list in ``BlockSites`` -> how it is called in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraftConfig(MethodConfig):
-    """Options that every graft on encoder blocks has."""
+    """Options that every graft has."""
 
+    part: ClassVar[Literal["encoder", "decoder"]] = "encoder"
+    """What it changes. Grafts on the decoder leave the encoder's features as they are, so those can be kept."""
     blocks: str | tuple[int, ...] = "all"
     """Which encoder blocks: "all", "last:N", "first:N", or indices from 0. Late blocks keep the prefix cacheable."""
     init: Literal["identity", "published"] = "identity"
@@ -38,6 +41,10 @@ class GraftConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check values that do not need a backbone."""
         check_choice(self.method, "init", self.init, ("identity", "published"))
+        if self.part == "decoder" and self.blocks != "all":
+            raise ConfigError(
+                f"{self.method}: blocks is {self.blocks!r}, but it works on the decoder; leave blocks='all'"
+            )
 
     def build(self, backbone: Backbone) -> "Graft":
         """Create the module for ``backbone`` without touching it.
@@ -58,6 +65,8 @@ class Graft(nn.Module, ABC):
 
     merge_refusal: ClassVar[str] = ""
     """Why the method cannot be merged into the weights; empty if it can."""
+    compile_refusal: ClassVar[str] = ""
+    """Why its blocks cannot pass ``torch.compile`` without a break; empty if they can."""
 
     def __init__(self, config: GraftConfig, points: Sequence[str]) -> None:
         """Remember the configuration."""
@@ -87,6 +96,10 @@ class Graft(nn.Module, ABC):
 
     def unmerge(self, backbone: Backbone) -> None:
         """Undo :meth:`merge` bit-exactly. Nothing to do for methods that do not merge."""
+
+    def penalty(self) -> Tensor | None:
+        """Scalar to add to the loss of the last forward pass in training, or None."""
+        return None
 
 
 class SiteGraft(Graft):
@@ -127,6 +140,12 @@ class SiteGraft(Graft):
             modules = site_list(backbone, block, site)
             for index in [i for i, other in enumerate(modules) if other is module]:
                 del modules[index]
+
+
+def replace_module(backbone: nn.Module, path: str, module: Any) -> None:
+    """Put ``module`` at ``path`` of the module tree."""
+    parent, _, name = path.rpartition(".")
+    setattr(backbone.get_submodule(parent), name, module)
 
 
 def site_list(backbone: Backbone, block: int, site: str) -> nn.ModuleList:

@@ -7,13 +7,12 @@ Source:
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.grafts.lora import check_lora, lora_options
 from samgraft.adapters.grafts.peft_linear import MergedWeights, WrappedLinears, find_linears
-from samgraft.errors import ConfigError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -23,6 +22,7 @@ class DecoderLoraConfig(GraftConfig):
     """LoRA on self and cross attention of the mask decoder."""
 
     method: ClassVar[str] = "decoder_lora"
+    part: ClassVar[Literal["encoder", "decoder"]] = "decoder"
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Any of "q_proj", "k_proj", "v_proj", "out_proj"."""
     rank: int = 4
@@ -38,10 +38,6 @@ class DecoderLoraConfig(GraftConfig):
         """Check targets and numbers."""
         super().__post_init__()
         check_lora(self.method, self.targets, LINEARS, self.rank, self.alpha, self.dropout)
-        if self.blocks != "all":
-            raise ConfigError(
-                f"decoder_lora: blocks is {self.blocks!r}, but it works on the decoder; leave blocks='all'"
-            )
 
     def build(self, backbone: Backbone) -> "DecoderLoraGraft":
         """Create the low-rank parts for the decoder of ``backbone``."""

@@ -7,7 +7,7 @@ Two forms. :class:`WrappedLinears` replaces an ``nn.Linear`` in the module tree 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import peft
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.quantize import Int8Linear
+from samgraft.adapters.grafts.base import replace_module
+from samgraft.adapters.grafts.swapped import SwappedParameters
 from samgraft.errors import ConfigError, NoMatchError
 
 ADAPTER_NAME = "graft"
@@ -119,12 +121,12 @@ class WrappedLinears(nn.Module):
     def install(self, backbone: Backbone) -> None:
         """Put each wrapper in the place of its layer."""
         for path, wrapper in self._wrappers.items():
-            _replace(backbone, path, wrapper)
+            replace_module(backbone, path, wrapper)
 
     def remove(self, backbone: Backbone) -> None:
         """Put the original layers back."""
         for path, wrapper in self._wrappers.items():
-            _replace(backbone, path, wrapper.get_base_layer())
+            replace_module(backbone, path, wrapper.get_base_layer())
 
     def deltas(self) -> dict[str, tuple[nn.Linear, Tensor]]:
         """Path -> (frozen layer, what LoRA adds to its weight)."""
@@ -134,30 +136,15 @@ class WrappedLinears(nn.Module):
         }
 
 
-class MergedWeights:
-    """Swaps weight parameters for merged ones and back; the originals are kept as objects, hence bit-exact."""
-
-    def __init__(self) -> None:
-        """Nothing merged."""
-        self._originals: list[tuple[nn.Linear, nn.Parameter]] = []
-
-    def __len__(self) -> int:
-        """How many weights are merged now."""
-        return len(self._originals)
+class MergedWeights(SwappedParameters):
+    """Weights of linear layers plus what a graft adds to them."""
 
     def add(self, linear: nn.Linear, delta: Tensor) -> None:
         """Replace ``linear.weight`` by itself plus ``delta``, added in float32 or better."""
         original = linear.weight
         wide = torch.promote_types(original.dtype, torch.float32)
         merged = (original.detach().to(wide) + delta.to(original.device, wide)).to(original.dtype)
-        self._originals.append((linear, cast(nn.Parameter, original)))
-        linear.weight = nn.Parameter(merged, requires_grad=False)
-
-    def restore(self) -> None:
-        """Put the original parameters back."""
-        while self._originals:
-            linear, original = self._originals.pop()
-            linear.weight = original
+        self.swap(linear, "weight", nn.Parameter(merged, requires_grad=False))
 
 
 def find_linears(backbone: Backbone, pattern: str) -> dict[str, nn.Linear]:
@@ -185,8 +172,3 @@ def find_linears(backbone: Backbone, pattern: str) -> dict[str, nn.Linear]:
         linears = [path for path, module in backbone.named_modules() if isinstance(module, nn.Linear)]
         raise NoMatchError(f"no linear layer matches {pattern!r}; nothing was changed; there are {linears[:8]} ...")
     return found
-
-
-def _replace(backbone: nn.Module, path: str, module: Any) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(backbone.get_submodule(parent), name, module)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from samgraft.adapters.backbones import attention, attention_ways
 from samgraft.adapters.backbones.attention import WAYS, attend, relative_table
@@ -16,9 +17,10 @@ from tests.adapters.toy import toy_backbone, toy_image
 GRID = (4, 6)
 
 
-def inputs(dtype: torch.dtype) -> list[Tensor]:
+def inputs(dtype: torch.dtype, extra: int = 0) -> list[Tensor]:
+    """Query, key, value with ``extra`` keys that have no position, and both tables."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 3, GRID[0] * GRID[1], 8)] * 3 + [(2 * side - 1, 8) for side in GRID]
+    shapes = [(2, 3, GRID[0] * GRID[1] + more, 8) for more in (0, extra, extra)] + [(2 * s - 1, 8) for s in GRID]
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
@@ -28,7 +30,8 @@ def formula(query: Tensor, key: Tensor, value: Tensor, down: Tensor, across: Ten
     vertical = down[y[:, None] - y[None, :] + GRID[0] - 1]  # (S, S, d)
     horizontal = across[x[:, None] - x[None, :] + GRID[1] - 1]
     logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    logits = logits + torch.einsum("bnid,ijd->bnij", query, vertical + horizontal)
+    bias = torch.einsum("bnid,ijd->bnij", query, vertical + horizontal)
+    logits = logits + functional.pad(bias, (0, key.shape[2] - bias.shape[3]))
     return logits.softmax(-1) @ value
 
 
@@ -38,15 +41,17 @@ def attended(way: str, tensors: list[Tensor]) -> Tensor:
         return attend(tensors[0], tensors[1], tensors[2], tables, GRID)
 
 
+@pytest.mark.parametrize("extra", [0, 3])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_is_the_formula(way: str) -> None:
-    tensors = inputs(torch.float64)
+def test_every_way_is_the_formula(way: str, extra: int) -> None:
+    tensors = inputs(torch.float64, extra)
     torch.testing.assert_close(attended(way, tensors), formula(*tensors), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("extra", [0, 3])
 @pytest.mark.parametrize("way", ["parts", "augmented"])
-def test_gradients_are_those_of_the_formula(way: str) -> None:
-    tensors = [t.requires_grad_(True) for t in inputs(torch.float64)]
+def test_gradients_are_those_of_the_formula(way: str, extra: int) -> None:
+    tensors = [t.requires_grad_(True) for t in inputs(torch.float64, extra)]
     weight = torch.linspace(-1, 1, tensors[0].numel(), dtype=torch.float64).view(tensors[0].shape)
     wanted = torch.autograd.grad((formula(*tensors) * weight).sum(), tensors)
     found = torch.autograd.grad((attended(way, tensors) * weight).sum(), tensors)
