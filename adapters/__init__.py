@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from samgraft.adapters.graft import Grafted, attach
     from samgraft.adapters.grafts import GRAFTS, BottleneckConfig, DecoderLoraConfig, LoraConfig
     from samgraft.adapters.prompts import PROMPTERS, AutoSamConfig, GridConfig, ManualConfig, Prompts, make_prompts
+    from samgraft.adapters.shelf import AdapterShelf
 
 _HOMES = {
     "BACKBONES": "backbones",
@@ -37,6 +38,7 @@ _HOMES = {
     "ManualConfig": "prompts",
     "Prompts": "prompts",
     "make_prompts": "prompts",
+    "AdapterShelf": "shelf",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "DECODERS",
     "GRAFTS",
     "PROMPTERS",
+    "AdapterShelf",
     "AutoSamConfig",
     "BottleneckConfig",
     "BundleMeta",

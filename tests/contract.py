@@ -15,7 +15,7 @@ from samgraft.adapters.bundle import load_bundle, save_bundle
 from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import GRAFTS, BottleneckConfig, DecoderLoraConfig, GraftConfig, LoraConfig, VptConfig
-from samgraft.errors import ConfigError, NoMatchError
+from samgraft.errors import CheckpointError, ConfigError, NoMatchError
 from tests.adapters.toy import toy_backbone, toy_image, toy_prompts
 
 MERGE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.15}
@@ -157,6 +157,62 @@ def test_save_load(config: GraftConfig, tmp_path: Any) -> None:
     nested, fresh = nn.ModuleDict({"model": grafted}), nn.ModuleDict({"model": attach(toy_backbone(), config)})
     fresh.load_state_dict(nested.state_dict(), strict=True)
     assert torch.equal(logits(fresh["model"], image), expected)
+
+
+@each_method
+@pytest.mark.parametrize("size", [(256, 256), (320, 192), (1024, 1024)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_any_side(name: str, size: tuple[int, int]) -> None:
+    """Identity and an effect at the sides that users ask for; 1024 px are 64 x 64 tokens, as in SAM."""
+    backbone, image = toy_backbone(num_blocks=2, patch_size=16), toy_image(*size, batch=1)
+    with torch.no_grad():
+        before = backbone.encode(image).neck
+        grafted = attach(backbone, GRAFTS.get(name)())
+        assert torch.equal(grafted.encode(image).neck, before)
+        assert before.shape[-2:] == (size[0] // 16, size[1] // 16)
+        perturb(grafted)
+        after = grafted.encode(image).neck
+    assert torch.isfinite(after).all()
+    assert torch.equal(after, before) == grafted.frozen_encoder() == (GRAFTS.get(name).part == "decoder")
+
+
+@each_method
+def test_file_that_does_not_fit_is_refused(name: str, tmp_path: Any) -> None:
+    """Another backbone, cut off, one bit changed, not a number, a tensor too many: named, and nothing stays attached."""
+    config = GRAFTS.get(name)()
+    grafted = attach(toy_backbone(), config)
+    file = save_bundle(tmp_path / "a.graft", grafted)
+    state, backbone = grafted.graft_state(), toy_backbone()
+    names = tree(backbone)
+    with pytest.raises(CheckpointError, match="was trained on backbone .* load the backbone that it names"):
+        load_bundle(file, toy_backbone(seed=1))
+    content = file.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_bundle(file, backbone)
+    key = next(iter(state))
+    with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        grafted.load_graft_state(state | {key: torch.full_like(state[key], torch.nan)})
+    with pytest.raises(CheckpointError, match=r"unknown \['grafts.other'\]"):
+        grafted.load_graft_state(state | {"grafts.other": torch.zeros(1)})
+    assert tree(backbone) == names and not backbone.occupied
+
+
+@each_graft
+def test_blocks_compile_whole_or_say_why_not(config: GraftConfig) -> None:
+    """One graph per block, traced without a break; the code generator itself is not under test."""
+    backbone, image = toy_backbone(), toy_image()
+    grafted = attach(backbone, config)
+    perturb(grafted)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = grafted.encode(image).neck
+        backbone.compile_blocks(backend="eager", fullgraph=True)
+        if next(iter(grafted.grafts.values())).compile_refusal:
+            with pytest.raises(torch._dynamo.exc.Unsupported):
+                grafted.encode(image)
+            return
+        torch.testing.assert_close(grafted.encode(image).neck, expected, atol=1e-4, rtol=1e-4)
 
 
 @each_graft

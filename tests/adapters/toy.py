@@ -8,12 +8,14 @@ from samgraft.adapters.backbones.tiny import build_graft_tiny, tiny_config
 from samgraft.adapters.prompts.base import Prompts
 
 
-def toy_backbone(*, num_blocks: int = 3, seed: int = 0) -> HFSamBackbone:
-    """A frozen backbone of ``num_blocks`` blocks, width 32, patch 8, native side 64 pixels, 32 neck channels.
+def toy_backbone(*, num_blocks: int = 3, seed: int = 0, patch_size: int = 8) -> HFSamBackbone:
+    """A frozen backbone of ``num_blocks`` blocks, width 32, 8 x 8 tokens at its native side, 32 neck channels.
 
     Windows are 3 tokens wide, so that 8 tokens need padding; the last block of three attends globally.
     """
-    config = tiny_config(embed_dim=32, num_blocks=num_blocks, num_heads=2, neck_channels=32, native_size=64)
+    config = tiny_config(embed_dim=32, num_blocks=num_blocks, num_heads=2, neck_channels=32, native_size=8 * patch_size)
+    for part in ("vision_config", "prompt_encoder_config"):
+        config[part]["patch_size"] = patch_size
     config["vision_config"]["window_size"] = 3
     model = build_graft_tiny(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
