@@ -177,7 +177,7 @@ def test_any_side(name: str, size: tuple[int, int]) -> None:
 
 @each_method
 def test_file_that_does_not_fit_is_refused(name: str, tmp_path: Any) -> None:
-    """Another backbone, cut off, one bit changed, not a number, a tensor too many: named, and nothing stays attached."""
+    """Another backbone, cut off, one bit changed, not a number, a tensor too many: named; nothing stays attached."""
     config = GRAFTS.get(name)()
     grafted = attach(toy_backbone(), config)
     file = save_bundle(tmp_path / "a.graft", grafted)

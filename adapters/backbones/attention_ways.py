@@ -23,7 +23,7 @@ from torch.nn import functional
 from samgraft.errors import NoMatchError
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Query (B, n, S, d), key, value (B, n, S + p, d), terms of rows (B, n, S, h) and of columns (B, n, S, w); one result."""
+"""Of query (B, n, S, d), key, value (B, n, S + p, d), row and column terms (B, n, S, h or w); gives (B, n, S, d)."""
 
 ON_CPU = "parts"
 """Measured: quicker than ``augmented`` for windows and for whole images, at every size and number of threads."""
