@@ -99,8 +99,8 @@ def quantize(backbone: HFSamBackbone, precision: str = "int8") -> HFSamBackbone:
         ``backbone``.
 
     Raises:
-        ConfigError: another precision, dtype or device; grafts are merged; it is quantised already; or the processor's
-            int8 product is not exact. Nothing was changed.
+        ConfigError: another precision, dtype or device; grafts are merged, or train copies of linear layers; it is
+            quantised already; or the processor's int8 product is not exact. Nothing was changed.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -112,6 +112,12 @@ def quantize(backbone: HFSamBackbone, precision: str = "int8") -> HFSamBackbone:
         for name, child in parent.named_children()
         if type(child) is nn.Linear and FROZEN_MARK in child.__dict__
     ]
+    trained = [linear for _, _, linear in found if any(parameter.requires_grad for parameter in linear.parameters())]
+    if trained:
+        raise ConfigError(
+            f"a graft trains copies of {len(trained)} linear layers of {backbone.spec.name!r} itself (bias, full); they "
+            "cannot be rounded and given back; stay in float32"
+        )
     for parent, name, linear in found:
         small = Int8Linear(linear)
         small.__dict__[FROZEN_MARK] = True

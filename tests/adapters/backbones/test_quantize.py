@@ -12,7 +12,7 @@ from samgraft.adapters.backbones.quantize import Int8Linear, exact_product, quan
 from samgraft.adapters.bundle import load_bundle, save_bundle
 from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import attach
-from samgraft.adapters.grafts import BottleneckConfig, LoraConfig
+from samgraft.adapters.grafts import BiasConfig, BottleneckConfig, LoraConfig
 from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.cache.features import feature_key
 from tests.adapters.toy import toy_backbone, toy_image, toy_prompts
@@ -135,6 +135,10 @@ def test_refusals_change_nothing() -> None:
     with pytest.raises(ConfigError, match=r"unmerge\(\) first"):
         quantize(backbone)
     grafted.detach()
+    biases = attach(backbone, BiasConfig(blocks="last:1"))
+    with pytest.raises(ConfigError, match=r"trains copies of 4 linear layers"):
+        quantize(backbone)
+    biases.detach()
     with pytest.raises(ConfigError, match=r"is in torch.bfloat16 on cpu; int8 needs torch.float32"):
         quantize(toy_backbone().to(torch.bfloat16))
     assert not any(isinstance(m, Int8Linear) for m in backbone.modules()) and backbone.quantized == ""
