@@ -115,8 +115,8 @@ def quantize(backbone: HFSamBackbone, precision: str = "int8") -> HFSamBackbone:
     trained = [linear for _, _, linear in found if any(parameter.requires_grad for parameter in linear.parameters())]
     if trained:
         raise ConfigError(
-            f"a graft trains copies of {len(trained)} linear layers of {backbone.spec.name!r} itself (bias, full); they "
-            "cannot be rounded and given back; stay in float32"
+            f"a graft trains copies of {len(trained)} linear layers of {backbone.spec.name!r} itself (bias, full), "
+            "which cannot be rounded and given back; stay in float32"
         )
     for parent, name, linear in found:
         small = Int8Linear(linear)
