@@ -136,6 +136,11 @@ class Grafted(nn.Module):
         """Every attached parameter, each once."""
         return [parameter for part in self._parts().values() for parameter in part.parameters()]
 
+    def rate_factors(self) -> dict[nn.Parameter, float]:
+        """What the learning rate of an attached parameter is multiplied by, where that is not 1."""
+        factors = {graft: graft.config.lr_factor for graft in self._grafts().values()}
+        return {p: factor for graft, factor in factors.items() if factor != 1 for p in graft.parameters()}
+
     def penalty(self) -> Tensor | None:
         """What grafts want to add to the loss of the last forward pass (a gate's balance), or None."""
         own = [penalty for graft in self._grafts().values() if (penalty := graft.penalty()) is not None]

@@ -7,7 +7,6 @@ Bytes of state per trained float32 value: adamw 8; adafactor 4 / rows + 4 / colu
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,15 +43,21 @@ def require_optimizer(name: OptimizerName, device: str) -> None:
 
 
 def make_optimizer(
-    name: OptimizerName, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float
+    name: OptimizerName,
+    parameters: Sequence[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser with two groups: matrices with weight decay, vectors and scalars without.
+    """Build an optimiser whose groups are matrices with weight decay, and vectors and scalars without; per rate.
 
     Args:
         name: As in ``task.optimizer``.
         parameters: What is trained.
         lr: Peak rate; it means the same for all of them (see below).
         weight_decay: Decay per step, times the rate.
+        factors: Parameter -> multiple of ``lr``; 1 where it is not named.
 
     Raises:
         ConfigError: see :func:`require_optimizer`.
@@ -62,19 +67,19 @@ def make_optimizer(
         floor of 1e-3. LoRA's B starts at zero and would learn a thousand times slower than A, so the floor is 1 here,
         which makes the steps absolute, as AdamW's are. 8-bit states, arXiv:2110.02861.
     """
-    groups: list[Mapping[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in sorted(parameters, key=lambda p: p.ndim <= 1):
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        alike.setdefault((lr * (factors or {}).get(parameter, 1.0), decay), []).append(parameter)
+    groups = [{"params": params, "lr": own, "weight_decay": decay} for (own, decay), params in alike.items()]
     require_optimizer(name, parameters[0].device.type if parameters else "cpu")
     if name == "adafactor":
-        return torch.optim.Adafactor(groups, lr=lr, eps=(None, 1.0))  # type: ignore[arg-type]
+        return torch.optim.Adafactor(groups, lr=lr, eps=(None, 1.0))
     if name in _EIGHT_BIT:
         kind = getattr(importlib.import_module("bitsandbytes.optim"), _EIGHT_BIT[name])
         optimizer: torch.optim.Optimizer = kind(groups, lr=lr)
         return optimizer
-    return torch.optim.AdamW(groups, lr=lr)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, lr=lr)
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -266,8 +266,13 @@ class SegmentationTask(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The chosen optimiser (no decay on vectors), linear warm-up, cosine; by steps or by time, what ends first."""
         task = self.config.task
-        trainable = self.grafted.trainable_parameters()
-        optimizer = make_optimizer(task.optimizer, trainable, lr=task.lr, weight_decay=task.weight_decay)
+        optimizer = make_optimizer(
+            task.optimizer,
+            self.grafted.trainable_parameters(),
+            lr=task.lr,
+            weight_decay=task.weight_decay,
+            factors=self.grafted.rate_factors(),
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.config import MethodConfig, check_choice
+from samgraft.adapters.config import MethodConfig, check_choice, check_positive
 from samgraft.errors import ConfigError, NoMatchError
 
 SITE_LABELS = {
@@ -37,10 +37,13 @@ class GraftConfig(MethodConfig):
     """Which encoder blocks: "all", "last:N", "first:N", or indices from 0. Late blocks keep the prefix cacheable."""
     init: Literal["identity", "published"] = "identity"
     """"identity": output bit-equal to the frozen model at step 0. "published": as the paper initialises."""
+    lr_factor: float = 1.0
+    """Learning rate of these parts, as a multiple of the run's. Parts that start as copies want less than new ones."""
 
     def __post_init__(self) -> None:
         """Check values that do not need a backbone."""
         check_choice(self.method, "init", self.init, ("identity", "published"))
+        check_positive(self.method, "lr_factor", self.lr_factor)
         if self.part == "decoder" and self.blocks != "all":
             raise ConfigError(
                 f"{self.method}: blocks is {self.blocks!r}, but it works on the decoder; leave blocks='all'"

@@ -88,6 +88,7 @@ class FullConfig(TunedConfig):
 
     method: ClassVar[str] = "full"
     point: ClassVar[str] = "the whole encoder and decoder"
+    lr_factor: float = 0.5
     decoder: bool = True
     """Also train the mask decoder."""
 

@@ -5,7 +5,7 @@ import torch
 
 from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import attach
-from samgraft.adapters.grafts import LoraConfig
+from samgraft.adapters.grafts import LayerNormConfig, LoraConfig
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import OptimizerName
 from samgraft.recipes.optimiser import make_optimizer, require_optimizer, state_bytes
@@ -58,6 +58,24 @@ def test_adafactor_moves_what_starts_at_zero_like_anything_else() -> None:
     zero.grad = torch.ones(8, 8)
     optimizer.step()
     torch.testing.assert_close(zero.detach(), torch.full((8, 8), -1e-2), rtol=1e-3, atol=0)
+
+
+def test_parts_have_their_own_rate_and_only_matrices_decay() -> None:
+    grafted = attach(
+        toy_backbone(), [LoraConfig(rank=2), LayerNormConfig(lr_factor=0.25)], decoder=ClassTokensConfig(num_classes=1)
+    )
+    factors = grafted.rate_factors()
+    assert set(factors) == set(grafted.grafts["layer_norm"].parameters())
+    optimizer = make_optimizer(
+        "adamw", grafted.trainable_parameters(), lr=1e-2, weight_decay=0.1, factors=factors
+    )  # fmt: skip
+    found = {p: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert set(found) == set(grafted.trainable_parameters())
+    for parameter, (lr, decay) in found.items():
+        assert lr == (0.0025 if parameter in factors else 0.01)
+        assert decay == (0.1 if parameter.ndim > 1 else 0.0)
+    with pytest.raises(ConfigError, match="layer_norm: lr_factor is 0; expected a number above 0"):
+        LayerNormConfig(lr_factor=0)
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit"])
