@@ -173,7 +173,10 @@ class NoisyTopOne(nn.Module):
         chosen = self.choose(z.mean(dim=(2, 3)))
         total = torch.zeros_like(z)
         for index, expert in enumerate(self.experts):
-            rows = torch.arange(index, len(z), len(self.experts)) if z.is_meta else (chosen == index).nonzero()[:, 0]
+            if z.is_meta:  # a plan of memory and time, without values: maps are dealt in turn
+                rows = torch.arange(index, len(z), len(self.experts), device=z.device)
+            else:
+                rows = (chosen == index).nonzero()[:, 0]
             if len(rows):
                 total = total.index_copy(0, rows, expert(z[rows]).to(z.dtype))
         return total
@@ -200,12 +203,14 @@ def load(clean: Tensor, noisy: Tensor, spread: Tensor) -> Tensor:
     """How many maps each expert would get if its noise alone were drawn again: (E,), from three tensors (n, E)."""
     best = noisy.topk(2, dim=-1).values
     rival = torch.where(noisy > best[:, 1:], best[:, 1:], best[:, :1])  # the best of the others
-    return torch.special.ndtr((clean - rival) / spread).sum(dim=0)
+    chances: Tensor = torch.special.ndtr((clean - rival) / spread)
+    return chances.sum(dim=0)
 
 
 def variation(values: Tensor) -> Tensor:
     """Squared coefficient of variation: unbiased variance over the squared mean."""
-    return values.var() / (values.mean().square() + 1e-10)
+    squared: Tensor = values.var() / (values.mean().square() + 1e-10)
+    return squared
 
 
 class ConvLowRank(nn.Module):
