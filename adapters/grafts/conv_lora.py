@@ -11,7 +11,7 @@ in evaluation without the noise. Parameters per block with the target "qkv": 4 r
 
 Source:
     Convolution Meets LoRA, arXiv:2401.17868, section 3; rank, alpha, initial values and the gate from autogluon,
-    multimodal/models/adaptation_layers.py. Noisy choice and balance: arXiv:1701.06538, section 4 and appendix A.
+    multimodal/models/adaptation_layers.py. Noisy choice and balance: arXiv:1701.06538, sections 2.1 and 4, appendix A.
 Deviations:
     gate="soft" is the default, with three scales. In the published code the chosen expert has the factor 1, so the
     loss of the task says nothing to its gate: that is trained only to use all experts equally often (``balance``), and
@@ -174,7 +174,7 @@ class NoisyTopOne(nn.Module):
         total = torch.zeros_like(z)
         for index, expert in enumerate(self.experts):
             if z.is_meta:  # a plan of memory and time, without values: maps are dealt in turn
-                rows = torch.arange(index, len(z), len(self.experts), device=z.device)
+                rows = torch.arange(len(z), device=z.device)[index :: len(self.experts)]
             else:
                 rows = (chosen == index).nonzero()[:, 0]
             if len(rows):

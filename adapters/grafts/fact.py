@@ -8,7 +8,7 @@ V starts at zero, so the output at step 0 is the frozen one. Parameters for n sl
 2 d r + r^3 + n L r (tk); with q and v in all blocks at r = 32, tt has 73,728 in SAM B, 114,688 in L and 147,456 in H.
 
 Source:
-    FacT, arXiv:2212.03145, section 3.2 and 3.3; in SAM on q and v at rank 32 as in MA-SAM, arXiv:2309.08842. Initial
+    FacT, arXiv:2212.03145, section 3; in SAM on q and v at rank 32 as in MA-SAM, arXiv:2309.08842. Initial
     values of the Tucker form from PETL-ViT, FacT/fact_tk.py; dropout 0.1 and s = 1 from both.
 Deviations:
     The projection after attention and the MLP, which FacT also updates, stay frozen, as in MA-SAM. The 3D adapters that

@@ -7,7 +7,7 @@ W' = diag(gamma) W, b' = gamma b + beta. Padded tokens of windowed blocks get ga
 from the merged weights.
 
 Source:
-    Scaling & Shifting Your Features, arXiv:2210.08823, section 3.2, equation 3; merging: equation 5.
+    Scaling & Shifting Your Features, arXiv:2210.08823, section 3; initial values from its code, init_ssf_scale_shift.
 Deviations:
     Only inside blocks: the patch embedding, which the published code scales too, stays frozen, so that ``blocks`` says
     where anything changes. ``init="identity"`` starts at exactly 1 and 0; ``init="published"`` draws gamma from

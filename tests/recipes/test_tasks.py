@@ -191,9 +191,9 @@ def test_a_penalty_of_grafts_joins_the_loss(
     assert logged["train/loss"] is loss
     assert ("train/penalty" in logged) == balanced
     added = task.grafted.penalty() if balanced else torch.zeros(())
-    assert added is not None and float(loss) == pytest.approx(float(compared[0]) + float(added))
+    assert added is not None and loss.item() == pytest.approx(compared[0].item() + added.item())
     if balanced:
-        assert float(added) > 1e-4
+        assert added.item() > 1e-4
         loss.backward()
         gates = [p for name, p in task.grafted.grafts.named_parameters() if name.endswith("mixture.gate")]
         assert gates and all(gate.grad is not None and (gate.grad != 0).any() for gate in gates)
