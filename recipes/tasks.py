@@ -152,7 +152,10 @@ class SegmentationTask(lightning.LightningModule):
         return any(gradient is None for gradient in found)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Augment, predict, compare; the loss is that of the batch of all processes, on every process."""
+        """Augment, predict, compare; the loss is that of the batch of all processes, on every process.
+
+        A penalty of the grafts (balance of a gate) is added; it is of the images of this process.
+        """
         del index
         if self.config.train.minutes is not None:  # one clock: the rate and the last step follow from it
             self.elapsed = from_first(time.monotonic() - self.began)
@@ -168,6 +171,10 @@ class SegmentationTask(lightning.LightningModule):
             at_least_float(self(image)), size=image.shape[-2:], mode="bilinear", align_corners=False
         )
         loss: Tensor = self.loss(logits, target)
+        penalty = self.grafted.penalty()
+        if penalty is not None:
+            self.log("train/penalty", penalty)
+            loss = loss + penalty
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from samgraft.adapters.bundle import load_bundle, save_bundle
 from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.graft import Grafted, attach
-from samgraft.adapters.grafts import GRAFTS, BottleneckConfig, DecoderLoraConfig, GraftConfig, LoraConfig, VptConfig
+from samgraft.adapters.grafts import (
+    GRAFTS,
+    BottleneckConfig,
+    ConvLoraConfig,
+    DecoderLoraConfig,
+    FactConfig,
+    GraftConfig,
+    LoraConfig,
+    SsfConfig,
+    VptConfig,
+)
 from samgraft.errors import CheckpointError, ConfigError, NoMatchError
 from tests.adapters.toy import toy_backbone, toy_image, toy_prompts
 
@@ -28,7 +38,11 @@ VARIANTS: list[GraftConfig] = [
     LoraConfig(targets=("q", "lin2"), dropout=0.5),
     BottleneckConfig(sites=("attention_output",), blocks="first:2"),
     BottleneckConfig(sites=("parallel_mlp",), ratio=0.5, scale=1.0),
+    ConvLoraConfig(targets=("q", "v"), scales=(2,), blocks="last:2"),
     DecoderLoraConfig(targets=("q_proj", "k_proj", "v_proj", "out_proj"), rank=2),
+    FactConfig(form="tk", targets=("q", "k", "v"), rank=4, scale=2.0),
+    SsfConfig(targets=("norm1", "qkv"), blocks=(1,)),
+    SsfConfig(targets=("proj", "norm2", "lin1", "lin2"), blocks="last:2"),
     VptConfig(deep=False, tokens=3),
     VptConfig(deep=False, blocks="last:2"),
 ]

@@ -2,8 +2,11 @@
 
 from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.grafts.bottleneck import BottleneckConfig
+from samgraft.adapters.grafts.conv_lora import ConvLoraConfig
 from samgraft.adapters.grafts.decoder_lora import DecoderLoraConfig
+from samgraft.adapters.grafts.fact import FactConfig
 from samgraft.adapters.grafts.lora import LoraConfig
+from samgraft.adapters.grafts.ssf import SsfConfig
 from samgraft.adapters.grafts.tuned import BiasConfig, FullConfig, FullDecoderConfig, LayerNormConfig
 from samgraft.adapters.grafts.vpt import VptConfig
 from samgraft.registry import Registry
@@ -14,11 +17,14 @@ GRAFTS: Registry[type[GraftConfig]] = Registry("graft")
 _CONFIGS: tuple[type[GraftConfig], ...] = (
     BiasConfig,
     BottleneckConfig,
+    ConvLoraConfig,
     DecoderLoraConfig,
+    FactConfig,
     FullConfig,
     FullDecoderConfig,
     LayerNormConfig,
     LoraConfig,
+    SsfConfig,
     VptConfig,
 )
 for _config in _CONFIGS:
@@ -28,12 +34,15 @@ __all__ = [
     "GRAFTS",
     "BiasConfig",
     "BottleneckConfig",
+    "ConvLoraConfig",
     "DecoderLoraConfig",
+    "FactConfig",
     "FullConfig",
     "FullDecoderConfig",
     "Graft",
     "GraftConfig",
     "LayerNormConfig",
     "LoraConfig",
+    "SsfConfig",
     "VptConfig",
 ]

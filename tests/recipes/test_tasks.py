@@ -172,3 +172,28 @@ def test_accumulated_batches_count_as_one_step_and_checkpointing_reaches_the_bac
     assert backbone.checkpointing
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "val/dice" in row] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("grafts", "balanced"), [({"conv_lora": {"gate": "published"}}, True), ({"conv_lora": {}}, False)]
+)
+def test_a_penalty_of_grafts_joins_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grafts: dict[str, dict[str, object]], balanced: bool
+) -> None:
+    config = small_config(write_pictures(tmp_path / "p"), layout="image_mask")
+    task, data = build(replace(config, task=replace(config.task, grafts=grafts)), backbone=toy_backbone())
+    data.setup("fit")
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
+    compared: list[torch.Tensor] = []
+    task.loss.register_forward_hook(lambda module, given, loss: compared.append(loss))
+    loss = task.train().training_step(next(iter(data.train_dataloader())), 0)
+    assert logged["train/loss"] is loss
+    assert ("train/penalty" in logged) == balanced
+    added = task.grafted.penalty() if balanced else torch.zeros(())
+    assert added is not None and loss.item() == pytest.approx(compared[0].item() + added.item())
+    if balanced:
+        assert added.item() > 1e-4
+        loss.backward()
+        gates = [p for name, p in task.grafted.grafts.named_parameters() if name.endswith("mixture.gate")]
+        assert gates and all(gate.grad is not None and (gate.grad != 0).any() for gate in gates)
