@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from samgraft.adapters.bundle import load_bundle, save_bundle
 from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.graft import Grafted, attach
-from samgraft.adapters.grafts import GRAFTS, BottleneckConfig, DecoderLoraConfig, GraftConfig, LoraConfig, VptConfig
+from samgraft.adapters.grafts import (
+    GRAFTS,
+    AdaptFormerConfig,
+    BottleneckConfig,
+    ChannelSpatialConfig,
+    DecoderLoraConfig,
+    GraftConfig,
+    HighFrequencyConfig,
+    LearnablePromptConfig,
+    LoraConfig,
+    VptConfig,
+)
 from samgraft.errors import ConfigError, NoMatchError
 from tests.adapters.toy import toy_backbone, toy_image, toy_prompts
 
@@ -31,6 +42,10 @@ VARIANTS: list[GraftConfig] = [
     DecoderLoraConfig(targets=("q_proj", "k_proj", "v_proj", "out_proj"), rank=2),
     VptConfig(deep=False, tokens=3),
     VptConfig(deep=False, blocks="last:2"),
+    AdaptFormerConfig(hidden=5, dropout=0.0, learned_scale=True, scale=1.0),
+    ChannelSpatialConfig(depthwise=False, blocks=(0, 2)),
+    LearnablePromptConfig(reduction=2, blocks="last:2"),
+    HighFrequencyConfig(scale_factor=8, removed=0.1, blocks=(0, 2)),
 ]
 
 

@@ -1,8 +1,12 @@
 """Grafts: trainable parts inside the frozen encoder or decoder, by name."""
 
+from samgraft.adapters.grafts.adaptformer import AdaptFormerConfig
 from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.grafts.bottleneck import BottleneckConfig
+from samgraft.adapters.grafts.channel_spatial import ChannelSpatialConfig
 from samgraft.adapters.grafts.decoder_lora import DecoderLoraConfig
+from samgraft.adapters.grafts.high_frequency import HighFrequencyConfig
+from samgraft.adapters.grafts.learnable_prompt import LearnablePromptConfig
 from samgraft.adapters.grafts.lora import LoraConfig
 from samgraft.adapters.grafts.tuned import BiasConfig, FullConfig, FullDecoderConfig, LayerNormConfig
 from samgraft.adapters.grafts.vpt import VptConfig
@@ -12,12 +16,16 @@ GRAFTS: Registry[type[GraftConfig]] = Registry("graft")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
 _CONFIGS: tuple[type[GraftConfig], ...] = (
+    AdaptFormerConfig,
     BiasConfig,
     BottleneckConfig,
+    ChannelSpatialConfig,
     DecoderLoraConfig,
     FullConfig,
     FullDecoderConfig,
+    HighFrequencyConfig,
     LayerNormConfig,
+    LearnablePromptConfig,
     LoraConfig,
     VptConfig,
 )
@@ -26,14 +34,18 @@ for _config in _CONFIGS:
 
 __all__ = [
     "GRAFTS",
+    "AdaptFormerConfig",
     "BiasConfig",
     "BottleneckConfig",
+    "ChannelSpatialConfig",
     "DecoderLoraConfig",
     "FullConfig",
     "FullDecoderConfig",
     "Graft",
     "GraftConfig",
+    "HighFrequencyConfig",
     "LayerNormConfig",
+    "LearnablePromptConfig",
     "LoraConfig",
     "VptConfig",
 ]
