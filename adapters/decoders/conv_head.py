@@ -7,8 +7,8 @@
 165,296 + 65 K parameters for a neck of 256 channels. Made for the graft "learnable_prompt"; works with any other.
 
 Source:
-    Learnable Ophthalmology SAM, arXiv:2304.13425, section 2.2; layers from its code (Qsingle/LearnablePromptSAM,
-    learnerable_seg.py, classes PromptSAM and MSConv2d).
+    Learnable Ophthalmology SAM, arXiv:2304.13425, its section on the task head; layers from its code
+    (Qsingle/LearnablePromptSAM, learnerable_seg.py, classes PromptSAM and MSConv2d).
 Deviations:
     GroupNorm, one group per scale, stands for BatchNorm: it was trained with one image per batch, and running
     statistics of so few images would make training and use differ. Logits stay at four per patch side, as those of

@@ -8,8 +8,8 @@
 d^2/2 + 25 d + 2 d parameters per block with depthwise convolutions, d^2/2 + 25 d^2 + 2 d with those of the paper.
 
 Source:
-    SAM-Med2D, arXiv:2308.16184, section 3.2; layers, biases and initialisation from its code (OpenGVLab/SAM-Med2D,
-    segment_anything/modeling/image_encoder.py).
+    SAM-Med2D, arXiv:2308.16184, its section on the image encoder; layers, biases and initialisation from its code
+    (OpenGVLab/SAM-Med2D, segment_anything/modeling/image_encoder.py, class Adapter_Layer).
 Deviations:
     Convolutions are depthwise unless ``depthwise=False``: the published ones hold 180.5 million parameters on SAM-B,
     twice the encoder that they adapt. For them the fan-out counts what one channel feeds, d / groups times the kernel.

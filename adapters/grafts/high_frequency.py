@@ -5,11 +5,11 @@
     P_i   = up(gelu(tune_i(F_hfc + F_pe)))   tune_i: r -> r of block i;  up: r -> d, shared by all blocks
     x <- x + P_i                             before block i;  r = d / scale_factor
 
-The high pass zeroes a centred square of the normalised image's spectrum. The whole generator has (3 p^2 + 1) r + 2 d r +
-r + d + L (r^2 + r) parameters for patch p and L blocks; for patch 16, 769 r + 2 d r + r + d + L (r^2 + r).
+The high pass zeroes a centred square of the normalised image's spectrum. For patch p and L blocks the whole generator
+has (3 p^2 + 1) r + 2 d r + r + d + L (r^2 + r) parameters; for patch 16, 769 r + 2 d r + r + d + L (r^2 + r).
 
 Source:
-    SAM-Adapter, arXiv:2304.09148, section 3.1; EVP, arXiv:2303.10883, section 3.2. Layers, initialisation and that the
+    SAM-Adapter, arXiv:2304.09148, section 3; EVP, arXiv:2303.10883, section 3. Layers, initialisation and that the
     real part is taken before the absolute value come from code (tianrun-chen/SAM-Adapter-PyTorch,
     models/mmseg/models/sam/image_encoder.py, class PromptGenerator).
 Deviations:
@@ -18,9 +18,9 @@ Deviations:
     equal up to rounding. The published square wraps around on an image more than four times as long as wide; here it
     ends at the border of the spectrum. Any size works; the released code wants the one it was built for.
 Cost:
-    What the high pass gives is computed once per image and kept beside the normalised image for as long as that lives,
-    so also for checkpointing. It is computed in every block where that cannot be: under ``torch.compile`` or export, and
-    where the image itself asks for a gradient.
+    The high pass is computed once per encoded batch and kept beside the normalised image for as long as that lives, so
+    also for checkpointing. It is computed in every block where that cannot be: under ``torch.compile`` or export, and
+    where the image itself asks for a gradient. Both convolutions are computed in every block.
 """
 
 import math
@@ -120,7 +120,8 @@ class HighFrequencyGraft(SiteGraft):
         bias = None if patch.bias is None else self.embedding.weight @ patch.bias
         fine = self.conv(kept_high_pass(image, self._removed))
         plain = functional.conv2d(image, weight, bias, stride=patch.stride)
-        return (fine + plain).permute(0, 2, 3, 1) + self.embedding.bias
+        features: Tensor = (fine + plain).permute(0, 2, 3, 1) + self.embedding.bias
+        return features
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -155,7 +156,8 @@ def high_pass(image: Tensor, removed: float) -> Tensor:
     columns, columns_mirrored = _low(width, half, wide)
     low = (rows[:, None] * columns + rows_mirrored[:, None] * columns_mirrored) / 2
     spectrum = torch.fft.rfft2(wide) * (1 - low[:, : width // 2 + 1])
-    return torch.fft.irfft2(spectrum, s=(height, width)).abs().to(image.dtype)
+    left: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+    return left.abs().to(image.dtype)
 
 
 def kept_high_pass(image: Tensor, removed: float) -> Tensor:

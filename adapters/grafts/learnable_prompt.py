@@ -7,8 +7,8 @@ Norms are over the channels of one token. 2 d^2/r + (14/r + 3) d parameters per 
 The published head that goes with it is the decoder "conv_head".
 
 Source:
-    Learnable Ophthalmology SAM, arXiv:2304.13425, section 2.2; layers from its code (Qsingle/LearnablePromptSAM,
-    learnerable_seg.py, class PromptGen).
+    Learnable Ophthalmology SAM, arXiv:2304.13425, its section on the prompt layer; layers from its code
+    (Qsingle/LearnablePromptSAM, learnerable_seg.py, class PromptGen).
 Deviations:
     ``init="identity"`` starts scale and shift of the last norm at zero; its slope through GELU is 1/2 there, so it
     learns from the first step. The published unit scale adds a map of about unit variance to every block's input.
