@@ -16,11 +16,15 @@ from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import (
     GRAFTS,
+    AdaptFormerConfig,
     BottleneckConfig,
+    ChannelSpatialConfig,
     ConvLoraConfig,
     DecoderLoraConfig,
     FactConfig,
     GraftConfig,
+    HighFrequencyConfig,
+    LearnablePromptConfig,
     LoraConfig,
     SsfConfig,
     VptConfig,
@@ -45,6 +49,10 @@ VARIANTS: list[GraftConfig] = [
     SsfConfig(targets=("proj", "norm2", "lin1", "lin2"), blocks="last:2"),
     VptConfig(deep=False, tokens=3),
     VptConfig(deep=False, blocks="last:2"),
+    AdaptFormerConfig(hidden=5, dropout=0.0, learned_scale=True, scale=1.0),
+    ChannelSpatialConfig(depthwise=False, blocks=(0, 2)),
+    LearnablePromptConfig(reduction=2, blocks="last:2"),
+    HighFrequencyConfig(scale_factor=8, removed=0.1, blocks=(0, 2)),
 ]
 
 

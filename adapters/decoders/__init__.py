@@ -2,12 +2,21 @@
 
 from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, MaskConfig, SemanticOutput
 from samgraft.adapters.decoders.class_tokens import ClassTokensConfig
+from samgraft.adapters.decoders.conv_head import ConvHeadConfig
 from samgraft.registry import Registry
 
 DECODERS: Registry[type[DecoderConfig]] = Registry("decoder")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
-for _config in (ClassTokensConfig, MaskConfig):
+for _config in (ClassTokensConfig, ConvHeadConfig, MaskConfig):
     DECODERS.register(_config.method)(_config)
 
-__all__ = ["DECODERS", "ClassTokensConfig", "DecoderConfig", "DecoderPatch", "MaskConfig", "SemanticOutput"]
+__all__ = [
+    "DECODERS",
+    "ClassTokensConfig",
+    "ConvHeadConfig",
+    "DecoderConfig",
+    "DecoderPatch",
+    "MaskConfig",
+    "SemanticOutput",
+]

@@ -1,10 +1,14 @@
 """Grafts: trainable parts inside the frozen encoder or decoder, by name."""
 
+from samgraft.adapters.grafts.adaptformer import AdaptFormerConfig
 from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.grafts.bottleneck import BottleneckConfig
+from samgraft.adapters.grafts.channel_spatial import ChannelSpatialConfig
 from samgraft.adapters.grafts.conv_lora import ConvLoraConfig
 from samgraft.adapters.grafts.decoder_lora import DecoderLoraConfig
 from samgraft.adapters.grafts.fact import FactConfig
+from samgraft.adapters.grafts.high_frequency import HighFrequencyConfig
+from samgraft.adapters.grafts.learnable_prompt import LearnablePromptConfig
 from samgraft.adapters.grafts.lora import LoraConfig
 from samgraft.adapters.grafts.ssf import SsfConfig
 from samgraft.adapters.grafts.tuned import BiasConfig, FullConfig, FullDecoderConfig, LayerNormConfig
@@ -15,14 +19,18 @@ GRAFTS: Registry[type[GraftConfig]] = Registry("graft")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
 _CONFIGS: tuple[type[GraftConfig], ...] = (
+    AdaptFormerConfig,
     BiasConfig,
     BottleneckConfig,
+    ChannelSpatialConfig,
     ConvLoraConfig,
     DecoderLoraConfig,
     FactConfig,
     FullConfig,
     FullDecoderConfig,
+    HighFrequencyConfig,
     LayerNormConfig,
+    LearnablePromptConfig,
     LoraConfig,
     SsfConfig,
     VptConfig,
@@ -32,16 +40,20 @@ for _config in _CONFIGS:
 
 __all__ = [
     "GRAFTS",
+    "AdaptFormerConfig",
     "BiasConfig",
     "BottleneckConfig",
     "ConvLoraConfig",
+    "ChannelSpatialConfig",
     "DecoderLoraConfig",
     "FactConfig",
     "FullConfig",
     "FullDecoderConfig",
     "Graft",
     "GraftConfig",
+    "HighFrequencyConfig",
     "LayerNormConfig",
+    "LearnablePromptConfig",
     "LoraConfig",
     "SsfConfig",
     "VptConfig",

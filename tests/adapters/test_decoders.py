@@ -1,15 +1,21 @@
 """The class-token decoder and semantic outputs."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
+from torch.nn import functional
 
-from samgraft.adapters.decoders import DECODERS, ClassTokensConfig, MaskConfig, SemanticOutput
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.decoders import DECODERS, ClassTokensConfig, ConvHeadConfig, MaskConfig, SemanticOutput
 from samgraft.adapters.decoders.class_tokens import resolve_taps
 from samgraft.adapters.decoders.sam_parts import image_positions
 from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import DecoderLoraConfig, LoraConfig
 from samgraft.adapters.prompts import AutoSamConfig
 from samgraft.errors import ConfigError, NoMatchError
+from tests.adapters.sam_shapes import meta_backbone
 from tests.adapters.toy import toy_backbone, toy_image
 
 CONFIGS = [
@@ -18,16 +24,18 @@ CONFIGS = [
     ClassTokensConfig(num_classes=2, activation="sigmoid", width=8, taps="none"),
     ClassTokensConfig(num_classes=2, full_resolution=True),
     ClassTokensConfig(num_classes=2, full_resolution=True, fused=24, train_transformer=True, dropout=0.5),
+    ConvHeadConfig(num_classes=3),
+    ConvHeadConfig(num_classes=2, activation="sigmoid"),
 ]
 
 
 def test_names() -> None:
-    assert DECODERS.names() == ("class_tokens", "mask")
+    assert DECODERS.names() == ("class_tokens", "conv_head", "mask")
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.num_classes}-{c.activation}-{c.fused}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.to_dict().values())))
 @pytest.mark.parametrize("size", [(64, 64), (96, 64)], ids=["square", "tall"])
-def test_shapes_gradients_and_frozen_rest(config: ClassTokensConfig, size: tuple[int, int]) -> None:
+def test_shapes_gradients_and_frozen_rest(config: Any, size: tuple[int, int]) -> None:
     backbone, image = toy_backbone(), toy_image(*size)
     frozen = {name: value.clone() for name, value in backbone.state_dict().items()}
     grafted = attach(backbone, LoraConfig(rank=2), decoder=config).train()
@@ -37,8 +45,8 @@ def test_shapes_gradients_and_frozen_rest(config: ClassTokensConfig, size: tuple
         output = grafted.predict(image)
         output.logits.square().mean().backward()
         optimizer.step()
-    expected = size if config.full_resolution else (size[0] // 2, size[1] // 2)
-    assert output.logits.shape == (2, config.num_tokens, *expected)
+    expected = size if getattr(config, "full_resolution", False) else (size[0] // 2, size[1] // 2)
+    assert output.logits.shape == (2, config.num_classes + (config.activation == "softmax"), *expected)
     assert output.num_classes == config.num_classes
     assert {id(p) for p in grafted.parameters() if p.grad is not None} == {
         id(p) for p in grafted.trainable_parameters()
@@ -48,26 +56,33 @@ def test_shapes_gradients_and_frozen_rest(config: ClassTokensConfig, size: tuple
         assert torch.equal(value, frozen[name]), name
 
 
-def test_starts_reasonably() -> None:
+@pytest.mark.parametrize("head", [ClassTokensConfig, ConvHeadConfig])
+def test_starts_reasonably(head: Any) -> None:
     """At step 0 no class is decided: logits are moderate and differ between classes and places."""
-    logits = attach(toy_backbone(), decoder=ClassTokensConfig(num_classes=3)).predict(toy_image()).logits
+    logits = attach(toy_backbone(), decoder=head(num_classes=3)).predict(toy_image()).logits
     assert logits.abs().max() < 20
     assert logits.std(dim=1).mean() > 1e-4
     assert logits.std(dim=(2, 3)).mean() > 1e-3
 
 
-def test_overfits_two_images() -> None:
+@pytest.mark.parametrize(
+    ("head", "steps"),
+    [(ClassTokensConfig(num_classes=2, full_resolution=True), 60), (ConvHeadConfig(num_classes=2), 150)],
+    ids=["class_tokens", "conv_head"],
+)
+def test_overfits_two_images(head: Any, steps: int) -> None:
     backbone, image = toy_backbone(), toy_image()
     target = (image.mean(1) > 0.5).long()
     target[1] *= 2
-    grafted = attach(backbone, decoder=ClassTokensConfig(num_classes=2, full_resolution=True)).train()
+    grafted = attach(backbone, decoder=head).train()
     optimizer = torch.optim.AdamW(grafted.trainable_parameters(), lr=3e-3)
     features = grafted.encode(image)
-    for _ in range(60):
+    for _ in range(steps):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(grafted.predict(image, features=features).logits, target).backward()
+        logits = grafted.predict(image, features=features).resize((64, 64)).logits
+        functional.cross_entropy(logits, target).backward()
         optimizer.step()
-    labels = grafted.eval().predict(image).labels()
+    labels = grafted.eval().predict(image).resize((64, 64)).labels()
     for number in (1, 2):
         mine, true = labels == number, target == number
         assert 2 * (mine & true).sum() / (mine.sum() + true.sum()) > 0.95
@@ -102,9 +117,48 @@ def test_auto_taps(blocks: int, taps: tuple[int, ...]) -> None:
     assert resolve_taps("auto", blocks) == taps
 
 
+def test_conv_head_holds_what_its_page_says() -> None:
+    """165,296 + 65 K with a neck of 256 channels, 0.166 million for the published 12 classes."""
+    backbone = meta_backbone("b")
+    for config, channels in [(ConvHeadConfig(num_classes=11), 12), (ConvHeadConfig(activation="sigmoid"), 1)]:
+        with torch.device("meta"):
+            grafted = attach(backbone, decoder=config)
+        assert sum(p.numel() for p in grafted.trainable_parameters()) == 165_296 + 65 * channels
+
+
+@pytest.mark.parametrize(("neck", "channels"), [(32, 8), (34, 12), (7, 4), (1, 4)])
+def test_conv_head_fits_any_neck(neck: int, channels: int) -> None:
+    backbone = toy_backbone().double()
+    backbone.spec = dataclasses.replace(backbone.spec, neck_channels=neck)
+    head = ConvHeadConfig(num_classes=4).build(backbone)
+    assert head.classifier.in_channels == channels
+    features = Features(neck=torch.randn(2, neck, 3, 5, dtype=torch.float64))
+    assert head(backbone, features, toy_image()).logits.shape == (2, 5, 12, 20)
+
+
+def test_conv_head_answers_each_image_for_itself_and_as_in_training() -> None:
+    """What BatchNorm does not do."""
+    grafted, image = attach(toy_backbone(), decoder=ConvHeadConfig()), toy_image()
+    together = grafted.train().predict(image).logits
+    alone = torch.cat([grafted.eval().predict(single).logits for single in image.split(1)])
+    torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
+
+
+def test_conv_head_sees_with_dilations_1_2_3() -> None:
+    """How far a change at one place reaches, by group of channels, before the norm joins places."""
+    torch.manual_seed(0)
+    head = ConvHeadConfig().build(toy_backbone())
+    for index, reach in enumerate((0, 1, 2, 3)):
+        x = torch.zeros(1, 2, 9, 9)
+        x[..., 4, 4] = 1
+        touched = (head.scales.convs[index](x) - head.scales.convs[index](0 * x)).abs().sum(dim=(0, 1)).nonzero()
+        assert sorted(set(touched[:, 0].tolist())) == sorted({4 - reach, 4, 4 + reach})
+
+
 def test_bad_options() -> None:
-    with pytest.raises(ConfigError, match="num_classes is 0"):
-        ClassTokensConfig(num_classes=0)
+    for head in (ClassTokensConfig, ConvHeadConfig):
+        with pytest.raises(ConfigError, match=f"{head.method}: num_classes is 0"):
+            head(num_classes=0)
     with pytest.raises(ConfigError, match="activation is 'softmx'; did you mean 'softmax'"):
         ClassTokensConfig(activation="softmx")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="width is 6"):

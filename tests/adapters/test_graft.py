@@ -63,7 +63,7 @@ def test_registries() -> None:
     assert GRAFTS.names() == ("bottleneck", "decoder_lora", "lora")
     assert adapters.GRAFTS is GRAFTS
     assert adapters.PROMPTERS.names() == ("autosam", "grid", "manual")
-    assert adapters.DECODERS.names() == ("class_tokens", "mask")
+    assert adapters.DECODERS.names() == ("class_tokens", "conv_head", "mask")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         adapters.nothing  # noqa: B018
 
