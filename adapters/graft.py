@@ -183,14 +183,14 @@ class Grafted(nn.Module):
                     "nothing was changed"
                 )
         if not self.merged and self.attached:
-            for graft in self._grafts().values():
+            for graft in self._merge_order():
                 graft.merge(self.backbone)
             self.merged = self.backbone.merged = True
 
     def unmerge(self) -> None:
         """Undo :meth:`merge`; the frozen weights are the same objects as before."""
         if self.merged:
-            for graft in reversed(self._grafts().values()):
+            for graft in reversed(self._merge_order()):
                 graft.unmerge(self.backbone)
             self.merged = self.backbone.merged = False
 
@@ -220,6 +220,9 @@ class Grafted(nn.Module):
 
     def _grafts(self) -> dict[str, Graft]:
         return {name: graft for name, graft in self.grafts.items() if isinstance(graft, Graft)}
+
+    def _merge_order(self) -> list[Graft]:
+        return sorted(self._grafts().values(), key=lambda graft: not graft.merge_first)
 
     def _parts(self) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module] = {f"grafts.{name}": graft for name, graft in self.grafts.items()}

@@ -2,9 +2,13 @@
 
 from samgraft.adapters.grafts.base import Graft, GraftConfig
 from samgraft.adapters.grafts.bottleneck import BottleneckConfig
+from samgraft.adapters.grafts.decoder_bottleneck import DecoderBottleneckConfig
 from samgraft.adapters.grafts.decoder_lora import DecoderLoraConfig
+from samgraft.adapters.grafts.dora import DoraConfig
+from samgraft.adapters.grafts.ia3 import Ia3Config
 from samgraft.adapters.grafts.lora import LoraConfig
 from samgraft.adapters.grafts.tuned import BiasConfig, FullConfig, FullDecoderConfig, LayerNormConfig
+from samgraft.adapters.grafts.vera import VeraConfig
 from samgraft.adapters.grafts.vpt import VptConfig
 from samgraft.registry import Registry
 
@@ -14,11 +18,15 @@ GRAFTS: Registry[type[GraftConfig]] = Registry("graft")
 _CONFIGS: tuple[type[GraftConfig], ...] = (
     BiasConfig,
     BottleneckConfig,
+    DecoderBottleneckConfig,
     DecoderLoraConfig,
+    DoraConfig,
     FullConfig,
     FullDecoderConfig,
+    Ia3Config,
     LayerNormConfig,
     LoraConfig,
+    VeraConfig,
     VptConfig,
 )
 for _config in _CONFIGS:
@@ -28,12 +36,16 @@ __all__ = [
     "GRAFTS",
     "BiasConfig",
     "BottleneckConfig",
+    "DecoderBottleneckConfig",
     "DecoderLoraConfig",
+    "DoraConfig",
     "FullConfig",
     "FullDecoderConfig",
     "Graft",
     "GraftConfig",
+    "Ia3Config",
     "LayerNormConfig",
     "LoraConfig",
+    "VeraConfig",
     "VptConfig",
 ]

@@ -67,6 +67,8 @@ class Graft(nn.Module, ABC):
     """Why the method cannot be merged into the weights; empty if it can."""
     compile_refusal: ClassVar[str] = ""
     """Why its blocks cannot pass ``torch.compile`` without a break; empty if they can."""
+    merge_first: ClassVar[bool] = False
+    """Whether it changes what frozen weights give, so that it has to be merged before others add to those weights."""
 
     def __init__(self, config: GraftConfig, points: Sequence[str]) -> None:
         """Remember the configuration."""
