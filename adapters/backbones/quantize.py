@@ -101,8 +101,8 @@ def quantize(backbone: HFSamBackbone, precision: str = "int8") -> HFSamBackbone:
         ``backbone``.
 
     Raises:
-        ConfigError: another precision, dtype or device; grafts are merged, or need the weights; it is quantised already; or the
-            processor's int8 product is not exact. Nothing was changed.
+        ConfigError: another precision, dtype or device; grafts are merged, or need the weights; it is quantised
+            already; or the processor's int8 product is not exact. Nothing was changed.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")

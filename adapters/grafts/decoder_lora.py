@@ -85,7 +85,8 @@ class UpscaleLora(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, h, w) to (n, C', 2 h, 2 w)."""
         frozen: Tensor = self.base_layer(x)
-        return frozen + self.scale * self.lora_B(self.lora_A(self.lora_dropout(x)))
+        changed: Tensor = frozen + self.scale * self.lora_B(self.lora_A(self.lora_dropout(x)))
+        return changed
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:

@@ -42,8 +42,8 @@ class DoraConfig(PeftConfig):
         slices = [target for target in self.targets if target in SLICES]
         if slices:
             raise ConfigError(
-                f"dora: targets name {slices}; DoRA rescales what a frozen layer gives, and a slice of the fused qkv can "
-                f"only be added to; name 'qkv', or use lora, which adapts slices"
+                f"dora: targets name {slices}; DoRA rescales what a frozen layer gives, and a slice of the fused qkv "
+                "can only be added to; name 'qkv', or use lora, which adapts slices"
             )
         super().__post_init__()
         check_lora(self.method, self.targets, self.known, self.rank, self.alpha, self.dropout)
@@ -57,6 +57,7 @@ class DoraGraft(PeftGraft):
     """Wrapped linear layers with a length per row."""
 
     merge_first: ClassVar[bool] = True
+    compile_refusal: ClassVar[str] = "peft asks the frozen weight's class for its module, which no graph can hold"
 
     def __init__(self, config: DoraConfig, backbone: Backbone) -> None:
         """Build the parts; ``backbone`` is only read."""

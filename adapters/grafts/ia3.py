@@ -49,7 +49,7 @@ class Ia3Config(GraftConfig):
 
 
 def factors(base: nn.Linear, *, inputs: bool = False) -> BaseTunerLayer:
-    """peft's layer around ``base``: factors on what it gives, or with ``inputs`` on what it gets."""
+    """Layer of peft around ``base``: factors on what it gives, or with ``inputs`` on what it gets."""
     layer: BaseTunerLayer = Ia3Linear(base, ADAPTER_NAME, PeftIa3Config(), is_feedforward=inputs)
     return layer
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import torch
 from peft import VeraConfig as PeftVeraConfig
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.tuners.vera.layer import BufferDict
 from peft.tuners.vera.layer import Linear as VeraLinear
 from torch import Tensor, nn
 
