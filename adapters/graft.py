@@ -197,6 +197,9 @@ class Grafted(nn.Module):
         if self.merged:
             for graft in reversed(self._merge_order()):
                 graft.unmerge(self.backbone)
+            for graft in reversed(self._grafts().values()):  # in the order of before, which is that of sums
+                graft.remove(self.backbone)
+            self.install()
             self.merged = self.backbone.merged = False
 
     def detach(self) -> Backbone:

@@ -20,13 +20,17 @@ from samgraft.adapters.grafts import (
     BottleneckConfig,
     ChannelSpatialConfig,
     ConvLoraConfig,
+    DecoderBottleneckConfig,
     DecoderLoraConfig,
+    DoraConfig,
     FactConfig,
     GraftConfig,
     HighFrequencyConfig,
+    Ia3Config,
     LearnablePromptConfig,
     LoraConfig,
     SsfConfig,
+    VeraConfig,
     VptConfig,
 )
 from samgraft.errors import CheckpointError, ConfigError, NoMatchError
@@ -47,6 +51,14 @@ VARIANTS: list[GraftConfig] = [
     FactConfig(form="tk", targets=("q", "k", "v"), rank=4, scale=2.0),
     SsfConfig(targets=("norm1", "qkv"), blocks=(1,)),
     SsfConfig(targets=("proj", "norm2", "lin1", "lin2"), blocks="last:2"),
+    DecoderLoraConfig(targets=("lin1", "lin2", "upscale"), rank=3, alpha=6.0, dropout=0.2),
+    DecoderBottleneckConfig(hyper=False, targets=("token_to_image", "mlp")),
+    DecoderBottleneckConfig(targets=("token_to_image", "image_to_token"), width=4, ratio=0.5),
+    DoraConfig(targets=("proj", "lin1", "lin2"), rank=2, alpha=8.0, rslora=True, blocks=(0, 2)),
+    DoraConfig(rank=3, dropout=0.5, blocks="last:1"),
+    Ia3Config(targets=("q", "proj", "lin1"), blocks="first:2"),
+    VeraConfig(targets=("qkv", "proj", "lin1", "lin2"), rank=16, seed=7),
+    VeraConfig(targets=("k", "lin1"), rank=8, dropout=0.5, d_initial=1.0, blocks="last:2"),
     VptConfig(deep=False, tokens=3),
     VptConfig(deep=False, blocks="last:2"),
     AdaptFormerConfig(hidden=5, dropout=0.0, learned_scale=True, scale=1.0),
@@ -296,8 +308,12 @@ def test_prompts_of_two_images_do_not_mix(config: GraftConfig) -> None:
 
 
 @each_graft
-def test_gradients_in_float64(config: GraftConfig) -> None:
-    """Directional derivative of the whole network along all attached parameters against central differences."""
+def test_gradients_in_float64(config: GraftConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directional derivative of the whole network along all attached parameters against central differences.
+
+    DoRA holds the length of rows constant in the backward pass, on purpose; peft's cache holds it in the forward pass.
+    """
+    monkeypatch.setattr("peft.tuners.lora.dora.ENABLE_DORA_CACHING", True)
     backbone, image = toy_backbone().double(), toy_image().double()
     grafted = attach(backbone, config)
     perturb(grafted)

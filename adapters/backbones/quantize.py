@@ -23,6 +23,8 @@ LEVELS = 127
 ROWS = 1024
 """Tokens that are multiplied together: their int32 sums then stay in the cache."""
 PRECISIONS = ("int8",)
+READS_WEIGHT = "_samgraft_reads_weight"
+"""Attribute of a wrapper that computes with the weight of its frozen layer, not only with what that layer gives."""
 
 
 class Int8Linear(nn.Module):
@@ -99,8 +101,8 @@ def quantize(backbone: HFSamBackbone, precision: str = "int8") -> HFSamBackbone:
         ``backbone``.
 
     Raises:
-        ConfigError: another precision, dtype or device; grafts are merged, or train copies of linear layers; it is
-            quantised already; or the processor's int8 product is not exact. Nothing was changed.
+        ConfigError: another precision, dtype or device; grafts are merged, train copies of linear layers or need the
+            frozen weights; it is quantised already; or the processor's int8 product is not exact. Nothing was changed.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -117,6 +119,11 @@ def quantize(backbone: HFSamBackbone, precision: str = "int8") -> HFSamBackbone:
         raise ConfigError(
             f"a graft trains copies of {len(trained)} linear layers of {backbone.spec.name!r} itself (bias, full), "
             "which cannot be rounded and given back; stay in float32"
+        )
+    if any(READS_WEIGHT in parent.__dict__ for parent, _, _ in found):
+        raise ConfigError(
+            f"a graft on backbone {backbone.spec.name!r} computes with the weights of frozen layers (DoRA does), which "
+            "int8 would replace; detach it, or stay in float32"
         )
     for parent, name, linear in found:
         small = Int8Linear(linear)

@@ -12,16 +12,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.sam.modeling_sam import SamAttention
 
 UPSCALE_TOKENS = 1024
 """Image tokens whose 16 pixels each are computed together where no gradient is asked for: they stay in the cache."""
 
 
 def can_share(decoder: Any) -> bool:
-    """Whether every layer that is folded is what it was in SAM (a wrapped one, as for LoRA, is not)."""
+    """Whether every layer that is folded is what it was in SAM (a wrapped one, as for LoRA, is not).
+
+    Self attention, MLPs and norms are called as modules, so those may be wrapped.
+    """
     attentions = [decoder.transformer.final_attn_token_to_image]
     for layer in decoder.transformer.layers:
         attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    if any(type(attention) is not SamAttention for attention in attentions):
+        return False
     linear = [getattr(a, name) for a in attentions for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
     convolutions = (decoder.upscale_conv1, decoder.upscale_conv2)
     return all(type(layer) is nn.Linear for layer in linear) and all(

@@ -7,6 +7,9 @@ target "qkv" adapts the fused matrix with one A, which has as many parameters an
 
 Source:
     LoRA, arXiv:2106.09685, eq. 3; slices as in SAMed, arXiv:2304.13785; rank-stabilised scale, arXiv:2312.03732.
+Deviations:
+    ``alpha=None`` means a scale of 1, as in SAMed. AdaLoRA (arXiv:2303.10512) is left out: it takes ranks away on a
+    schedule that the training loop would have to drive, and what is left at the end is this method.
 """
 
 from dataclasses import dataclass
@@ -17,16 +20,39 @@ from torch import nn
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import check_choice, check_positive
 from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft, select_blocks, site_list
-from samgraft.adapters.grafts.peft_linear import LoraOptions, MergedWeights, SliceLora, WrappedLinears, find_linears
+from samgraft.adapters.grafts.peft_linear import LoraOptions, MergedWeights, SliceDeltas, Wrap, find_linears
+from samgraft.adapters.grafts.wrapping import Wrapped
 from samgraft.errors import ConfigError
 
 SLICES = ("q", "k", "v")
 LINEARS = {"qkv": r"attn\.qkv", "proj": r"attn\.proj", "lin1": r"mlp\.lin1", "lin2": r"mlp\.lin2"}
 """Target -> path below a block."""
+POINTS = {"qkv": "I2 fused qkv", "proj": "I3 proj", "lin1": "I7 lin1", "lin2": "I7 lin2"}
+"""Target -> how it is called in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig(GraftConfig):
+class PeftConfig(GraftConfig):
+    """What every method of the family has: layers of peft around linear layers of blocks, or beside slices of them."""
+
+    known: ClassVar[tuple[str, ...]] = (*SLICES, *LINEARS)
+    """The targets that the method can have."""
+    targets: tuple[str, ...] = ("q", "v")
+    """Any of "q", "k", "v" (slices), "qkv" (fused), "proj", "lin1", "lin2". "qkv" excludes the slices."""
+
+    def __post_init__(self) -> None:
+        """Check targets."""
+        super().__post_init__()
+        check_targets(self.method, self.targets, self.known)
+        slices = [target for target in self.targets if target in SLICES]
+        if slices and "qkv" in self.targets:
+            raise ConfigError(
+                f"{self.method}: targets {list(self.targets)} adapt {slices} twice; name either 'qkv' or the slices"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(PeftConfig):
     """LoRA on encoder blocks."""
 
     method: ClassVar[str] = "lora"
@@ -44,28 +70,29 @@ class LoraConfig(GraftConfig):
     def __post_init__(self) -> None:
         """Check targets and numbers."""
         super().__post_init__()
-        check_lora(self.method, self.targets, (*SLICES, *LINEARS), self.rank, self.alpha, self.dropout)
-        slices = [target for target in self.targets if target in SLICES]
-        if slices and "qkv" in self.targets:
-            raise ConfigError(
-                f"lora: targets {list(self.targets)} adapt {slices} twice; name either 'qkv' or the slices"
-            )
+        check_lora(self.method, self.targets, self.known, self.rank, self.alpha, self.dropout)
 
     @property
     def options(self) -> LoraOptions:
         """Rank and scale for peft."""
         return lora_options(self.rank, self.alpha, self.dropout, self.rslora)
 
-    def build(self, backbone: Backbone) -> "LoraGraft":
+    def build(self, backbone: Backbone) -> "PeftGraft":
         """Create the low-rank parts for ``backbone``."""
-        return LoraGraft(self, backbone)
+        return PeftGraft(self, backbone, self.options.wrap)
 
 
-class LoraGraft(SiteGraft):
+class PeftGraft(SiteGraft):
     """Slices at the site "qkv" plus wrapped linear layers of the same blocks."""
 
-    def __init__(self, config: LoraConfig, backbone: Backbone) -> None:
-        """Build the parts; ``backbone`` is only read."""
+    def __init__(self, config: PeftConfig, backbone: Backbone, wrap: Wrap) -> None:
+        """Build the parts; ``backbone`` is only read.
+
+        Args:
+            config: Blocks and targets.
+            backbone: Where they are.
+            wrap: Makes the peft layer around a linear layer.
+        """
         super().__init__(config)
         chosen = select_blocks(config.blocks, backbone.spec.num_blocks)
         slices = tuple(target for target in SLICES if target in config.targets)
@@ -73,19 +100,16 @@ class LoraGraft(SiteGraft):
             like = next(backbone.parameters())
             for block in chosen:
                 site_list(backbone, block, "qkv")
-                self.place(block, "qkv", SliceLora(slices, backbone.spec.embed_dim, config.options, like))
+                self.place(block, "qkv", SliceDeltas(slices, backbone.spec.embed_dim, wrap, like))
             self.points = (SITE_LABELS["qkv"].replace("q/k/v", "/".join(slices)),)
-        self._fused = {block: _block_linears(backbone, block, "qkv") for block in chosen} if slices else {}
+        self._fused = {block: block_linear(backbone, block, "qkv")[1] for block in chosen} if slices else {}
         wrapped = {}
         for target in (target for target in LINEARS if target in config.targets):
             for block in chosen:
-                path, linear = _block_linears(backbone, block, target)
-                wrapped[path] = (f"{block}_{target}", linear)
-            self.points = (
-                *self.points,
-                "I2 fused qkv" if target == "qkv" else f"{'I3' if target == 'proj' else 'I7'} {target}",
-            )
-        self.linears = WrappedLinears(wrapped, config.options)
+                path, linear = block_linear(backbone, block, target)
+                wrapped[path] = (f"{block}_{target}", cast(nn.Module, wrap(linear)))
+            self.points = (*self.points, POINTS[target])
+        self.linears = Wrapped(backbone, wrapped)
         self._merged = MergedWeights()
 
     def claims(self) -> frozenset[str]:
@@ -95,19 +119,18 @@ class LoraGraft(SiteGraft):
     def install(self, backbone: Backbone) -> None:
         """Fill the sites and wrap the layers."""
         super().install(backbone)
-        self.linears.install(backbone)
+        self.linears.install()
 
     def remove(self, backbone: Backbone) -> None:
         """Empty the sites and unwrap the layers."""
         super().remove(backbone)
-        self.linears.remove(backbone)
+        self.linears.remove()
 
     def merge(self, backbone: Backbone) -> None:
-        """Add B A to the frozen weights; sites and wrappers step aside."""
+        """Fold the parts into the frozen weights; sites and wrappers step aside."""
         for block, _, module in self.placements():
-            self._merged.add(self._fused[block][1], cast(SliceLora, module).delta_weight())
-        for linear, delta in self.linears.deltas().values():
-            self._merged.add(linear, delta)
+            self._merged.add(self._fused[block], cast(SliceDeltas, module).delta_weight())
+        self.linears.merge(self._merged)
         self.remove(backbone)
 
     def unmerge(self, backbone: Backbone) -> None:
@@ -115,6 +138,18 @@ class LoraGraft(SiteGraft):
         if len(self._merged):
             self._merged.restore()
             self.install(backbone)
+
+
+def check_targets(owner: str, targets: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Check names of what is adapted.
+
+    Raises:
+        ConfigError: no or unknown or repeated targets.
+    """
+    if not targets or len(set(targets)) < len(targets):
+        raise ConfigError(f"{owner}: targets are {list(targets)}; name at least one of {', '.join(known)}, each once")
+    for target in targets:
+        check_choice(owner, "target", target, known)
 
 
 def check_lora(
@@ -125,25 +160,37 @@ def check_lora(
     Raises:
         ConfigError: no or unknown or repeated targets, a rank below 1, alpha not above 0, dropout outside [0, 1).
     """
-    if not targets or len(set(targets)) < len(targets):
-        raise ConfigError(f"{owner}: targets are {list(targets)}; name at least one of {', '.join(known)}, each once")
-    for target in targets:
-        check_choice(owner, "target", target, known)
-    if rank < 1:
-        raise ConfigError(f"{owner}: rank is {rank}; expected at least 1")
+    check_targets(owner, targets, known)
+    check_rank(owner, rank, dropout)
     if alpha is not None:
         check_positive(owner, "alpha", alpha)
+
+
+def check_rank(owner: str, rank: int, dropout: float) -> None:
+    """Check what all low-rank methods share.
+
+    Raises:
+        ConfigError: a rank below 1, dropout outside [0, 1).
+    """
+    if rank < 1:
+        raise ConfigError(f"{owner}: rank is {rank}; expected at least 1")
     if not 0 <= dropout < 1:
         raise ConfigError(f"{owner}: dropout is {dropout}; expected a probability in [0, 1)")
 
 
-def lora_options(rank: int, alpha: float | None, dropout: float, rslora: bool) -> LoraOptions:
+def lora_options(rank: int, alpha: float | None, dropout: float, rslora: bool, *, dora: bool = False) -> LoraOptions:
     """Resolve ``alpha=None`` to a scale of 1."""
     if alpha is None:
         alpha = rank**0.5 if rslora else float(rank)
-    return LoraOptions(rank=rank, alpha=alpha, dropout=dropout, rslora=rslora)
+    return LoraOptions(rank=rank, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora)
 
 
-def _block_linears(backbone: Backbone, block: int, target: str) -> tuple[str, nn.Linear]:
+def block_linear(backbone: Backbone, block: int, target: str) -> tuple[str, nn.Linear]:
+    """Path and layer of one target (a key of ``LINEARS``) of one block.
+
+    Raises:
+        ConfigError: the layer is wrapped already, or quantised.
+        NoMatchError: there is none.
+    """
     found = find_linears(backbone, rf"vision_encoder\.layers\.{block}\.{LINEARS[target]}$")
     return next(iter(found.items()))

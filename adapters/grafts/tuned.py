@@ -119,6 +119,7 @@ class TunedGraft(Graft):
         self.tensors = nn.ParameterDict(
             {path.replace(".", "/"): nn.Parameter(tensor.detach().clone()) for path, tensor in chosen.items()}
         )
+        self._owners = {path: backbone.get_submodule(path.rpartition(".")[0]) for path in chosen}
         self._swapped, self._merged = SwappedParameters(), SwappedParameters()
 
     def claims(self) -> frozenset[str]:
@@ -127,7 +128,8 @@ class TunedGraft(Graft):
 
     def install(self, backbone: Backbone) -> None:
         """Exchange the tensors."""
-        self._swap(self._swapped, backbone, {path: cast(nn.Parameter, t) for path, t in self.tensors.items()})
+        del backbone
+        self._swap(self._swapped, {path: cast(nn.Parameter, t) for path, t in self.tensors.items()})
 
     def remove(self, backbone: Backbone) -> None:
         """Put the originals back."""
@@ -138,7 +140,7 @@ class TunedGraft(Graft):
         """Leave the values in the backbone, as tensors that are not trained."""
         self.remove(backbone)
         fixed = {path: nn.Parameter(t.detach().clone(), requires_grad=False) for path, t in self.tensors.items()}
-        self._swap(self._merged, backbone, fixed)
+        self._swap(self._merged, fixed)
 
     def unmerge(self, backbone: Backbone) -> None:
         """Put the trained copies back."""
@@ -146,8 +148,7 @@ class TunedGraft(Graft):
             self._merged.restore()
             self.install(backbone)
 
-    @staticmethod
-    def _swap(swapped: SwappedParameters, backbone: Backbone, tensors: dict[str, nn.Parameter]) -> None:
-        for path, tensor in tensors.items():
-            module, _, name = path.replace("/", ".").rpartition(".")
-            swapped.swap(backbone.get_submodule(module), name, tensor)
+    def _swap(self, swapped: SwappedParameters, tensors: dict[str, nn.Parameter]) -> None:
+        for key, tensor in tensors.items():
+            path = key.replace("/", ".")
+            swapped.swap(self._owners[path], path.rpartition(".")[2], tensor)
