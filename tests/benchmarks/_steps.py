@@ -2,17 +2,22 @@
 
 import ctypes
 import resource
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Features
-from samgraft.adapters.graft import Grafted
+from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.decoders import ClassTokensConfig
+from samgraft.adapters.graft import Grafted, attach
+from samgraft.adapters.grafts.base import GraftConfig
 from samgraft.recipes.losses import SegmentationLoss
+from tests.benchmarks._backbone import unfreeze
 
 Encode = Callable[[Tensor], Features]
 _RESET_PEAK = "5"
@@ -81,6 +86,40 @@ class Extra:
     def mb(self) -> float:
         """Peak since then, MB above what was loaded."""
         return _status("VmHWM") - self.before
+
+
+def costs(
+    backbone: Backbone,
+    configs: Sequence[GraftConfig],
+    decoder: ClassTokensConfig,
+    batch: tuple[Tensor, Tensor],
+    *,
+    warm: int,
+    steps: int,
+    full: bool = False,
+) -> dict[str, Any]:
+    """Attach grafts and measure training steps on one batch; the network is of no use afterwards.
+
+    Args:
+        backbone: Without grafts.
+        configs: Grafts.
+        decoder: Needs no prompts.
+        batch: Image (B, 3, S, S) and target (B, S, S).
+        warm: Steps before the clock counts.
+        steps: Steps that count.
+        full: Train the backbone's own tensors too, in place.
+
+    Returns:
+        "seconds" (median), "extra_mb" above what was loaded before attaching, "peak_mb" with it, "trainable".
+    """
+    extra = Extra()
+    grafted = attach(backbone, configs, decoder=decoder).train()
+    trained = unfreeze(grafted) if full else grafted.trainable_parameters()
+    step = training_step(grafted, trained, *batch)
+    timed(step, warm)
+    seconds = statistics.median(timed(step, steps))
+    sizes = {"extra_mb": extra.mb(), "peak_mb": peak_mb(), "trainable": sum(p.numel() for p in trained)}
+    return {"seconds": seconds} | sizes
 
 
 def _status(key: str) -> float:
