@@ -15,7 +15,7 @@ from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import BottleneckConfig
 from samgraft.adapters.grafts.base import GraftConfig
-from tests.benchmarks._backbone import open_backbone
+from tests.benchmarks._backbone import open_backbone, unfreeze
 from tests.benchmarks._sets import Forward, SetSpec
 from tests.benchmarks._train import Optimiser
 
@@ -57,19 +57,14 @@ def build(name: ArmName, spec: SetSpec, backbone: str, seed: int) -> Arm:
 
 def decoder_config(spec: SetSpec) -> ClassTokensConfig:
     """The class-token decoder of a set: foreground classes only, background is explicit."""
-    return ClassTokensConfig(num_classes=spec.classes - 1, dropout=DROPOUT)
+    return ClassTokensConfig(num_classes=spec.classes - 1, dropout=DROPOUT, full_resolution=spec.full_resolution)
 
 
 def graft_arm(grafted: Grafted, *, full: bool, batch: int) -> Arm:
     """Train what is attached, or with ``full`` the backbone as well (but for the fixed Fourier matrix of positions)."""
-    trained = grafted.trainable_parameters()
-    total = count(trained) + backbone_parameters(grafted)
-    if full:
-        own = {id(p) for p in trained}
-        for key, parameter in grafted.backbone.named_parameters():
-            if id(parameter) not in own and "shared_image_embedding" not in key and "positional_embedding" not in key:
-                parameter.requires_grad_(True)
-                trained.append(parameter)
+    attached = grafted.trainable_parameters()
+    total = count(attached) + backbone_parameters(grafted)
+    trained = unfreeze(grafted) if full else attached
 
     def forward(image: Tensor) -> Tensor:
         logits = grafted.predict(image).logits

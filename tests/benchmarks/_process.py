@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 MARK = "RESULT "
@@ -17,13 +18,30 @@ def isolated(module: str, arguments: list[str], *, threads: int) -> dict[str, An
     Raises:
         RuntimeError: it failed; with the end of its output.
     """
+    found = list(streamed(module, arguments, threads=threads))
+    if not found:
+        raise RuntimeError(f"{module} {arguments} reported nothing")
+    return found[-1]
+
+
+def streamed(module: str, arguments: list[str], *, threads: int) -> Iterator[dict[str, Any]]:
+    """The same for a call that reports several times: every result as it comes.
+
+    Raises:
+        RuntimeError: it failed; with the end of its output.
+    """
     limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     command = [sys.executable, "-W", "ignore", "-m", f"tests.benchmarks.{module}", *arguments]
-    done = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True, check=False)
-    found = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not found:
-        raise RuntimeError(f"{module} {arguments} failed with {done.returncode}: {done.stderr[-2000:]}")
-    return dict(json.loads(found[-1].removeprefix(MARK)))
+    with tempfile.TemporaryFile("w+") as errors:  # a file, since a full pipe that nobody reads would stop the child
+        with subprocess.Popen(
+            command, env=os.environ | limits, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as child:
+            for line in child.stdout or ():
+                if line.startswith(MARK):
+                    yield dict(json.loads(line.removeprefix(MARK)))
+        if child.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{module} {arguments} failed with {child.returncode}: {errors.read()[-2000:]}")
 
 
 def report(result: dict[str, Any]) -> None:

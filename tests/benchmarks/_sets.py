@@ -1,10 +1,10 @@
-"""The four sets of the first-slice benchmark as tensors: what goes into a network and how its output is scored.
+"""Real sets as tensors: what goes into a network and how its output is scored.
 
-Pictures and slices are fitted into a square of ``size`` pixels (aspect kept, zeros right and below); predictions are
-cut back, resized and scored on the grid of the file.
+Pictures and slices, or with ``window`` windows of them, are fitted into a square of ``size`` pixels (aspect kept, zeros
+right and below); predictions are cut back, resized and scored on the grid of the file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,15 +14,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from samgraft.recipes.config import AugmentConfig
+from samgraft.recipes.data.fit import blend_weight, windows
 from samgraft.recipes.instances import average_precision, border_target, instances_from_probabilities, match_instances
 from samgraft.recipes.losses import IGNORE
-from tests.benchmarks._data import Case
+from tests.benchmarks._data import Case, cases
 from tests.benchmarks._metrics import dice, iou
 
 Forward = Callable[[Tensor], Tensor]
 """(B, 3, S, S) in [0, 1] -> class logits (B, K, S, S); for 3D networks (B, 1, D, H, W) -> (B, K, D, H, W)."""
 SCAN = AugmentConfig(rotate=15, scale=0.25, shift=0.08, elastic=0.03)
 AERIAL = AugmentConfig(flip_x=True, quarter_turns=True, rotate=20, scale=0.3, colour=0.1)
+FUNDUS = AugmentConfig(
+    flip_x=True, flip_y=True, quarter_turns=True, rotate=30, scale=0.2, shift=0.05, colour=0.1, noise=0.02, blur=0.7
+)
+CELLS = AugmentConfig(
+    flip_x=True, flip_y=True, quarter_turns=True, rotate=20, scale=0.3, gamma=0.4, contrast=0.3, colour=0.15
+)
+"""Both near those of the packaged recipes retina_vessels and nuclei."""
+OVERLAP = 0.25
+"""Of windows when scored; in training they stand side by side, since augmentation shifts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +51,25 @@ class SetSpec:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch: int = 8
     volumetric: bool = False
+    window: int | None = None
+    """Native side of windows; None for whole pictures."""
+    full_resolution: bool = False
+    """Logits of the class-token decoder at the size of the input."""
+    border: int = 2
+    """Rim of an object in training targets, pixels of the input; instance sets only."""
+    min_area: int = 64
+    """Predicted objects with fewer pixels of the file are dropped; instance sets only."""
+    class_weights: tuple[float, ...] | None = None
+    """Weights of cross-entropy, background first."""
+
+    @property
+    def instances(self) -> bool:
+        """Whether objects are counted."""
+        return "ap50" in self.headline
 
 
+FIRST_SLICE = ("hippocampus_mr", "cardiac_mr", "nerve_us", "buildings_banepa")
+"""Sets of the first-slice benchmark."""
 SPECS = {
     spec.name: spec
     for spec in (
@@ -61,6 +88,31 @@ SPECS = {
         SetSpec(
             name="buildings_banepa", size=256, classes=3, budget=240, headline=("iou", "ap50"), augment=AERIAL, batch=4
         ),
+        SetSpec(
+            name="nuclei",
+            size=128,
+            window=128,
+            classes=3,
+            budget=240,
+            headline=("ap50", "iou"),
+            augment=CELLS,
+            batch=4,
+            full_resolution=True,
+            border=1,
+            min_area=10,
+            class_weights=(1.0, 1.0, 2.0),
+        ),
+        SetSpec(
+            name="retina_vessels",
+            size=128,
+            window=128,
+            classes=2,
+            budget=240,
+            headline=("dice", "dice_pooled"),
+            augment=FUNDUS,
+            batch=4,
+            full_resolution=True,
+        ),
     )
 }
 
@@ -76,6 +128,20 @@ def choose(cases: Sequence[Case], count: int | None, seed: int) -> list[Case]:
         turn = seen[cases[index].id] = seen.get(cases[index].id, -1) + 1
         ranked.append((turn, place, int(index)))
     return [cases[i] for _, _, i in sorted(ranked)[:count]]
+
+
+def training_cases(fraction: str) -> int | None:
+    """Number of training cases as ``choose`` takes it; "all" is None."""
+    return None if fraction == "all" else int(fraction)
+
+
+def split(name: str, count: int | None, seed: int, *, tune: bool) -> tuple[list[Case], list[Case]]:
+    """Training and scored cases. With ``tune`` every fifth training case or patient is scored; val is not read."""
+    train = cases(name, "train")
+    if not tune:
+        return choose(train, count, seed), cases(name, "val")
+    held = set(sorted({case.id for case in train})[::5])
+    return choose([c for c in train if c.id not in held], count, seed), [c for c in train if c.id in held]
 
 
 def planes(case: Case) -> Tensor:
@@ -112,19 +178,51 @@ def unletterbox(logits: Tensor, shape: tuple[int, int]) -> Tensor:
     return functional.interpolate(logits[:, :, :height, :width], shape, mode="bilinear", align_corners=False)
 
 
-def targets(spec: SetSpec, case: Case) -> Tensor:
-    """Training classes (N, S, S); instance maps become background, interior, border."""
-    label = torch.from_numpy(case.label.astype(np.int64))
-    small = letterbox_label(label if label.ndim == 3 else label[None], spec.size)
-    if "ap50" not in spec.headline:
+def targets(spec: SetSpec, label: Tensor) -> Tensor:
+    """Training classes (N, S, S) of labels (N, H, W); instance maps become background, interior, border."""
+    small = letterbox_label(label, spec.size)
+    if not spec.instances:
         return small
-    return torch.stack([torch.from_numpy(border_target(s.numpy(), border=2).astype(np.int64)) for s in small])
+    found = [border_target(picture.numpy(), border=spec.border).astype(np.int64) for picture in small]
+    return torch.stack([torch.from_numpy(target) for target in found])
 
 
 def tensors(spec: SetSpec, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-    """All training pictures (N, 3, S, S) and targets (N, S, S)."""
-    images = torch.cat([letterbox(planes(case), spec.size) for case in cases])
-    return images.contiguous(), torch.cat([targets(spec, case) for case in cases])
+    """All training pictures or windows (N, 3, S, S) and targets (N, S, S)."""
+    images, labels = [], []
+    for case in cases:
+        picture, label = planes(case), torch.from_numpy(case.label.astype(np.int64))
+        label = label if label.ndim == 3 else label[None]
+        for rows, cols in windows((label.shape[1], label.shape[2]), spec.window, 0.0):
+            images.append(letterbox(picture[..., rows, cols], spec.size))
+            labels.append(targets(spec, label[..., rows, cols]))
+    return torch.cat(images).contiguous(), torch.cat(labels)
+
+
+def _whole(forward: Forward, spec: SetSpec, pictures: Tensor) -> Tensor:
+    """Class probabilities (N, K, H, W) of pictures (N, 3, H, W)."""
+    logits = torch.cat([forward(part) for part in letterbox(pictures, spec.size).split(16)])
+    return unletterbox(logits, (pictures.shape[2], pictures.shape[3])).softmax(1)
+
+
+def _blended(forward: Forward, spec: SetSpec, pictures: Tensor) -> Tensor:
+    """The same from overlapping windows, one row of them at a time."""
+    places = windows((pictures.shape[2], pictures.shape[3]), spec.window, OVERLAP)
+    total = torch.zeros(len(pictures), spec.classes, *pictures.shape[2:])
+    mass = torch.zeros(pictures.shape[2:])
+    for row in _grouped(places):
+        found = _whole(forward, spec, torch.cat([pictures[..., rows, cols] for rows, cols in row]))
+        for (rows, cols), part in zip(row, found.split(len(pictures)), strict=True):
+            weight = blend_weight(part.shape[2], part.shape[3])
+            total[..., rows, cols] += part * weight
+            mass[rows, cols] += weight
+    return total / mass
+
+
+def _grouped(places: Sequence[tuple[slice, slice]]) -> Iterator[list[tuple[slice, slice]]]:
+    """Windows with the same rows, which have the same shape."""
+    for start in dict.fromkeys(rows.start for rows, _ in places):
+        yield [place for place in places if place[0].start == start]
 
 
 @torch.no_grad()
@@ -136,10 +234,7 @@ def probabilities(forward: Forward, spec: SetSpec, case: Case, *, three: bool) -
         padded = functional.pad(volume, (0, pads[2], 0, pads[1], 0, pads[0]))
         depth, height, width = volume.shape[2:]
         return forward(padded)[0, :, :depth, :height, :width].softmax(0).numpy()
-    inputs = letterbox(planes(case), spec.size)
-    logits = torch.cat([forward(part) for part in inputs.split(16)])
-    shape = (case.label.shape[-2], case.label.shape[-1])
-    found = unletterbox(logits, shape).softmax(1)
+    found = (_whole if spec.window is None else _blended)(forward, spec, planes(case))
     return found[0].numpy() if case.label.ndim == 2 else found.transpose(0, 1).numpy()
 
 
@@ -156,8 +251,8 @@ def evaluate(
     kept: list[NDArray[np.int32]] = [] if masks is None else masks
     for case in cases:
         found = probabilities(forward, spec, case, three=three)
-        if "ap50" in spec.headline:
-            labels, scores = instances_from_probabilities(found, min_area=64)
+        if spec.instances:
+            labels, scores = instances_from_probabilities(found, min_area=spec.min_area)
             matches.append(match_instances(case.name, labels, scores, case.label))
             foreground = 1 - found[0] > 0.5
             rows.append([iou(foreground, case.label > 0)])

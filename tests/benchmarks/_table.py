@@ -29,6 +29,11 @@ def cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def is_there(task: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> bool:
+    """Whether ``rows`` hold a result of ``task``: one with the same values under ``keys``."""
+    return any(all(row.get(key) == task[key] for key in keys) for row in rows)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The file's object, or an empty one if there is no such file."""
     return dict(json.loads(path.read_text())) if path.exists() else {}

@@ -1,8 +1,11 @@
-"""One training loop for every arm: AdamW, cosine over process time, Dice + cross-entropy, no selection of an epoch."""
+"""One training loop for every arm: AdamW, cosine over a budget of time, Dice + cross-entropy, no selection of an epoch.
+
+The budget is of process time (:func:`fit`), or of whatever clock :func:`loop` is given.
+"""
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,13 +79,49 @@ def fit(
     Returns:
         Steps and last smoothed loss.
     """
-    start, generator = time.process_time(), torch.Generator().manual_seed(seed)
-    images, labels = volumes(cases) if three else tensors(spec, cases)
-    trained, loss_of = list(parameters), SegmentationLoss()
+    start = time.process_time()
+    pictures = volumes(cases) if three else tensors(spec, cases)
+    return loop(forward, parameters, spec, pictures, options, start=start, deadline=deadline, three=three, seed=seed)
+
+
+def loop(
+    forward: Forward,
+    parameters: Iterable[nn.Parameter],
+    spec: SetSpec,
+    pictures: tuple[Tensor, Tensor],
+    options: Optimiser,
+    *,
+    start: float,
+    deadline: float,
+    seed: int,
+    three: bool = False,
+    clock: Callable[[], float] = time.process_time,
+    penalty: Callable[[], Tensor | None] = lambda: None,
+) -> dict[str, float | int]:
+    """Train on what ``tensors`` or ``volumes`` gave, from ``start`` to ``deadline`` of ``clock``.
+
+    Args:
+        forward: Network with gradient, see ``Forward``.
+        parameters: What is trained.
+        spec: The set.
+        pictures: Images and labels.
+        options: Settings of the arm.
+        start: When the budget began, in seconds of ``clock``.
+        deadline: When training ends; the step under way is finished.
+        seed: Order of batches and augmentation.
+        three: Whether ``forward`` takes volumes.
+        clock: Seconds.
+        penalty: Added to the loss of the pass just done, if it is not None.
+
+    Returns:
+        Steps and last smoothed loss.
+    """
+    (images, labels), generator = pictures, torch.Generator().manual_seed(seed)
+    trained, loss_of = list(parameters), SegmentationLoss(class_weights=spec.class_weights)
     optimiser = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
     steps, smooth = 0, float("nan")
     for index in batches(len(images), options.batch, generator):
-        progress = (time.process_time() - start) / max(deadline - start, 1e-6)
+        progress = (clock() - start) / max(deadline - start, 1e-6)
         if progress >= 1:
             break
         for group in optimiser.param_groups:
@@ -90,6 +129,8 @@ def fit(
         change = augment_volume if three else augment
         image, label = change(images[index], labels[index], generator, spec.augment)
         loss = loss_of(forward(image), label)
+        extra = penalty()
+        loss = loss if extra is None else loss + extra
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, options.clip)

@@ -21,25 +21,15 @@ import torch
 from numpy.typing import NDArray
 
 from samgraft.adapters.bundle import BundleMeta, load_bundle, save_bundle
-from tests.benchmarks import _data
 from tests.benchmarks._arms import ARMS, Arm, build, count, graft_arm, on_sam_base
 from tests.benchmarks._backbone import fingerprint, open_backbone
 from tests.benchmarks._process import isolated, report
-from tests.benchmarks._sets import SPECS, SetSpec, choose, evaluate
-from tests.benchmarks._table import markdown, read_json, write_json
+from tests.benchmarks._sets import FIRST_SLICE, SPECS, SetSpec, evaluate, split, training_cases
+from tests.benchmarks._table import is_there, markdown, read_json, write_json
 from tests.benchmarks._train import fit
 
 KEY = ("set", "arm", "cases", "budget", "seed", "tune", "weights")
 """What makes two runs the same; "weights" is the start of the backbone's hash, empty for the UNet."""
-
-
-def split(name: str, cases: int | None, seed: int, *, tune: bool) -> tuple[list[_data.Case], list[_data.Case]]:
-    """Training and scored cases. With ``tune`` every fifth training case or patient is scored; val is not read."""
-    train = _data.cases(name, "train")
-    if not tune:
-        return choose(train, cases, seed), _data.cases(name, "val")
-    held = set(sorted({case.id for case in train})[::5])
-    return choose([c for c in train if c.id not in held], cases, seed), [c for c in train if c.id in held]
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +106,7 @@ def plan(options: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "set": name,
             "arm": arm,
-            "cases": None if fraction == "all" else int(fraction),
+            "cases": training_cases(fraction),
             "budget": options.budget or SPECS[name].budget,
             "seed": seed,
             "tune": options.tune,
@@ -136,18 +126,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Do what is missing of the plan, writing the file after every run."""
     content = read_json(options.json)
     rows: list[dict[str, Any]] = content.setdefault("results", [])
-    missing = [
-        task
-        for task in plan(options)
-        if options.lr is not None or not any(all(row.get(key) == task[key] for key in KEY) for row in rows)
-    ]
+    missing = [task for task in plan(options) if options.lr is not None or not is_there(task, rows, KEY)]
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in as_completed([pool.submit(trained_and_verified, task) for task in missing]):
             rows.append(done.result())
             write_json(options.json, content)
             print(markdown([rows[-1]], summary_columns(rows[-1]["set"])), flush=True)
     if "sam_base" not in content and "graft" in options.arms:
-        content["sam_base"] = {name: on_sam_base(SPECS[name]) for name in SPECS}
+        content["sam_base"] = {name: on_sam_base(SPECS[name]) for name in FIRST_SLICE}
         write_json(options.json, content)
     return content
 
@@ -171,7 +157,7 @@ def summary_columns(name: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.first_slice", description=__doc__)
-    parser.add_argument("--sets", nargs="*", default=list(SPECS), choices=list(SPECS))
+    parser.add_argument("--sets", nargs="*", default=list(FIRST_SLICE), choices=list(SPECS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--fractions", nargs="*", default=["all", "5"], help='numbers of training cases, or "all"')
     parser.add_argument("--budget", type=float, help="process seconds per run; default by set")

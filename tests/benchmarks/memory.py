@@ -8,15 +8,12 @@ of the large ones also with blocks that are computed again in the backward pass.
 
 import argparse
 import json
-import resource
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.decoders import ClassTokensConfig
@@ -25,8 +22,9 @@ from samgraft.adapters.grafts import LoraConfig
 from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.heap import return_memory
-from samgraft.recipes.losses import SegmentationLoss
+from tests.benchmarks._backbone import unfreeze
 from tests.benchmarks._process import isolated, options_or_work
+from tests.benchmarks._steps import peak_mb, timed, training_step
 from tests.benchmarks._table import markdown, write_json
 from tests.benchmarks.cache import pictures
 from tests.benchmarks.encoder import sam_base
@@ -54,24 +52,11 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     backbone.checkpointing = way.endswith("checkpointed")
     lora = () if way.startswith("full") else (LoraConfig(rank=4, blocks="last:4" if "last 4" in way else "all"),)
     grafted = attach(backbone, lora, decoder=ClassTokensConfig(num_classes=2)).train()
-    trained = grafted.trainable_parameters()
-    if way.startswith("full"):
-        own = [p for n, p in backbone.named_parameters() if "positional_embedding" not in n]
-        trained += [p.requires_grad_(True) for p in own]
-    optimizer, loss_of = torch.optim.AdamW(trained, lr=1e-4), SegmentationLoss()
-    image, target = pictures(size, 1)
+    trained = unfreeze(grafted) if way.startswith("full") else grafted.trainable_parameters()
     with tempfile.TemporaryDirectory() as folder:
         encoder = CachedEncoder(grafted, FeatureStore(Path(folder))) if way.endswith("kept") else None
-        seconds = []
-        for _ in range(task["steps"] + 1):
-            start = time.perf_counter()
-            logits = grafted.predict(image, features=None if encoder is None else encoder(image)).logits
-            scaled = functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
-            optimizer.zero_grad(set_to_none=True)
-            loss_of(scaled, target).backward()
-            optimizer.step()
-            seconds.append(time.perf_counter() - start)
-    return {"seconds": min(seconds[1:]), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        seconds = timed(training_step(grafted, trained, *pictures(size, 1), encoder), task["steps"] + 1)
+    return {"seconds": min(seconds[1:]), "peak_mb": peak_mb()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

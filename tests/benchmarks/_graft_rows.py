@@ -1,0 +1,177 @@
+"""What the benchmark of grafts compares, and how one row of it is trained: methods, learning rates, hashes."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.adapters.bundle import save_bundle
+from samgraft.adapters.graft import Grafted, attach
+from samgraft.adapters.grafts import GRAFTS, BottleneckConfig, DecoderLoraConfig, LoraConfig
+from samgraft.adapters.grafts.base import GraftConfig
+from samgraft.errors import CheckpointError
+from tests.benchmarks._arms import FULL, GRAFT, Arm, count, decoder_config, graft_arm
+from tests.benchmarks._backbone import open_backbone, tensor_hash
+from tests.benchmarks._data import Case
+from tests.benchmarks._sets import SPECS, SetSpec, evaluate, split, tensors
+from tests.benchmarks._train import Optimiser, loop
+
+BASELINE = "decoder only"
+ALL_LINEAR = ("qkv", "proj", "lin1", "lin2")
+MORE: dict[str, tuple[GraftConfig, ...]] = {
+    BASELINE: (),
+    "lora, qkv and output": (LoraConfig(targets=("q", "k", "v", "proj")),),
+    "lora, all linear": (LoraConfig(targets=ALL_LINEAR),),
+    "lora, all linear, rank 16": (LoraConfig(targets=ALL_LINEAR, rank=16),),
+    "lora, all linear, last 4": (LoraConfig(targets=ALL_LINEAR, blocks="last:4"),),
+    "lora, last 4": (LoraConfig(blocks="last:4"),),
+    "bottleneck, last 2": (BottleneckConfig(ratio=0.125, blocks="last:2"),),
+    "lora + decoder_lora": (LoraConfig(), DecoderLoraConfig()),
+}
+"""Rows beside the registry's; the bottleneck is that of the first-slice benchmark."""
+LEARNING_RATE: dict[str, float] = {}
+"""Row -> factor on the rate of its arm (``_arms.GRAFT``, or ``_arms.FULL`` for "full"); 1 where none stands here."""
+BATCH = {"cardiac_mr": 4, "buildings_banepa": 2}
+"""Smaller than in the first-slice benchmark, whose budget is eight times as long: steps are what is short here."""
+METRIC = {"nuclei": "ap50", "cardiac_mr": "dice_patient", "retina_vessels": "dice", "buildings_banepa": "iou"}
+"""What methods are compared by. cardiac_mr by patient: the Dice of a slice without the organ is 1 or 0 by one pixel."""
+KEY = ("set", "cases", "seed", "method", "budget", "weights", "config", "recipe", "tune")
+"""What makes two runs the same: "config" is the hash of the grafts, "recipe" that of everything else."""
+HASH = 12
+"""Digits of a hash."""
+
+
+def rows() -> dict[str, tuple[GraftConfig, ...]]:
+    """Row -> grafts: the additional rows, then every method of the registry as it is by default."""
+    return MORE | {name: (GRAFTS.get(name)(),) for name in GRAFTS.names()}
+
+
+def short_hash(value: Any) -> str:
+    """Start of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:HASH]
+
+
+def config_hash(configs: Sequence[GraftConfig]) -> str:
+    """Of the dictionaries of the grafts."""
+    return short_hash([config.to_dict() for config in configs])
+
+
+def optimiser(method: str, spec: SetSpec, factor: float | None = None) -> Optimiser:
+    """Rate and batch of a row; ``factor`` replaces the one of ``LEARNING_RATE``."""
+    base = (FULL if method == "full" else GRAFT).lr
+    chosen = LEARNING_RATE.get(method, 1.0) if factor is None else factor
+    return Optimiser(lr=base * chosen, batch=BATCH.get(spec.name, spec.batch))
+
+
+def recipe_hash(spec: SetSpec, options: Optimiser) -> str:
+    """Of the set's settings, the decoder's and the optimiser's."""
+    return short_hash([asdict(spec), decoder_config(spec).to_dict(), asdict(options)])
+
+
+def state_of(backbone: HFSamBackbone) -> str:
+    """Hash of all tensors of a backbone without grafts, and of the names in its module tree."""
+    names = "/".join(name for name, _ in backbone.named_modules())
+    return short_hash([tensor_hash(chain(backbone.parameters(), backbone.buffers())), names])
+
+
+def bundle_mb(grafted: Grafted) -> float | None:
+    """Size of the adapter file, MB; None if its tensors are not finite."""
+    with TemporaryDirectory() as folder:
+        try:
+            return save_bundle(Path(folder) / "a.graft", grafted).stat().st_size / 1e6
+        except CheckpointError:
+            return None
+
+
+def train(
+    arm: Arm, grafted: Grafted, spec: SetSpec, pictures: tuple[Tensor, Tensor], task: dict[str, Any]
+) -> dict[str, Any]:
+    """Train for ``task["budget"]`` seconds of wall time, the first step included; what it took."""
+    arm.module.train()
+    wall, process = time.perf_counter(), time.process_time()
+    fitted = loop(
+        arm.forward,
+        arm.trained,
+        spec,
+        pictures,
+        arm.options,
+        start=wall,
+        deadline=wall + task["budget"],
+        seed=task["seed"],
+        clock=time.perf_counter,
+        penalty=grafted.penalty,
+    )
+    seconds, busy = time.perf_counter() - wall, time.process_time() - process
+    idle = count([p for p in arm.trained if p.grad is None])
+    return fitted | {
+        "seconds": seconds,
+        "busy": busy / seconds,
+        "seconds_per_step": seconds / max(1, int(fitted["steps"])),
+        "without_gradient": idle,
+    }
+
+
+def one(
+    backbone: HFSamBackbone,
+    task: dict[str, Any],
+    pictures: tuple[Tensor, Tensor],
+    scored: list[Case],
+) -> dict[str, Any]:
+    """Attach one row's grafts, train, score once, detach.
+
+    Args:
+        backbone: Without grafts, and so again afterwards.
+        task: The fields of ``KEY``, and "factor" of the learning rate or None.
+        pictures: Training images and targets.
+        scored: Cases for the score.
+    """
+    spec, configs = SPECS[task["set"]], rows()[task["method"]]
+    before = state_of(backbone)
+    torch.manual_seed(task["seed"])
+    grafted = attach(backbone, configs, decoder=decoder_config(spec))
+    arm = graft_arm(grafted, full=False, batch=spec.batch)
+    arm.options = optimiser(task["method"], spec, task["factor"])
+    took = train(arm, grafted, spec, pictures, task)
+    arm.module.eval()
+    start = time.perf_counter()
+    scores = evaluate(arm.forward, spec, scored, three=False)
+    sizes = {"trainable": count(arm.trained), "adapter_mb": bundle_mb(grafted), "total": arm.total}
+    scoring = {"scoring_seconds": time.perf_counter() - start, "metric": METRIC.get(spec.name, spec.headline[0])}
+    grafted.detach()
+    return {**{key: task[key] for key in KEY}, "factor": task["factor"], "lr": arm.options.lr} | {
+        **scores,
+        **sizes,
+        **took,
+        **scoring,
+        "backbone_unchanged": state_of(backbone) == before,
+    }
+
+
+def many(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All rows of one (set, cases, seed), one after the other; data are read once.
+
+    A run that fails gives {"failed": ..., the fields of ``KEY``}; after that, or if a graft left something behind, the
+    backbone is loaded anew.
+    """
+    first = group["tasks"][0]
+    spec = SPECS[first["set"]]
+    chosen, scored = split(spec.name, first["cases"], first["seed"], tune=first["tune"])
+    pictures = tensors(spec, chosen)
+    backbone = open_backbone(group["backbone"])
+    for task in group["tasks"]:
+        try:
+            row = one(backbone, task, pictures, scored)
+        except Exception as error:  # any method may be broken, and the others are to be measured all the same
+            row = {key: task[key] for key in KEY} | {"failed": f"{type(error).__name__}: {error}"}
+        if not row.get("backbone_unchanged"):
+            backbone = open_backbone(group["backbone"])
+        yield row | {"train_cases": len(chosen)}
