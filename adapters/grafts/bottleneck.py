@@ -4,9 +4,15 @@ Each is Linear(d, d/4), GELU, Linear(d/4, d), with biases and no norm: d^2/2 + 1
 adapter's output is added to its input (sequential residual); beside the MLP it reads norm2(x) and is scaled by 0.5.
 
 Source:
-    Medical SAM Adapter, arXiv:2304.12620, section 3; published code uses GELU where the text says ReLU.
-    ``init="identity"``
-    zeroes the second layer (a deviation: the published initialisation perturbs the network at step 0).
+    Medical SAM Adapter, arXiv:2304.12620, section 3. GELU (its text says ReLU), the factor 0.5 and that the second
+    adapter reads norm2(x) come from its code (SuperMedIntel/Medical-SAM-Adapter, models/common/adapter.py and
+    models/ImageEncoder/vit/adapter_block.py).
+Deviations:
+    ``init="identity"`` starts the second layer at zero. ``init="published"`` leaves both layers at PyTorch's default,
+    as the released code does; that changes the output before the first step.
+    The released code also builds a third adapter per block, for depth, even where images are 2D; here there are two.
+    It norms after windows are padded, so that padded tokens carry the bias of the norm; here they are zero, as in SAM.
+    It trains the whole mask decoder beside the adapters; add the graft "full_decoder" for that.
 """
 
 from dataclasses import dataclass
