@@ -5,7 +5,7 @@ The budget is of process time (:func:`fit`), or of whatever clock :func:`loop` i
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,7 @@ def loop(
     three: bool = False,
     clock: Callable[[], float] = time.process_time,
     penalty: Callable[[], Tensor | None] = lambda: None,
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> dict[str, float | int]:
     """Train on what ``tensors`` or ``volumes`` gave, from ``start`` to ``deadline`` of ``clock``.
 
@@ -112,20 +113,25 @@ def loop(
         three: Whether ``forward`` takes volumes.
         clock: Seconds.
         penalty: Added to the loss of the pass just done, if it is not None.
+        factors: Parameter -> multiple of the learning rate; 1 where it is not named.
 
     Returns:
         Steps and last smoothed loss.
     """
     (images, labels), generator = pictures, torch.Generator().manual_seed(seed)
     trained, loss_of = list(parameters), SegmentationLoss(class_weights=spec.class_weights)
-    optimiser = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
+    alike: dict[float, list[nn.Parameter]] = {}
+    for parameter in trained:
+        alike.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
+    groups = [{"params": own, "factor": factor} for factor, own in alike.items()]
+    optimiser = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
     steps, smooth = 0, float("nan")
     for index in batches(len(images), options.batch, generator):
         progress = (clock() - start) / max(deadline - start, 1e-6)
         if progress >= 1:
             break
         for group in optimiser.param_groups:
-            group["lr"] = options.lr * rate(progress, options.warmup)
+            group["lr"] = options.lr * group["factor"] * rate(progress, options.warmup)
         change = augment_volume if three else augment
         image, label = change(images[index], labels[index], generator, spec.augment)
         loss = loss_of(forward(image), label)

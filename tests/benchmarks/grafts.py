@@ -1,11 +1,12 @@
-"""Every graft on real images in equal wall time: ``python -m tests.benchmarks.grafts``.
+"""Every graft on real images in equal time: ``python -m tests.benchmarks.grafts``.
 
 All methods of the registry with their defaults and a few more rows, on frozen graft-tiny with a class-token decoder
-that is trained with them; "decoder only" has no graft. Every run trains for the same wall time and is scored once on
-the validation cases, at its end. Seed 0 of everything comes first. Every result is written as it comes and found again, so
-a benchmark that was stopped in any way goes on where it was.
+that is trained with them; "decoder only" has no graft. Every run trains for the same time of its one thread, which is
+wall time on a machine with nothing else to do, and is scored once on the validation cases, at its end. Seed 0 of
+everything comes first. Every result is written as it comes and found again, so that a benchmark that was stopped in
+any way goes on where it was.
 
-``--tune`` compares learning rates on held-out training cases, for ``_graft_rows.LEARNING_RATE``; ``--costs`` measures
+``--tune`` compares learning rates on held-out training cases, for ``lr_factor`` of the methods; ``--costs`` measures
 steps and memory, a process per method; ``--summary`` only writes the tables of what is there; ``--forget`` drops the
 results of ``--methods``, whose code has changed.
 """
@@ -49,8 +50,8 @@ def plan(options: argparse.Namespace, weights: str) -> list[Task]:
                     for factor in FACTORS if options.tune else (None,):
                         shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
                         hashes = {
-                            "config": config_hash(rows()[method]),
-                            "recipe": recipe_hash(SPECS[name], optimiser(method, SPECS[name], factor)),
+                            "config": config_hash(rows(factor)[method]),
+                            "recipe": recipe_hash(SPECS[name], optimiser(SPECS[name])),
                         }
                         own = {"method": method, "factor": factor, "budget": options.budget, "weights": weights}
                         found.append(shared | own | hashes)
@@ -134,7 +135,7 @@ def measure_costs(results: Results, options: argparse.Namespace, weights: str) -
     """Steps and memory of every method, each in a process of its own; what is there is skipped."""
     spec = SPECS[COST_SET]
     for method in options.methods:
-        batch = optimiser(method, spec).batch
+        batch = optimiser(spec).batch
         task = {"method": method, "config": config_hash(rows()[method]), "weights": weights}
         task |= {"size": spec.size, "batch": batch, "cost": COST_SET, "backbone": options.backbone}
         if is_there(task, results.rows("costs"), COST_KEY):
@@ -178,7 +179,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", choices=list(SPECS), help=f"default {SETS}, to tune {TUNED_ON}")
     parser.add_argument("--fractions", nargs="*", help='numbers of training images, or "all"; default 5 and all')
     parser.add_argument("--seeds", nargs="*", type=int, help="default 0 1 2, to tune 0")
-    parser.add_argument("--budget", type=float, default=30, help="seconds of wall time that a run trains")
+    parser.add_argument("--budget", type=float, default=30, help="seconds that a run trains")
     parser.add_argument("--backbone", default="graft-tiny")
     parser.add_argument("--jobs", type=int, default=1, help="workers at a time, one core each")
     parser.add_argument("--tune", action="store_true", help="compare learning rates on held-out training cases")
