@@ -204,7 +204,7 @@ def test_mixture_trains_saves_and_loads(tmp_path: Path) -> None:
     image, target = toy_image(), logits(toy_backbone(seed=5), toy_image()).detach()
 
     def loss(grafted: Grafted) -> float:
-        return float((logits(grafted, image) - target).square().mean())
+        return float((logits(grafted, image) - target).square().mean().detach())
 
     grafted = attach(toy_backbone(), [LoraConfig(rank=2), DecoderBottleneckConfig()]).train()
     before, blocks = loss(grafted), grafted.frozen_blocks()
