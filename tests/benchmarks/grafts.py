@@ -2,8 +2,8 @@
 
 All methods of the registry with their defaults and a few more rows, on frozen graft-tiny with a class-token decoder
 that is trained with them; "decoder only" has no graft. Every run trains for the same wall time and is scored once on
-the validation cases, at its end. Seed 0 of everything comes first. Every result is written as it comes and found again, so
-a benchmark that was stopped in any way goes on where it was.
+the validation cases, at its end. Seed 0 of everything comes first. Every result is written as it comes and found again,
+so a benchmark that was stopped in any way goes on where it was.
 
 ``--tune`` compares learning rates on held-out training cases, for ``_graft_rows.LEARNING_RATE``; ``--costs`` measures
 steps and memory, a process per method; ``--summary`` only writes the tables of what is there; ``--forget`` drops the
