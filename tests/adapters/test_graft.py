@@ -60,7 +60,9 @@ def test_published_parameter_counts(sams: dict[str, HFSamBackbone], size: str) -
 
 
 def test_registries() -> None:
-    assert GRAFTS.names() == ("bottleneck", "decoder_lora", "lora")
+    published = {"adaptformer", "bottleneck", "channel_spatial", "conv_lora", "decoder_bottleneck", "decoder_lora"}
+    published |= {"dora", "fact", "high_frequency", "ia3", "learnable_prompt", "lora", "ssf", "vera", "vpt"}
+    assert set(GRAFTS.names()) == published | {"bias", "full", "full_decoder", "layer_norm"}
     assert adapters.GRAFTS is GRAFTS
     assert adapters.PROMPTERS.names() == ("autosam", "grid", "manual")
     assert adapters.DECODERS.names() == ("class_tokens", "conv_head", "mask")
