@@ -2,7 +2,7 @@
 
 A row of "results" in grafts.json is one training run: "method" (a name of the registry, or such a name with options
 behind a comma, or several joined by " + "), "set", "cases" (null: all), "seed", and under the name that "metric" holds
-its score. "failed" has what did not run. A row of graft_costs.json is one step of one method.
+its score. "costs" has the memory of a step above what was loaded, "failed" what did not run. A row of graft_costs.json is one step of one method.
 """
 
 from collections import Counter
@@ -115,7 +115,10 @@ def _scores(method: str, folder: Path) -> str:
     if gains:
         better = sum(gain > 0 for gain in gains)
         lead += f" With the default options the gain is positive in {better} of {len(gains)} rows."
-    return f"{lead}\n\n{markdown([_cell_row(cell) for cell in own])}"
+    extra = {label(row): row.get("extra_mb") for row in read(folder, "grafts", "costs")}
+    rows = [_cell_row(cell) | {"extra memory, MB": _whole(extra.get(cell.method))} for cell in own]
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    return f"{lead}\n\n{markdown(rows, columns)}"
 
 
 def _failures(method: str, folder: Path) -> list[str]:
@@ -188,7 +191,6 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         "file, MB": _mean(cell.rows, "adapter_mb"),
         "s per step": _mean(cell.rows, "seconds_per_step"),
         "steps": _mean(cell.rows, "steps", whole=True),
-        "peak, MB": _mean(cell.rows, "peak_mb", whole=True),
     }
 
 
@@ -204,6 +206,10 @@ def _mean(rows: Sequence[Row], key: str, *, whole: bool = False) -> float | int 
     if not values:
         return None
     return round(mean(values)) if whole else mean(values)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def _spread(values: Sequence[float]) -> float | None:

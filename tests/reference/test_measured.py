@@ -32,7 +32,9 @@ FAILED = [{"method": "vpt", "set": "nuclei", "failed": "ShapeError: odd"}]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "grafts.json").write_text(json.dumps({"results": ROWS, "failed": FAILED}))
+    (tmp_path / "grafts.json").write_text(
+        json.dumps({"results": ROWS, "failed": FAILED, "costs": [{"method": "lora", "extra_mb": 41.7}]})
+    )
     costs = [{"method": name, "peak_mb": 5.5, "config": "abc", "size": 64} for name in ("decoder only", "lora", "vpt")]
     (tmp_path / "graft_costs.json").write_text(json.dumps({"results": costs}))
     return tmp_path
@@ -63,6 +65,7 @@ def test_section_of_a_method(folder: Path) -> None:
     assert [cell.strip() for cell in row.split("|")[1:-1]][:9] == [
         *("lora", "nuclei", "5", "ap50", "0.630", "0.099", "0.080", "2", "100")
     ]
+    assert row.rstrip("| ").endswith("| 42") and "file, MB" not in text
     (late,) = [line for line in text.splitlines() if line.startswith("| lora, last 4")]
     assert "| all 7 " in late
     assert cost == "| lora         | 5.500   |" and "| decoder only | 5.500 " in text and "abc" not in text
