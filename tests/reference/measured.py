@@ -2,7 +2,8 @@
 
 A row of "results" in grafts.json is one training run: "method" (a name of the registry, or such a name with options
 behind a comma, or several joined by " + "), "set", "cases" (null: all), "seed", and under the name that "metric" holds
-its score. "costs" has the memory of a step above what was loaded, "failed" what did not run. A row of graft_costs.json is one step of one method.
+its score. "costs" has the memory of a step above what was loaded, "failed" what did not run. A row of graft_costs.json
+is a step of one method.
 """
 
 from collections import Counter
