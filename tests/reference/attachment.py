@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.sites import BLOCK_SITES
 from samgraft.adapters.graft import Grafted, attach
+from samgraft.adapters.grafts import Graft
 
 SITES = {
     **{name: f"I{number}" for number, name in enumerate(BLOCK_SITES, start=1)},
@@ -67,7 +68,7 @@ def measure(backbone: Backbone, config: Any, role: str) -> Attachment:
     before = _Picture(backbone)
     with attached(backbone, config, role) as grafted:
         found = _Findings(before, _Picture(backbone))
-        texts = [point for graft in grafted.grafts.values() for point in graft.points]
+        texts = [point for graft in grafted.grafts.children() for point in cast(Graft, graft).points]
     texts += [] if role == "graft" else [config.point]
     named = {point for text in texts for point in re.findall(r"\bI(?:10|\d)\b", text)}
     if role == "prompter":

@@ -1,9 +1,12 @@
 """What docs/benchmarks/grafts.json and graft_costs.json say about methods; either file may be missing.
 
-A row of grafts.json is one training run: "method" (a name of the registry, or such a name with options behind a comma,
-or several joined by " + "), "set", "cases" (null: all), "seed", and under the name that "metric" holds its score.
+A row of "results" in grafts.json is one training run: "method" (a name of the registry, or such a name with options
+behind a comma, or several joined by " + "), "set", "cases" (null: all), "seed", and under the name that "metric" holds
+its score. "costs" has the memory of a step above what was loaded, "failed" what did not run. A row of graft_costs.json
+is a step of one method.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +15,16 @@ from typing import Any
 
 from tests.benchmarks._table import markdown, read_json
 
-RUN = "python -m tests.benchmarks.grafts"
+RUN, RUN_COSTS = "python -m tests.benchmarks.grafts", "python -m tests.benchmarks.graft_costs"
 BASELINE = "decoder only"
+BESIDE = (BASELINE, "full fine-tuning")
+"""Rows of graft_costs.json that stand in the table of every method."""
 LABELS = ("method", "way", "row", "name")
 """Fields that may say which method a row is about; the first that is there counts."""
-HASHES = ("weights", "config", "recipe", "base", "commit")
-"""Fields that nobody reads."""
+HIDDEN = ("weights", "config", "recipe", "steps", "threads", "size", "tune")
+"""Fields of graft_costs.json that a table does not show; all rows have the same size."""
+SETTLED = 0.9
+"""Share of its time that a run should have had a processor."""
 
 Row = Mapping[str, Any]
 
@@ -35,9 +42,27 @@ class Cell:
     rows: tuple[Row, ...]
 
 
-def read(folder: Path, name: str) -> list[Row]:
-    """Rows of ``folder/name.json``; none if there is no such file."""
-    return [row for row in read_json(folder / f"{name}.json").get("results", []) if not row.get("tune")]
+def read(folder: Path, name: str, part: str = "results") -> list[Row]:
+    """Rows of ``folder/name.json`` that are no search for a learning rate; none if there is no such file."""
+    return [row for row in read_json(folder / f"{name}.json").get(part, []) if not row.get("tune")]
+
+
+def current(rows: Sequence[Row]) -> list[Row]:
+    """Runs of the most frequent wall time and weights, and of each method's last configuration; each run once.
+
+    A file keeps what earlier settings and earlier code gave.
+    """
+    scored = [row for row in rows if _score(row) is not None]
+    common = Counter((row.get("budget"), row.get("weights")) for row in scored).most_common(1)
+    alike = [row for row in scored if common and (row.get("budget"), row.get("weights")) == common[0][0]]
+    config = {label(row): row.get("config") for row in alike}
+    recipe = {(label(row), row["set"]): row.get("recipe") for row in alike if row.get("config") == config[label(row)]}
+    kept = [
+        row
+        for row in alike
+        if (row.get("config"), row.get("recipe")) == (config[label(row)], recipe[label(row), row["set"]])
+    ]
+    return list({(label(row), *_run(row)): row for row in kept}.values())
 
 
 def label(row: Row) -> str:
@@ -51,11 +76,11 @@ def names(text: str) -> frozenset[str]:
 
 
 def cells(rows: Sequence[Row]) -> list[Cell]:
-    """Runs grouped by method, set and number of images; a later run of the same kind replaces an earlier one."""
-    latest = {(label(row), *_run(row)): row for row in rows if _score(row) is not None}
-    baseline = {key[1:]: _score(row) for key, row in latest.items() if key[0] == BASELINE}
+    """The :func:`current` runs grouped by method, set and number of images."""
+    kept = current(rows)
+    baseline = {_run(row): _score(row) for row in kept if label(row) == BASELINE}
     groups: dict[tuple[str, str, Any], list[Row]] = {}
-    for row in latest.values():
+    for row in kept:
         groups.setdefault((label(row), str(row["set"]), row.get("cases")), []).append(row)
     return [
         Cell(
@@ -74,22 +99,45 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
 
 def section(method: str, folder: Path) -> str:
     """The tables of one method, or that there are none yet."""
+    parts = [_scores(method, folder), *_failures(method, folder), _step(method, folder)]
+    return "\n\n".join(part.strip("\n") for part in parts if part) or "Not measured yet."
+
+
+def _scores(method: str, folder: Path) -> str:
     own = [cell for cell in cells(read(folder, "grafts")) if method in names(cell.method)]
+    if not own:
+        return ""
     own.sort(key=lambda cell: (cell.method != method, cell.method, cell.set, cell.cases or 10**9))
-    parts = []
-    if own:
-        lead = (
-            f"`{RUN}`: graft-tiny with the same class-token decoder and the same wall time for all. Spread is the "
-            f'standard deviation over seeds; gain is the mean difference to "{BASELINE}", seed by seed.'
-        )
-        parts.append(f"{lead}\n\n{markdown([_cell_row(cell) for cell in own])}")
-    failed = sorted({str(row["failed"]) for row in read(folder, "grafts") if row.get("failed") and _about(row, method)})
-    parts += [f"Runs that failed: {text}" for text in failed]
-    costs = [_plain(row) for row in read(folder, "graft_costs") if _about(row, method)]
-    if costs:
-        columns = list(dict.fromkeys(key for row in costs for key in row))
-        parts.append(f"Cost of a step on SAM's shape with random weights:\n\n{markdown(costs, columns)}")
-    return "\n\n".join(part.strip("\n") for part in parts) or "Not measured yet."
+    gains = [mean(cell.differences) for cell in own if cell.method == method and cell.differences]
+    lead = (
+        f"`{RUN}`: graft-tiny with the same class-token decoder and the same wall time for all. Spread is the standard "
+        f'deviation over seeds; gain is the mean difference to "{BASELINE}", seed by seed.'
+    )
+    if gains:
+        better = sum(gain > 0 for gain in gains)
+        lead += f" With the default options the gain is positive in {better} of {len(gains)} rows."
+    extra = {label(row): row.get("extra_mb") for row in read(folder, "grafts", "costs")}
+    rows = [_cell_row(cell) | {"extra memory, MB": _whole(extra.get(cell.method))} for cell in own]
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    return f"{lead}\n\n{markdown(rows, columns)}"
+
+
+def _failures(method: str, folder: Path) -> list[str]:
+    failed = {
+        f"{row.get('set', '')}: {row['failed']}" for row in read(folder, "grafts", "failed") if _about(row, method)
+    }
+    return [f"Runs that failed, on {text}" for text in sorted(failed)]
+
+
+def _step(method: str, folder: Path) -> str:
+    rows = read(folder, "graft_costs")
+    if not any(_about(row, method) for row in rows):
+        return ""
+    shown = [dict(_scalars(row)) for row in rows if _about(row, method) or label(row) in BESIDE]
+    columns = list(dict.fromkeys(key for row in shown for key in row))
+    sizes = {row["size"] for row in rows if "size" in row}
+    size = f" at {', '.join(map(str, sorted(sizes)))} px" if sizes else ""
+    return f"`{RUN_COSTS}`: a training step on SAM-B's shape with random weights{size}.\n\n{markdown(shown, columns)}"
 
 
 def ranking(folder: Path, links: Mapping[str, str]) -> str:
@@ -104,6 +152,10 @@ def ranking(folder: Path, links: Mapping[str, str]) -> str:
         "many of them the mean gain is positive. A gain smaller than its spread says little. What a row costs stands "
         "on the page of its method."
     )
+    runs = [row for cell in found for row in cell.rows if row.get("busy") is not None]
+    disturbed = sum(row["busy"] < SETTLED for row in runs)
+    if disturbed:
+        lead += f" {disturbed} of {len(runs)} runs had a processor for less than {SETTLED:.0%} of their time."
     rows = sorted((_rank_row(name, compared, links) for name in {c.method for c in compared}), key=_by_gain)
     return f"{lead}\n\n{markdown(rows)}".rstrip("\n")
 
@@ -130,7 +182,7 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
     return {
         "row": cell.method,
         "set": cell.set,
-        "images": "all" if cell.cases is None else cell.cases,
+        "images": _images(cell),
         "metric": str(cell.rows[0]["metric"]),
         "mean": mean(cell.scores),
         "spread": _spread(cell.scores),
@@ -140,8 +192,14 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         "file, MB": _mean(cell.rows, "adapter_mb"),
         "s per step": _mean(cell.rows, "seconds_per_step"),
         "steps": _mean(cell.rows, "steps", whole=True),
-        "peak, MB": _mean(cell.rows, "peak_mb", whole=True),
     }
+
+
+def _images(cell: Cell) -> str:
+    if cell.cases is not None:
+        return str(cell.cases)
+    number = cell.rows[0].get("train_cases")
+    return "all" if number is None else f"all {number}"
 
 
 def _mean(rows: Sequence[Row], key: str, *, whole: bool = False) -> float | int | None:
@@ -151,12 +209,16 @@ def _mean(rows: Sequence[Row], key: str, *, whole: bool = False) -> float | int 
     return round(mean(values)) if whole else mean(values)
 
 
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
 def _spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
 def _run(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("set", "cases", "seed", "budget", "weights"))
+    return tuple(row.get(key) for key in ("set", "cases", "seed"))
 
 
 def _score(row: Row) -> float | None:
@@ -168,12 +230,7 @@ def _about(row: Row, method: str) -> bool:
     return method in names(label(row))
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    """Values that fit a cell, without hashes."""
-    return dict(_scalars(row))
-
-
 def _scalars(row: Row) -> Iterator[tuple[str, Any]]:
     for key, value in row.items():
-        if key not in HASHES and isinstance(value, str | int | float | bool | None):
+        if key not in HIDDEN and isinstance(value, str | int | float | bool | None):
             yield key, value

@@ -204,6 +204,6 @@ def _fields_of(config: type) -> dict[str, tuple[str, str]]:
     found = {}
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            says = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            found[node.target.id] = (ast.unparse(node.annotation).replace("'", '"'), after.value.value if says else "")
+            says = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            found[node.target.id] = (ast.unparse(node.annotation).replace("'", '"'), str(says))
     return found

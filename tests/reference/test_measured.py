@@ -20,17 +20,22 @@ ROWS = [
     run("lora", 0.40),
     run("lora", 0.56),
     run("lora", 0.70, seed=1),
-    run("lora, last 4", 0.49, cases=None),
+    run("lora, last 4", 0.49, cases=None, train_cases=7),
     run("vpt", 0.48),
     run("vpt", 0.9, tune=True),
-    {"method": "vpt", "set": "nuclei", "failed": "ShapeError: odd"},
+    run("vpt", 0.1, budget=5),
+    run("lora", 0.1, config="old", seed=2),
 ]
+ROWS.insert(0, ROWS.pop())
+FAILED = [{"method": "vpt", "set": "nuclei", "failed": "ShapeError: odd"}]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "grafts.json").write_text(json.dumps({"results": ROWS}))
-    costs = [{"method": "lora", "peak_mb": 5.5, "config": "abc"}, {"method": "full", "peak_mb": 9.0}]
+    (tmp_path / "grafts.json").write_text(
+        json.dumps({"results": ROWS, "failed": FAILED, "costs": [{"method": "lora", "extra_mb": 41.7}]})
+    )
+    costs = [{"method": name, "peak_mb": 5.5, "config": "abc", "size": 64} for name in ("decoder only", "lora", "vpt")]
     (tmp_path / "graft_costs.json").write_text(json.dumps({"results": costs}))
     return tmp_path
 
@@ -60,9 +65,11 @@ def test_section_of_a_method(folder: Path) -> None:
     assert [cell.strip() for cell in row.split("|")[1:-1]][:9] == [
         *("lora", "nuclei", "5", "ap50", "0.630", "0.099", "0.080", "2", "100")
     ]
+    assert row.rstrip("| ").endswith("| 42") and "file, MB" not in text
     (late,) = [line for line in text.splitlines() if line.startswith("| lora, last 4")]
-    assert "| all " in late
-    assert cost == "| lora   | 5.500   |" and "abc" not in text
+    assert "| all 7 " in late
+    assert cost == "| lora         | 5.500   |" and "| decoder only | 5.500 " in text and "abc" not in text
+    assert "positive in 1 of 1 rows" in text and "at 64 px" in text
     assert "ShapeError: odd" in section("vpt", folder) and "ShapeError" not in text
 
 
@@ -77,6 +84,8 @@ def test_ranking_by_gain(folder: Path) -> None:
 def test_spread_is_over_sets_and_numbers_of_images(tmp_path: Path) -> None:
     rows = [run("decoder only", 0.5), run("decoder only", 0.5, name="cardiac_mr")]
     rows += [run("lora", 0.6), run("lora", 0.4, name="cardiac_mr")]
+    rows[0]["busy"], rows[1]["busy"] = 0.8, 0.95
     (tmp_path / "grafts.json").write_text(json.dumps({"results": rows}))
+    assert "1 of 2 runs had a processor for less than 90%" in ranking(tmp_path, {})
     (row,) = [line for line in ranking(tmp_path, {}).splitlines() if line.startswith("| lora")]
     assert [cell.strip() for cell in row.split("|")[2:6]] == ["0.000", "0.141", "1 of 2", "2"]
