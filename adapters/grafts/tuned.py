@@ -4,9 +4,6 @@ The frozen tensors are not touched: a trainable copy takes the place of each cho
 the original object returns when it is detached. A file holds the copies, so that of "full" is as large as the backbone;
 it is here as the upper baseline that small grafts are measured against.
 
-Source:
-    Norms only: LayerNorm tuning as in micro-sam's PEFT study, arXiv:2502.00418. Biases only: BitFit, arXiv:2106.10199.
-    Everything but the prompt encoder: MedSAM, arXiv:2304.12306, section "Training protocol".
 Deviations:
     None in what is trained. The published full fine-tuning changes the backbone's own tensors; here they survive.
 """
@@ -46,7 +43,11 @@ def _in_blocks(config: GraftConfig, backbone: Backbone, tensors: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNormConfig(TunedConfig):
-    """Scale and shift of both norms of every block: 4 d parameters per block."""
+    """Scale and shift of both norms of every block: 4 d parameters per block.
+
+    Source:
+        LayerNorm tuning of SAM in micro-sam's study of parameter-efficient methods, arXiv:2502.00418.
+    """
 
     method: ClassVar[str] = "layer_norm"
     point: ClassVar[str] = "norm1, norm2"
@@ -58,7 +59,11 @@ class LayerNormConfig(TunedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BiasConfig(TunedConfig):
-    """All biases of every block: 11 d parameters per block."""
+    """All biases of every block: 11 d parameters per block.
+
+    Source:
+        BitFit, arXiv:2106.10199; on SAM in arXiv:2502.00418.
+    """
 
     method: ClassVar[str] = "bias"
     point: ClassVar[str] = "biases of norms, attention and MLP"
@@ -70,7 +75,11 @@ class BiasConfig(TunedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FullDecoderConfig(TunedConfig):
-    """The whole mask decoder."""
+    """The whole mask decoder.
+
+    Source:
+        "FT-SAM", the baseline of SAM-Med2D, arXiv:2308.16184; part of most published methods.
+    """
 
     method: ClassVar[str] = "full_decoder"
     part: ClassVar[Literal["encoder", "decoder"]] = "decoder"
@@ -84,7 +93,11 @@ class FullDecoderConfig(TunedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FullConfig(TunedConfig):
-    """Everything but the prompt encoder, as MedSAM does; or with ``blocks`` the blocks named and what follows them."""
+    """Everything but the prompt encoder, as MedSAM does; or with ``blocks`` the blocks named and what follows them.
+
+    Source:
+        MedSAM, arXiv:2304.12306.
+    """
 
     method: ClassVar[str] = "full"
     point: ClassVar[str] = "the whole encoder and decoder"
