@@ -34,7 +34,7 @@ STRIP_TOKENS = 1024
 
 
 def block_forward(
-    layer: Any, sites: BlockSites, x: Tensor, image: Tensor, block: int, extra: Tensor | None = None
+    layer: Any, sites: BlockSites, x: Tensor, image: Tensor, extra: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Run one block.
 
@@ -44,14 +44,13 @@ def block_forward(
         sites: Grafted modules of this block.
         x: (B, h, w, D).
         image: (B, 3, H, W), normalised; what grafts may look at.
-        block: Index of the block, for the context.
         extra: (B, p, D) tokens that the block before carried on, or None.
 
     Returns:
         (B, h, w, D), and the tokens (B, p, D) that this block carries on, or None.
     """
     grid = (x.shape[1], x.shape[2])
-    context = SiteContext(block=block, grid_size=grid, image=image)
+    context = SiteContext(grid_size=grid, image=image)
     x = add_deltas(sites.block_input, x, context)
     inside = replace(context, windows=window_layout(grid, layer.window_size)) if layer.window_size else context
     normed = layer.layer_norm1(x)

@@ -117,7 +117,7 @@ class HFSamBackbone(Backbone):
         grid = (x.shape[1], x.shape[2])
         if encoder.pos_embed is not None:
             x = x + absolute_table(encoder.pos_embed, grid)
-        x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(block=-1, grid_size=grid, image=normalised))
+        x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(grid_size=grid, image=normalised))
         x, extra, kept = self._blocks(x, None, normalised, range(stop), taps)
         return Prefix(tokens=x, stop=stop, taps=kept, extra=extra)
 
@@ -131,7 +131,7 @@ class HFSamBackbone(Backbone):
         self._check_taps([tap for tap in taps if tap not in prefix.taps], left)
         normalised = self._normalise(image)
         x, _, kept = self._blocks(prefix.tokens, prefix.extra, normalised, left, taps)
-        context = SiteContext(block=-1, grid_size=(x.shape[1], x.shape[2]), image=normalised)
+        context = SiteContext(grid_size=(x.shape[1], x.shape[2]), image=normalised)
         neck = add_deltas(self.encoder_sites.neck, self.sam.vision_encoder.neck(x), context)
         early = {tap: tensor for tap, tensor in prefix.taps.items() if tap in taps}
         return Features(neck=neck, taps=early | kept)
@@ -166,7 +166,7 @@ class HFSamBackbone(Backbone):
         """Run ``blocks`` on tokens (B, h, w, D) and extra ones (B, p, D), and keep what ``taps`` asks for."""
         kept = {}
         for block in blocks:
-            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, block, extra)
+            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, extra)
             if self.checkpointing and torch.is_grad_enabled():
                 x, extra = checkpoint(self._block_forward, *parts, use_reentrant=False)
             else:

@@ -34,8 +34,6 @@ class WindowInfo:
 class SiteContext:
     """What a grafted module knows besides its input."""
 
-    block: int
-    """Index of the block from 0; -1 at the encoder's own points."""
     grid_size: tuple[int, int]
     """(h, w): tokens of the image without padding."""
     image: Tensor

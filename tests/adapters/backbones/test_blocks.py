@@ -8,6 +8,7 @@ from samgraft.adapters.backbones import HFSamBackbone, attention, blocks
 from samgraft.adapters.backbones.attention import absolute_table, attend, relative_table
 from samgraft.adapters.backbones.blocks import block_forward, partition, unpartition, window_layout
 from samgraft.adapters.backbones.sites import BLOCK_SITES, ENCODER_SITES, BlockSites, SiteContext, WindowInfo
+from tests.adapters.toy import toy_backbone
 from tests.data.checkpoints import toy_sam
 
 
@@ -111,7 +112,7 @@ def test_site_is_called_in_place_and_zero_delta_is_bit_equal(site: str, block: i
     windowed = block == 0 and site in ("qkv", "attention_output")
     assert probe.shape == ((2 * 2 * 3, 3, 3, 32) if windowed else (2, 5, 8, 32))
     assert probe.context is not None
-    assert (probe.context.block, probe.context.grid_size) == (block, (5, 8))
+    assert probe.context.grid_size == (5, 8)
     assert probe.context.windows == (WindowInfo(size=3, counts=(2, 3), padded=(6, 9)) if windowed else None)
     mean = torch.tensor(backbone.spec.mean)[:, None, None]
     std = torch.tensor(backbone.spec.std)[:, None, None]
@@ -134,7 +135,7 @@ def test_encoder_sites(site: str) -> None:
     getattr(backbone.encoder_sites, site).append(probe)
     assert torch.equal(backbone.encode(image()).neck, frozen)
     assert probe.shape == ((2, 8, 8, 32) if site == "patch_embed" else (2, 32, 8, 8))
-    assert probe.context is not None and probe.context.block == -1
+    assert probe.context is not None
     with torch.no_grad():
         probe.value.fill_(0.25)
     difference = backbone.encode(image()).neck - frozen
@@ -152,11 +153,11 @@ def test_deltas_mean_what_they_say() -> None:
         if site:
             getattr(sites, site).extend([Probe(value / 2, qkv=site == "qkv"), Probe(value / 2, qkv=site == "qkv")])
         with torch.no_grad():
-            return block_forward(layer, sites, x, picture, 1)
+            return block_forward(layer, sites, x, picture)[0]
 
     with torch.no_grad():
         plain = run()
-        middle = x + (block_forward(_without_mlp(layer), BlockSites(), x, picture, 1) - x)
+        middle = x + (block_forward(_without_mlp(layer), BlockSites(), x, picture)[0] - x)
         torch.testing.assert_close(plain, middle + layer.mlp(layer.layer_norm2(middle)), rtol=0, atol=1e-5)
         torch.testing.assert_close(run("parallel_mlp"), plain + 0.3)
         torch.testing.assert_close(run("parallel_mlp_raw"), plain + 0.3)
@@ -167,9 +168,9 @@ def test_deltas_mean_what_they_say() -> None:
         shifted = toy_sam().vision_encoder.layers[1]
         shifted.attn.qkv.bias[:32] += 0.3
         shifted.attn.qkv.bias[64:] += 0.3
-        expected = block_forward(shifted, BlockSites(), x, picture, 1)
+        expected = block_forward(shifted, BlockSites(), x, picture)[0]
         torch.testing.assert_close(run("qkv"), expected, rtol=0, atol=1e-5)
-        expected = block_forward(layer, BlockSites(), x + 0.3, picture, 1)
+        expected = block_forward(layer, BlockSites(), x + 0.3, picture)[0]
         torch.testing.assert_close(run("block_input"), expected, rtol=0, atol=1e-5)
 
 
@@ -195,7 +196,7 @@ def test_gradcheck_of_a_block_with_sites(block: int) -> None:
     values = [getattr(sites, site)[0].value for site in BLOCK_SITES]
 
     def run(tokens: Tensor, *_: Tensor) -> Tensor:
-        return block_forward(layer, sites, tokens, picture, block)[..., ::7]
+        return block_forward(layer, sites, tokens, picture)[0][..., ::7]
 
     assert torch.autograd.gradcheck(run, (x, *values), fast_mode=True)
 
@@ -214,3 +215,13 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
     changed = both.clone()
     changed[1] = 1 - changed[1]
     assert torch.equal(backbone.encode(both).neck[0], backbone.encode(changed).neck[0])
+
+
+def test_twelve_blocks_compile_within_dynamos_limit() -> None:
+    """It gives up after eight versions of one function; a number that differs from block to block would make twelve."""
+    torch.compiler.reset()
+    backbone = toy_backbone(num_blocks=12)
+    with torch.no_grad():
+        expected = backbone.encode(image()).neck
+        backbone.compile_blocks(backend="eager", fullgraph=True)
+        torch.testing.assert_close(backbone.encode(image()).neck, expected, atol=1e-4, rtol=1e-4)

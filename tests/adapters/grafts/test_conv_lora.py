@@ -54,7 +54,7 @@ def make_part(config: ConvLoraConfig, *, seed: int = 0) -> ConvLowRank:
 
 def make_context(grid: tuple[int, int], window: int = 0) -> SiteContext:
     windows = window_layout(grid, window) if window else None
-    return SiteContext(block=0, grid_size=grid, image=torch.zeros(0), windows=windows)
+    return SiteContext(grid_size=grid, image=torch.zeros(0), windows=windows)
 
 
 def convolved(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def test_prompt_equals_the_formula_with_the_patch_embedding_written_out() -> Non
     for block in range(3):
         part = backbone.block_sites[block].block_input[0]
         expected = functional.gelu(features @ part.tune.weight.T + part.tune.bias) @ graft.up.weight.T + graft.up.bias
-        found = part(x, SiteContext(block=block, grid_size=(3, 5), image=image))
+        found = part(x, SiteContext(grid_size=(3, 5), image=image))
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
