@@ -64,6 +64,8 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.pipeline
 	$(BIN)/python -m tests.benchmarks.cache
 	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.graft_costs
+	$(BIN)/python -m tests.benchmarks.grafts
 	$(BIN)/python -m tests.benchmarks.quantized
 
 clean:
