@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+# tests that run at a time; one core and about 1.5 GB each
+JOBS ?= 2
 # the first interpreter that runs and is at least 3.11
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -40,11 +42,11 @@ demo: $(STAMP)
 
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not network" $(PYTEST_ARGS)
 
 test-all: export OMP_NUM_THREADS ?= 1
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not network" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not network" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -64,6 +66,8 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.pipeline
 	$(BIN)/python -m tests.benchmarks.cache
 	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.graft_costs
+	$(BIN)/python -m tests.benchmarks.grafts
 	$(BIN)/python -m tests.benchmarks.quantized
 
 clean:

@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +242,26 @@ def test_streamed_results_come_one_by_one_and_a_failure_is_told(
     assert [next(stream), next(stream)] == [{"a": 1}, {"a": 2}]
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         next(stream)
+
+
+def test_a_worker_ends_when_its_parent_is_killed() -> None:
+    child = "import time\nfrom tests.benchmarks._process import end_with_parent\nend_with_parent(0.05)\ntime.sleep(60)"
+    parent = f"import subprocess, sys\np = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+    parent += "print(p.pid, flush=True)\np.wait()"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = int(process.stdout.readline())
+        status = Path(f"/proc/{number}/status")
+        wait_for(lambda: "Threads:\t2" in status.read_text())
+        process.kill()
+    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_costs_are_planned_with_blocks_where_a_method_takes_them() -> None:

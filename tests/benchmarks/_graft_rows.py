@@ -29,10 +29,7 @@ BASELINE = "decoder only"
 ALL_LINEAR = ("qkv", "proj", "lin1", "lin2")
 MORE: dict[str, tuple[GraftConfig, ...]] = {
     BASELINE: (),
-    "lora, qkv and output": (LoraConfig(targets=("q", "k", "v", "proj")),),
     "lora, all linear": (LoraConfig(targets=ALL_LINEAR),),
-    "lora, all linear, rank 16": (LoraConfig(targets=ALL_LINEAR, rank=16),),
-    "lora, all linear, last 4": (LoraConfig(targets=ALL_LINEAR, blocks="last:4"),),
     "lora, last 4": (LoraConfig(blocks="last:4"),),
     "bottleneck, last 2": (BottleneckConfig(ratio=0.125, blocks="last:2"),),
     "lora + decoder_lora": (LoraConfig(), DecoderLoraConfig()),

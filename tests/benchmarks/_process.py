@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -47,6 +49,18 @@ def streamed(module: str, arguments: list[str], *, threads: int) -> Iterator[dic
 def report(result: dict[str, Any]) -> None:
     """Hand a result to the process that called :func:`isolated`."""
     print(MARK + json.dumps(result), flush=True)
+
+
+def end_with_parent(every: float = 1.0) -> None:
+    """End this process soon after the one that started it, also if that was killed: else it would disturb the next."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def options_or_work(

@@ -25,7 +25,7 @@ from tests.benchmarks import _graft_summary
 from tests.benchmarks._arms import decoder_config
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import HASH, KEY, config_hash, many, optimiser, recipe_hash, rows
-from tests.benchmarks._process import isolated, report, streamed
+from tests.benchmarks._process import end_with_parent, isolated, report, streamed
 from tests.benchmarks._sets import SPECS, training_cases
 from tests.benchmarks._steps import costs
 from tests.benchmarks._table import is_there, markdown, read_json, write_json
@@ -110,9 +110,12 @@ def run(tasks: Sequence[Task], results: Results, options: argparse.Namespace) ->
 
     def do(group: list[Task]) -> None:
         request = json.dumps({"tasks": group, "backbone": options.backbone})
-        for row in streamed("grafts", ["--task", request], threads=1):
-            results.add("failed" if "failed" in row else "results", row, KEY)
-            print(_told(row), flush=True)
+        try:
+            for row in streamed("grafts", ["--task", request], threads=1):
+                results.add("failed" if "failed" in row else "results", row, KEY)
+                print(_told(row), flush=True)
+        except RuntimeError as error:  # what it did is kept, and the next call does the rest
+            print(f"a worker ended early: {error}", flush=True)
 
     missing = groups(tasks, results.rows("results"))
     print(f"{sum(map(len, missing))} of {len(tasks)} runs to do, at least {options.budget:g} s each", flush=True)
@@ -153,6 +156,7 @@ def measure_costs(results: Results, options: argparse.Namespace, weights: str) -
 def work(task: Task) -> None:
     """What a process started by this benchmark does: one group of runs, or the costs of one method."""
     torch.set_num_threads(1)
+    end_with_parent()
     if "cost" not in task:
         for row in many(task):
             report(row)
@@ -179,7 +183,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", choices=list(SPECS), help=f"default {SETS}, to tune {TUNED_ON}")
     parser.add_argument("--fractions", nargs="*", help='numbers of training images, or "all"; default 5 and all')
     parser.add_argument("--seeds", nargs="*", type=int, help="default 0 1 2, to tune 0")
-    parser.add_argument("--budget", type=float, default=30, help="seconds that a run trains")
+    parser.add_argument("--budget", type=float, default=60, help="seconds that a run trains")
     parser.add_argument("--backbone", default="graft-tiny")
     parser.add_argument("--jobs", type=int, default=1, help="workers at a time, one core each")
     parser.add_argument("--tune", action="store_true", help="compare learning rates on held-out training cases")
