@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.contract")  # before any test file imports it
+
 ROOT = Path(__file__).resolve().parents[1]
 SHADOWS = ("adapters", "domains", "volumetric", "recipes")
 

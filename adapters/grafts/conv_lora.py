@@ -35,7 +35,7 @@ from samgraft.adapters.backbones.blocks import partition, unpartition
 from samgraft.adapters.backbones.sites import SiteContext
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft, select_blocks, site_list
-from samgraft.adapters.grafts.lora import SLICES, check_lora
+from samgraft.adapters.grafts.targets import SLICES, check_lora
 from samgraft.errors import ConfigError
 
 SCALES = {"soft": (1, 2, 4), "published": tuple(range(1, 9))}

@@ -33,7 +33,7 @@ from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.grafts.base import GraftConfig
 from samgraft.adapters.grafts.bottleneck import Bottleneck
-from samgraft.adapters.grafts.lora import check_targets
+from samgraft.adapters.grafts.targets import check_targets
 from samgraft.adapters.grafts.wrapping import Wrapped, WrappedGraft, Wrapper
 from samgraft.errors import ConfigError, NoMatchError
 

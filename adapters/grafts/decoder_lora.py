@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.grafts.base import GraftConfig
-from samgraft.adapters.grafts.lora import check_lora, lora_options
+from samgraft.adapters.grafts.lora import lora_options
 from samgraft.adapters.grafts.peft_linear import LoraOptions, find_linears
+from samgraft.adapters.grafts.targets import check_lora
 from samgraft.adapters.grafts.wrapping import Wrapped, WrappedGraft, Wrapper
 from samgraft.errors import NoMatchError
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.grafts.lora import LINEARS, SLICES, PeftConfig, PeftGraft, check_lora, lora_options
+from samgraft.adapters.grafts.lora import PeftConfig, PeftGraft, lora_options
+from samgraft.adapters.grafts.targets import LINEARS, SLICES, check_lora
 from samgraft.errors import ConfigError
 
 

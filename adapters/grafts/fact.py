@@ -25,9 +25,9 @@ from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import check_choice, check_positive
-from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft, select_blocks, site_list
-from samgraft.adapters.grafts.lora import SLICES, check_lora
-from samgraft.adapters.grafts.peft_linear import MergedWeights, find_linears
+from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, select_blocks
+from samgraft.adapters.grafts.fused import FusedGraft
+from samgraft.adapters.grafts.targets import SLICES, check_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class FactSlices(nn.Module):
         return torch.cat(parts).detach()
 
 
-class FactGraft(SiteGraft):
+class FactGraft(FusedGraft):
     """Shared factors, and a module at the site "qkv" of every chosen block."""
 
     def __init__(self, config: FactConfig, backbone: Backbone) -> None:
@@ -137,24 +137,8 @@ class FactGraft(SiteGraft):
         bound = math.sqrt(6 / (rank + len(slices) * len(chosen))) if tucker else 1 / math.sqrt(rank)
         with torch.device(like.device):
             self.shared = SharedFactors(backbone.spec.embed_dim, rank, tucker=tucker).to(like.dtype)
-        self._fused: dict[int, nn.Linear] = {}
         for block in chosen:
-            site_list(backbone, block, "qkv")
             own = {name: like.new_empty(shape).uniform_(-bound, bound) for name in slices}
-            self.place(block, "qkv", FactSlices(self.shared, own, scale=config.scale, dropout=config.dropout))
-            found = find_linears(backbone, rf"vision_encoder\.layers\.{block}\.attn\.qkv$")
-            self._fused[block] = next(iter(found.values()))
+            part = FactSlices(self.shared, own, scale=config.scale, dropout=config.dropout)
+            self.place_slices(backbone, block, part)
         self.points = (SITE_LABELS["qkv"].replace("q/k/v", "/".join(slices)),)
-        self._merged = MergedWeights()
-
-    def merge(self, backbone: Backbone) -> None:
-        """Add V S U to the frozen weights; the sites are emptied."""
-        for block, _, module in self.placements():
-            self._merged.add(self._fused[block], cast(FactSlices, module).delta_weight())
-        self.remove(backbone)
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """Put the original weights and the parts back."""
-        if len(self._merged):
-            self._merged.restore()
-            self.install(backbone)

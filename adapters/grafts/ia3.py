@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.grafts.base import GraftConfig, select_blocks
-from samgraft.adapters.grafts.lora import LINEARS, POINTS, SLICES, block_linear, check_targets
 from samgraft.adapters.grafts.peft_linear import ADAPTER_NAME, PassLinear
+from samgraft.adapters.grafts.targets import LINEARS, POINTS, SLICES, block_linear, check_targets
 from samgraft.adapters.grafts.wrapping import Wrapped, WrappedGraft, Wrapper
 
 TARGETS = (*SLICES, "proj", "lin1", "lin2")

@@ -18,17 +18,12 @@ from typing import ClassVar, cast
 from torch import nn
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.config import check_choice, check_positive
-from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft, select_blocks, site_list
-from samgraft.adapters.grafts.peft_linear import LoraOptions, MergedWeights, SliceDeltas, Wrap, find_linears
+from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, select_blocks
+from samgraft.adapters.grafts.fused import FusedGraft
+from samgraft.adapters.grafts.peft_linear import LoraOptions, SliceDeltas, Wrap
+from samgraft.adapters.grafts.targets import LINEARS, POINTS, SLICES, block_linear, check_lora, check_targets
 from samgraft.adapters.grafts.wrapping import Wrapped
 from samgraft.errors import ConfigError
-
-SLICES = ("q", "k", "v")
-LINEARS = {"qkv": r"attn\.qkv", "proj": r"attn\.proj", "lin1": r"mlp\.lin1", "lin2": r"mlp\.lin2"}
-"""Target -> path below a block."""
-POINTS = {"qkv": "I2 fused qkv", "proj": "I3 proj", "lin1": "I7 lin1", "lin2": "I7 lin2"}
-"""Target -> how it is called in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +77,7 @@ class LoraConfig(PeftConfig):
         return PeftGraft(self, backbone, self.options.wrap)
 
 
-class PeftGraft(SiteGraft):
+class PeftGraft(FusedGraft):
     """Slices at the site "qkv" plus wrapped linear layers of the same blocks."""
 
     def __init__(self, config: PeftConfig, backbone: Backbone, wrap: Wrap) -> None:
@@ -99,10 +94,8 @@ class PeftGraft(SiteGraft):
         if slices:
             like = next(backbone.parameters())
             for block in chosen:
-                site_list(backbone, block, "qkv")
-                self.place(block, "qkv", SliceDeltas(slices, backbone.spec.embed_dim, wrap, like))
+                self.place_slices(backbone, block, SliceDeltas(slices, backbone.spec.embed_dim, wrap, like))
             self.points = (SITE_LABELS["qkv"].replace("q/k/v", "/".join(slices)),)
-        self._fused = {block: block_linear(backbone, block, "qkv")[1] for block in chosen} if slices else {}
         wrapped = {}
         for target in (target for target in LINEARS if target in config.targets):
             for block in chosen:
@@ -110,7 +103,6 @@ class PeftGraft(SiteGraft):
                 wrapped[path] = (f"{block}_{target}", cast(nn.Module, wrap(linear)))
             self.points = (*self.points, POINTS[target])
         self.linears = Wrapped(backbone, wrapped)
-        self._merged = MergedWeights()
 
     def claims(self) -> frozenset[str]:
         """Paths of the wrapped layers."""
@@ -128,54 +120,8 @@ class PeftGraft(SiteGraft):
 
     def merge(self, backbone: Backbone) -> None:
         """Fold the parts into the frozen weights; sites and wrappers step aside."""
-        for block, _, module in self.placements():
-            self._merged.add(self._fused[block], cast(SliceDeltas, module).delta_weight())
         self.linears.merge(self._merged)
-        self.remove(backbone)
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """Put the original weights and the parts back."""
-        if len(self._merged):
-            self._merged.restore()
-            self.install(backbone)
-
-
-def check_targets(owner: str, targets: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Check names of what is adapted.
-
-    Raises:
-        ConfigError: no or unknown or repeated targets.
-    """
-    if not targets or len(set(targets)) < len(targets):
-        raise ConfigError(f"{owner}: targets are {list(targets)}; name at least one of {', '.join(known)}, each once")
-    for target in targets:
-        check_choice(owner, "target", target, known)
-
-
-def check_lora(
-    owner: str, targets: tuple[str, ...], known: tuple[str, ...], rank: int, alpha: float | None, dropout: float
-) -> None:
-    """Check options that LoRA on the encoder and on the decoder share.
-
-    Raises:
-        ConfigError: no or unknown or repeated targets, a rank below 1, alpha not above 0, dropout outside [0, 1).
-    """
-    check_targets(owner, targets, known)
-    check_rank(owner, rank, dropout)
-    if alpha is not None:
-        check_positive(owner, "alpha", alpha)
-
-
-def check_rank(owner: str, rank: int, dropout: float) -> None:
-    """Check what all low-rank methods share.
-
-    Raises:
-        ConfigError: a rank below 1, dropout outside [0, 1).
-    """
-    if rank < 1:
-        raise ConfigError(f"{owner}: rank is {rank}; expected at least 1")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"{owner}: dropout is {dropout}; expected a probability in [0, 1)")
+        super().merge(backbone)
 
 
 def lora_options(rank: int, alpha: float | None, dropout: float, rslora: bool, *, dora: bool = False) -> LoraOptions:
@@ -183,14 +129,3 @@ def lora_options(rank: int, alpha: float | None, dropout: float, rslora: bool, *
     if alpha is None:
         alpha = rank**0.5 if rslora else float(rank)
     return LoraOptions(rank=rank, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora)
-
-
-def block_linear(backbone: Backbone, block: int, target: str) -> tuple[str, nn.Linear]:
-    """Path and layer of one target (a key of ``LINEARS``) of one block.
-
-    Raises:
-        ConfigError: the layer is wrapped already, or quantised.
-        NoMatchError: there is none.
-    """
-    found = find_linears(backbone, rf"vision_encoder\.layers\.{block}\.{LINEARS[target]}$")
-    return next(iter(found.items()))

@@ -148,9 +148,9 @@ class MergedWeights(SwappedParameters):
         self.put(linear, {"weight": original.detach().to(wide) + delta.to(original.device, wide)})
 
     def put(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Replace parameters of ``module`` by ``tensors``, in the type that the parameters have."""
+        """Replace parameters of ``module`` by ``tensors``, in the type of its weight; it may get a bias."""
         for name, tensor in tensors.items():
-            value = tensor.detach().to(module.get_parameter(name).dtype)
+            value = tensor.detach().to(module.get_parameter("weight").dtype)
             self.swap(module, name, nn.Parameter(value, requires_grad=False))
 
 

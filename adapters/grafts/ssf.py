@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.config import check_choice
-from samgraft.adapters.grafts.base import Graft, GraftConfig, replace_module, select_blocks
-from samgraft.adapters.grafts.peft_linear import find_linears
-from samgraft.adapters.grafts.swapped import SwappedParameters
-from samgraft.errors import ConfigError, NoMatchError
+from samgraft.adapters.grafts.base import GraftConfig, select_blocks
+from samgraft.adapters.grafts.targets import LINEARS, POINTS, block_linear, check_targets
+from samgraft.adapters.grafts.wrapping import Wrapped, WrappedGraft, Wrapper
+from samgraft.errors import NoMatchError
 
 PATHS = {
     "norm1": "layer_norm1",
@@ -37,8 +36,6 @@ PATHS = {
     "lin2": "mlp.lin2",
 }
 """Target -> path below a block, in the order of the forward pass."""
-POINTS = {"qkv": "I2 fused qkv", "proj": "I3 proj", "lin1": "I7 lin1", "lin2": "I7 lin2"}
-"""Target -> how it is called in tables; norms have no number."""
 SPREAD = 0.02
 """Published standard deviation of gamma and beta."""
 
@@ -54,11 +51,7 @@ class SsfConfig(GraftConfig):
     def __post_init__(self) -> None:
         """Check targets."""
         super().__post_init__()
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            known = ", ".join(PATHS)
-            raise ConfigError(f"ssf: targets are {list(self.targets)}; name at least one of {known}, each once")
-        for target in self.targets:
-            check_choice(self.method, "target", target, tuple(PATHS))
+        check_targets(self.method, self.targets, tuple(PATHS))
 
     def build(self, backbone: Backbone) -> "SsfGraft":
         """Create scales and shifts for ``backbone``."""
@@ -90,69 +83,40 @@ class ScaleShift(nn.Module):
         return torch.addcmul(self.beta, y, self.gamma).to(y.dtype)
 
 
-class Rescaled(nn.Module):
+class Rescaled(Wrapper):
     """A frozen module and what happens to its output; takes the module's place in the backbone."""
 
-    def __init__(self, frozen: nn.Module, change: ScaleShift) -> None:
+    def __init__(self, base_layer: nn.Module, change: ScaleShift) -> None:
         """Hold both."""
-        super().__init__()
-        self.frozen = frozen
+        super().__init__(base_layer)
         self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        changed: Tensor = self.change(self.frozen(x))
+        changed: Tensor = self.change(self.base_layer(x))
         return changed
 
+    def merged(self) -> dict[str, Tensor]:
+        """Rows of the weight and the bias scaled, the bias shifted."""
+        return merged_tensors(self.base_layer, self.change)
 
-class SsfGraft(Graft):
-    """Wrappers around modules of the chosen blocks. Keys of its state are ``parts.<block>_<target>.gamma`` and beta."""
+
+class SsfGraft(WrappedGraft):
+    """Wrappers around modules of the chosen blocks."""
 
     merge_first: ClassVar[bool] = True
 
     def __init__(self, config: SsfConfig, backbone: Backbone) -> None:
         """Build the parts; ``backbone`` is only read."""
         targets = [target for target in PATHS if target in config.targets]
-        super().__init__(config, [POINTS.get(target, target) for target in targets])
-        like = next(backbone.parameters())
-        self.parts = nn.ModuleDict()
-        self._wrappers: dict[str, Rescaled] = {}
+        like, wrappers = next(backbone.parameters()), {}
         for block in select_blocks(config.blocks, backbone.spec.num_blocks):
             for target in targets:
                 path, module = _find(backbone, block, target)
                 width = module.out_features if isinstance(module, nn.Linear) else module.normalized_shape[-1]
-                part = ScaleShift(width, like, identity=config.init == "identity")
-                self.parts[f"{block}_{target}"] = part
-                self._wrappers[path] = Rescaled(module, part)
-        self._merged = SwappedParameters()
-
-    def claims(self) -> frozenset[str]:
-        """Paths of the wrapped modules."""
-        return frozenset(self._wrappers)
-
-    def install(self, backbone: Backbone) -> None:
-        """Put each wrapper in the place of its module."""
-        for path, wrapper in self._wrappers.items():
-            replace_module(backbone, path, wrapper)
-
-    def remove(self, backbone: Backbone) -> None:
-        """Put the frozen modules back."""
-        for path, wrapper in self._wrappers.items():
-            replace_module(backbone, path, wrapper.frozen)
-
-    def merge(self, backbone: Backbone) -> None:
-        """Scale the rows of each weight and each bias, and shift the bias; the wrappers step aside."""
-        for wrapper in self._wrappers.values():
-            module, change = wrapper.frozen, wrapper.change
-            for name, value in merged_tensors(module, change).items():
-                self._merged.swap(module, name, nn.Parameter(value, requires_grad=False))
-        self.remove(backbone)
-
-    def unmerge(self, backbone: Backbone) -> None:
-        """Put the original tensors and the wrappers back."""
-        if len(self._merged):
-            self._merged.restore()
-            self.install(backbone)
+                change = ScaleShift(width, like, identity=config.init == "identity")
+                wrappers[path] = (f"{block}_{target}", Rescaled(module, change))
+        super().__init__(config, [POINTS.get(target, target) for target in targets], Wrapped(backbone, wrappers))
 
 
 @torch.no_grad()
@@ -172,9 +136,9 @@ def merged_tensors(module: nn.Module, change: ScaleShift) -> dict[str, Tensor]:
 
 
 def _find(backbone: Backbone, block: int, target: str) -> tuple[str, nn.Linear | nn.LayerNorm]:
+    if target in LINEARS:
+        return block_linear(backbone, block, target)
     pattern = rf"vision_encoder\.layers\.{block}\.{re.escape(PATHS[target])}$"
-    if target in POINTS:
-        return next(iter(find_linears(backbone, pattern).items()))
     for path, module in backbone.named_modules():
         if isinstance(module, nn.LayerNorm) and re.search(pattern, path):
             return path, module

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import check_positive
-from samgraft.adapters.grafts.lora import LINEARS, SLICES, PeftConfig, PeftGraft, block_linear, check_rank
+from samgraft.adapters.grafts.lora import PeftConfig, PeftGraft
 from samgraft.adapters.grafts.peft_linear import ADAPTER_NAME, Wrap
+from samgraft.adapters.grafts.targets import LINEARS, SLICES, block_linear, check_rank
 from samgraft.errors import ConfigError
 
 

@@ -121,7 +121,7 @@ def test_options_with_inherited_texts_and_new_defaults() -> None:
 def test_own_options_come_first() -> None:
     names = [(option.name, option.own) for option in options(LoraConfig)]
     assert names[-3:] == [("blocks", False), ("init", False), ("lr_factor", False)]
-    assert all(own for _, own in names[:-2])
+    assert all(own for _, own in names[:-3])
 
 
 def test_a_class_speaks_for_itself_in_a_shared_module() -> None:

@@ -123,7 +123,7 @@ def test_ssf_equals_changed_weights(target: str) -> None:
     perturb(grafted, 0.4)
     expected = logits(grafted, image)
     state = grafted.graft_state()
-    gamma, beta = (state[f"grafts.ssf.parts.1_{target}.{name}"] for name in ("gamma", "beta"))
+    gamma, beta = (state[f"grafts.ssf.linears.parts.1_{target}.change.{name}"] for name in ("gamma", "beta"))
     grafted.detach()
     module = backbone.sam.vision_encoder.layers[1].get_submodule(PATHS[target])
     with torch.no_grad():
@@ -141,11 +141,11 @@ def test_ssf_wraps_named_modules_and_puts_the_same_objects_back() -> None:
     graft = grafted.grafts["ssf"]
     assert graft.claims() == {f"sam.vision_encoder.layers.2.{path}" for path in PATHS.values()}  # type: ignore[operator]
     assert set(grafted.graft_state()) == {
-        f"grafts.ssf.parts.2_{target}.{name}" for target in PATHS for name in ("gamma", "beta")
+        f"grafts.ssf.linears.parts.2_{target}.change.{name}" for target in PATHS for name in ("gamma", "beta")
     }
     for path, frozen in before.items():
         wrapper = backbone.get_submodule(f"sam.vision_encoder.layers.2.{path}")
-        assert isinstance(wrapper, Rescaled) and wrapper.frozen is frozen
+        assert isinstance(wrapper, Rescaled) and wrapper.base_layer is frozen
     assert grafted.frozen_blocks() == 2
     grafted.detach()
     assert tree(backbone) == names
