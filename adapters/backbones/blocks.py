@@ -89,8 +89,11 @@ def _carry(layer: Any, extra: Tensor, answer: Tensor | None) -> Tensor:
 
 
 def _sum(change: Tensor, x: Tensor) -> Tensor:
-    """``change + x``, in the memory of ``change``, which nobody else holds, where no gradient is asked for."""
-    return change + x if torch.is_grad_enabled() else change.add_(x)
+    """``change + x``; in the memory of ``change``, which nobody else holds, where no gradient is asked for.
+
+    Under autocast the change is in half precision and the tokens are not; then the sum is as wide as the tokens.
+    """
+    return change + x if torch.is_grad_enabled() or change.dtype != x.dtype else change.add_(x)
 
 
 def attention_forward(

@@ -225,3 +225,16 @@ def test_twelve_blocks_compile_within_dynamos_limit() -> None:
         expected = backbone.encode(image()).neck
         backbone.compile_blocks(backend="eager", fullgraph=True)
         torch.testing.assert_close(backbone.encode(image()).neck, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_stay_wide_under_autocast() -> None:
+    """Without a gradient sums are in place, which must not round the tokens to what autocast gives a layer."""
+    backbone = toy_backbone()
+    found = {}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                found[grad] = backbone.encode(image(), taps=(0, 1, 2)).taps
+    for block in range(3):
+        assert found[False][block].dtype == found[True][block].dtype == torch.float32
+        torch.testing.assert_close(found[False][block], found[True][block], rtol=0, atol=0.02)
