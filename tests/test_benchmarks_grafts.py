@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def test_rows_hold_the_whole_registry_and_the_baseline() -> None:
     assert set(GRAFTS.names()) < set(rows)
     assert next(iter(rows)) == BASE
     assert rows[BASE] == ()
-    assert set(_graft_rows.LEARNING_RATE) <= set(rows)
+    assert rows["full"][0].lr_factor == 0.5
+    assert {config.lr_factor for configs in _graft_rows.rows(3.0).values() for config in configs} == {3.0}
 
 
 def test_plan_takes_a_seed_everywhere_before_the_next() -> None:
@@ -60,7 +62,7 @@ def test_tuning_plans_every_factor_on_training_cases_of_two_sets() -> None:
         ("nuclei", None, 0, True),
     }
     assert [t["factor"] for t in tasks] == [0.3, 1.0, 3.0] * 2
-    assert len({t["recipe"] for t in tasks}) == 6
+    assert len({t["recipe"] for t in tasks}) == 2 and len({t["config"] for t in tasks}) == 3
 
 
 def test_groups_share_data_and_skip_what_is_there() -> None:
@@ -82,9 +84,9 @@ def test_hashes_follow_every_setting() -> None:
     spec = _sets.SPECS["nuclei"]
     assert _graft_rows.config_hash([LoraConfig()]) == _graft_rows.config_hash([LoraConfig()])
     assert _graft_rows.config_hash([LoraConfig(rank=5)]) != _graft_rows.config_hash([LoraConfig()])
-    plain = _graft_rows.optimiser("lora", spec)
-    other = _graft_rows.optimiser("lora", spec, 3.0)
-    assert other.lr == pytest.approx(3 * _graft_rows.GRAFT.lr)
+    assert _graft_rows.config_hash([LoraConfig(lr_factor=3)]) != _graft_rows.config_hash([LoraConfig()])
+    plain = _graft_rows.optimiser(spec)
+    other = replace(plain, lr=3 * plain.lr)
     assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, other)
 
 
@@ -174,9 +176,9 @@ def test_windows_cover_a_picture_and_a_perfect_network_still_scores_one() -> Non
     assert _sets.evaluate(oracle, spec, [case], three=False)["dice"] == 1.0
 
 
-def test_loop_follows_its_clock_and_adds_the_penalty() -> None:
+def test_loop_follows_its_clock_and_adds_the_penalty_at_each_parts_own_rate() -> None:
     ticks = iter(float(i) for i in range(100))
-    weight = torch.nn.Parameter(torch.zeros(1))
+    weight, slow = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     spec = _sets.SetSpec(name="x", size=8, classes=2, budget=1, headline=("dice",))
     pictures = (torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long))
 
@@ -185,7 +187,7 @@ def test_loop_follows_its_clock_and_adds_the_penalty() -> None:
 
     found = _train.loop(
         forward,
-        [weight],
+        [weight, slow],
         spec,
         pictures,
         _train.Optimiser(lr=0.1, batch=2),
@@ -193,10 +195,12 @@ def test_loop_follows_its_clock_and_adds_the_penalty() -> None:
         deadline=5.0,
         seed=0,
         clock=lambda: next(ticks),
-        penalty=lambda: weight.sum(),
+        penalty=lambda: weight.sum() + slow.sum(),
+        factors={slow: 0.1},
     )
     assert found["steps"] == 5
     assert weight.item() < 0
+    assert slow.item() == pytest.approx(0.1 * weight.item(), rel=0.01)
 
 
 def test_a_run_leaves_the_backbone_as_it_was_and_tells_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +219,7 @@ def test_a_run_leaves_the_backbone_as_it_was_and_tells_its_costs(monkeypatch: py
     assert _graft_rows.state_of(backbone) == start
     assert row["steps"] >= 1
     assert 0 <= row["dice"] <= 1
-    assert (row["metric"], row["lr"], row["without_gradient"]) == ("dice", pytest.approx(6e-3), 0)
+    assert (row["metric"], row["lr"], row["without_gradient"]) == ("dice", _graft_rows.GRAFT.lr, 0)
     assert row["adapter_mb"] * 1e6 > 4 * row["trainable"]
     with torch.no_grad():
         next(backbone.parameters()).add_(1)
