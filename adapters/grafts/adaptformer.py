@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import check_positive
-from samgraft.adapters.grafts.base import GraftConfig, SiteGraft, select_blocks, site_list
+from samgraft.adapters.grafts.base import GraftConfig, SiteGraft
 from samgraft.errors import ConfigError
 
 
@@ -94,9 +94,5 @@ class AdaptFormerGraft(SiteGraft):
     def __init__(self, config: AdaptFormerConfig, backbone: Backbone) -> None:
         """Build the branches; ``backbone`` is only read."""
         super().__init__(config)
-        like = next(backbone.parameters())
-        for block in select_blocks(config.blocks, backbone.spec.num_blocks):
-            site_list(backbone, block, "parallel_mlp_raw")
-            with torch.device(like.device):
-                branch = ParallelBranch(backbone.spec.embed_dim, config)
-            self.place(block, "parallel_mlp_raw", branch.to(like.dtype))
+        width = backbone.spec.embed_dim
+        self.place_in_blocks(backbone, {"parallel_mlp_raw": lambda: ParallelBranch(width, config)})

@@ -5,10 +5,11 @@ grafts append modules to the lists of ``backbone.block_sites`` and linear grafts
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone
@@ -125,6 +126,21 @@ class SiteGraft(Graft):
         cast(nn.ModuleDict, self.blocks[str(block)])[site] = module
         if SITE_LABELS[site] not in self.points:
             self.points = (*self.points, SITE_LABELS[site])
+
+    def place_in_blocks(self, backbone: Backbone, makers: Mapping[str, Callable[[], nn.Module]]) -> None:
+        """Plan parts for every chosen block, on the device and in the type of ``backbone``, which is only read.
+
+        Args:
+            backbone: Where the blocks are.
+            makers: Site -> what builds the part of one block.
+        """
+        like = next(backbone.parameters())
+        for block in select_blocks(self.config.blocks, backbone.spec.num_blocks):
+            for site, make in makers.items():
+                site_list(backbone, block, site)
+                with torch.device(like.device):
+                    part = make()
+                self.place(block, site, part.to(like.dtype))
 
     def claims(self) -> frozenset[str]:
         """Sites add up, so nothing is claimed."""

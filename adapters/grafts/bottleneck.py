@@ -16,15 +16,15 @@ Deviations:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import check_choice, check_positive
-from samgraft.adapters.grafts.base import GraftConfig, SiteGraft, select_blocks, site_list
+from samgraft.adapters.grafts.base import GraftConfig, SiteGraft
 from samgraft.errors import ConfigError
 
 SITES = ("attention_output", "parallel_mlp")
@@ -96,11 +96,7 @@ class BottleneckGraft(SiteGraft):
         super().__init__(config)
         width = backbone.spec.embed_dim
         hidden = max(1, round(width * config.ratio))
-        like = next(backbone.parameters())
-        for block in select_blocks(config.blocks, backbone.spec.num_blocks):
-            for site in (site for site in SITES if site in config.sites):
-                site_list(backbone, block, site)
-                scale = config.scale if site == "parallel_mlp" else 1.0
-                with torch.device(like.device):
-                    adapter = Bottleneck(width, hidden, scale=scale, identity=config.init == "identity")
-                self.place(block, site, adapter.to(like.dtype))
+        make = partial(Bottleneck, width, hidden, identity=config.init == "identity")
+        scales = {"attention_output": 1.0, "parallel_mlp": config.scale}
+        chosen = [site for site in SITES if site in config.sites]
+        self.place_in_blocks(backbone, {site: partial(make, scale=scales[site]) for site in chosen})

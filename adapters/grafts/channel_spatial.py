@@ -19,14 +19,14 @@ Deviations:
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.grafts.base import GraftConfig, SiteGraft, select_blocks, site_list
+from samgraft.adapters.grafts.base import GraftConfig, SiteGraft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,5 @@ class ChannelSpatialGraft(SiteGraft):
     def __init__(self, config: ChannelSpatialConfig, backbone: Backbone) -> None:
         """Build the adapters; ``backbone`` is only read."""
         super().__init__(config)
-        like, width = next(backbone.parameters()), backbone.spec.embed_dim
-        for block in select_blocks(config.blocks, backbone.spec.num_blocks):
-            site_list(backbone, block, "parallel_mlp")
-            with torch.device(like.device):
-                adapter = ChannelSpatial(width, depthwise=config.depthwise, identity=config.init == "identity")
-            self.place(block, "parallel_mlp", adapter.to(like.dtype))
+        make = partial(ChannelSpatial, depthwise=config.depthwise, identity=config.init == "identity")
+        self.place_in_blocks(backbone, {"parallel_mlp": partial(make, backbone.spec.embed_dim)})

@@ -34,7 +34,7 @@ from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.blocks import partition, unpartition
 from samgraft.adapters.backbones.sites import SiteContext
 from samgraft.adapters.config import check_choice
-from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft, select_blocks, site_list
+from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft
 from samgraft.adapters.grafts.targets import SLICES, check_lora
 from samgraft.errors import ConfigError
 
@@ -276,12 +276,8 @@ class ConvLoraGraft(SiteGraft):
     def __init__(self, config: ConvLoraConfig, backbone: Backbone) -> None:
         """Build the parts; ``backbone`` is only read."""
         super().__init__(config)
-        like = next(backbone.parameters())
-        for block in select_blocks(config.blocks, backbone.spec.num_blocks):
-            site_list(backbone, block, "qkv")
-            with torch.device(like.device):
-                part = ConvSlices(backbone.spec.embed_dim, config)
-            self.place(block, "qkv", part.to(like.dtype))
+        width = backbone.spec.embed_dim
+        self.place_in_blocks(backbone, {"qkv": lambda: ConvSlices(width, config)})
         slices = "/".join(name for name in SLICES if name in config.targets or "qkv" in config.targets)
         self.points = (SITE_LABELS["qkv"].replace("q/k/v", slices),)
 

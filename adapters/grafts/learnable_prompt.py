@@ -16,14 +16,14 @@ Deviations:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.grafts.base import GraftConfig, SiteGraft, select_blocks, site_list
+from samgraft.adapters.grafts.base import GraftConfig, SiteGraft
 from samgraft.errors import ConfigError
 
 EPSILON = 1e-6
@@ -87,10 +87,7 @@ class LearnablePromptGraft(SiteGraft):
     def __init__(self, config: LearnablePromptConfig, backbone: Backbone) -> None:
         """Build the layers; ``backbone`` is only read."""
         super().__init__(config)
-        like, width = next(backbone.parameters()), backbone.spec.embed_dim
+        width = backbone.spec.embed_dim
         hidden = max(1, width // config.reduction)
-        for block in select_blocks(config.blocks, backbone.spec.num_blocks):
-            site_list(backbone, block, "block_input")
-            with torch.device(like.device):
-                layer = PromptLayer(width, hidden, identity=config.init == "identity")
-            self.place(block, "block_input", layer.to(like.dtype))
+        make = partial(PromptLayer, width, hidden, identity=config.init == "identity")
+        self.place_in_blocks(backbone, {"block_input": make})
