@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.objects import boxes_of
 
 KEPT_BYTES = 2**24
 """Low-resolution masks that are kept while more prompts are decoded: 1,024 of graft-tiny at 128 px, 64 of SAM-B."""
@@ -125,11 +126,6 @@ def _decode_again(
 def outer_boxes(logits: Tensor) -> Tensor:
     """(m, 4) outer edges x0, y0, x1, y1 of masks above 0, in mask pixels; zeros for an empty mask."""
     masks = logits > 0
-    edges = []
-    for line in (masks.any(1), masks.any(2)):  # columns, then rows
-        length = line.shape[1]
-        low = line.int().argmax(1)
-        high = length - line.flip(1).int().argmax(1)
-        edges.append((low, torch.where(line.any(1), high, low)))
-    (x0, x1), (y0, y1) = edges
-    return torch.stack([x0, y0, x1, y1], dim=1).float()
+    boxes = boxes_of(masks)
+    boxes[:, 2:] += masks.flatten(1).any(dim=1)[:, None]
+    return boxes
