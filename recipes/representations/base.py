@@ -1,0 +1,105 @@
+"""What the channels of a network mean: what they learn from labels, and what becomes of them on a picture.
+
+A :class:`Representation` belongs to a kind of task and a kind of head. Training, validation, the engine, planning and
+export ask it, and know no names of heads.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.config import MethodConfig
+from samgraft.adapters.decoders.base import SemanticOutput
+from samgraft.adapters.graft import Grafted
+from samgraft.adapters.prompts.objects import FoundObjects
+from samgraft.recipes.config import Kind, TaskConfig
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a vector of sums over processes."""
+
+
+class Representation(ABC):
+    """Maps of the whole picture: logits of windows are blended, and read when they are complete."""
+
+    kind: ClassVar[Kind]
+    """Of the task."""
+
+    @classmethod
+    @abstractmethod
+    def for_head(cls, head: MethodConfig | None, *, classes: int, border: int) -> "Representation":
+        """With what ``head`` says; arguments as of :func:`samgraft.recipes.representations.represent`."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """K, maps of the network."""
+
+    @property
+    @abstractmethod
+    def nothing(self) -> tuple[float, ...]:
+        """K values of the maps where a picture has no data."""
+
+    @abstractmethod
+    def logits(self, output: SemanticOutput) -> Tensor:
+        """(B, K, s, s): what is learned and blended, of a head's output."""
+
+    @abstractmethod
+    def maps(self, logits: Tensor) -> Tensor:
+        """(K, h, w) in [0, 1] of blended logits (K, h, w)."""
+
+    @abstractmethod
+    def target(self, labels: Tensor) -> Tensor:
+        """What the loss compares with, of labels (B, S, S) with ``IGNORE``; on the device of ``labels``."""
+
+    def blank(self, labels: Tensor) -> Tensor:
+        """A target of the right shape and type for ``labels``, which may have no values (meta device)."""
+        return torch.zeros_like(labels, dtype=torch.long)
+
+    @abstractmethod
+    def loss(self, task: TaskConfig, *, reduce: Reduce | None = None) -> nn.Module:
+        """The loss: (logits (B, K, S, S), target) -> scalar.
+
+        Args:
+            task: Weights of its terms.
+            reduce: As for :class:`samgraft.recipes.losses.SegmentationLoss`.
+        """
+
+
+class WindowObjects(ABC):
+    """Objects are found window by window and then joined (``samgraft.recipes.joining``), not read from blended maps."""
+
+    @abstractmethod
+    def find(self, grafted: Grafted, features: Features, image: Tensor) -> FoundObjects:
+        """The objects of B windows.
+
+        Args:
+            grafted: The network.
+            features: Of the windows.
+            image: (B, 3, S, S) in [0, 1].
+        """
+
+
+class ObjectMaps(Representation):
+    """Maps that objects are made of."""
+
+    kind: ClassVar[Kind] = "instance"
+
+    @abstractmethod
+    def objects(
+        self, maps: NDArray[np.floating], *, min_area: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Objects of complete maps.
+
+        Args:
+            maps: (K, H, W) in [0, 1].
+            min_area: Objects with fewer pixels are dropped.
+
+        Returns:
+            labels (H, W) 1..n, 0 where there is none; scores (n,) in [0, 1].
+        """
