@@ -87,7 +87,7 @@ class Joining:
         return table[labels], np.asarray(canvas.scores, dtype=np.float32)[keep - 1]
 
     def _piece(self, window: Place, mask: NDArray[np.bool_], score: float) -> _Piece:
-        lines = (mask.any(axis=1), mask.any(axis=0))
+        lines: list[NDArray[np.bool_]] = [np.asarray(mask.any(axis=axis)) for axis in (1, 0)]
         cut = any(
             (line[0] and part.start > 0) or (line[-1] and part.stop < length)
             for line, part, length in zip(lines, window, self.shape, strict=True)
@@ -148,6 +148,7 @@ class _Canvas:
 def _within(window: Place, part: Place) -> Place:
     """Rows and columns of ``window``, counted from the corner of ``part`` and cut to it."""
     rows, cols = (
-        slice(max(0, w.start - p.start), max(0, min(w.stop, p.stop) - p.start)) for w, p in zip(window, part, strict=True)
+        slice(max(0, w.start - p.start), max(0, min(w.stop, p.stop) - p.start))
+        for w, p in zip(window, part, strict=True)
     )
     return rows, cols

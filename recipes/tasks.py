@@ -9,19 +9,21 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.graft import Grafted
 from samgraft.adapters.prompts.objects import FoundObjects
-from samgraft.errors import CheckpointError
+from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.assemble import build_network
 from samgraft.recipes.augment import augment, augment_views
 from samgraft.recipes.cache.features import CachedEncoder
@@ -35,12 +37,12 @@ from samgraft.recipes.instances import (
     match_instances,
     mean_matched_iou,
 )
-from samgraft.recipes.losses import IGNORE, at_least_float
+from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
 from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
-from samgraft.recipes.representations import ObjectMaps, WindowObjects, head_of, represent
+from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects, head_of, represent
 
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
 """Figure by which the best checkpoint is chosen."""
@@ -127,9 +129,14 @@ class SegmentationTask(lightning.LightningModule):
         Args:
             image: (B, 3, S, S) in [0, 1].
         """
-        image = image.to(self.device)
-        features = self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
-        return self.representation.logits(self.grafted.predict(image, features=features))
+        representation, there = self.representation, image.to(self.device)
+        if not isinstance(representation, Maps):
+            raise ConfigError(f"{type(representation).__name__} gives no maps to be blended; ask for objects")
+        return representation.logits(self.grafted.predict(there, features=self._features(there)))
+
+    def _features(self, image: Tensor) -> Features | None:
+        """Kept features of ``image``; None where they are not worth keeping."""
+        return self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
 
     def leaves_unused(self) -> bool:
         """Whether some attached parameter gets no gradient, since the head does not look where it lies."""
@@ -159,11 +166,7 @@ class SegmentationTask(lightning.LightningModule):
             image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, share=share)
         else:
             image, label = augment(image, label, self.randomness, self.augmentation, share=share)
-        target = self.representation.target(label.cpu()).to(image.device)
-        logits = functional.interpolate(
-            at_least_float(self(image)), size=image.shape[-2:], mode="bilinear", align_corners=False
-        )
-        loss: Tensor = self.loss(logits, target)
+        loss = self.representation.learn(self.loss, self.grafted, self._features(image), image, label)
         penalty = self.grafted.penalty()
         if penalty is not None:
             self.log("train/penalty", penalty)
@@ -183,11 +186,9 @@ class SegmentationTask(lightning.LightningModule):
         if case is None:
             return
         part = ALONE if self.config.train.strategy == "fsdp" else current()
-        number, representation = index * part.world + part.rank, self.representation
-        if isinstance(representation, ObjectMaps):
-            self.results.append(self._validate_instances(case, number, representation))
-        else:
-            self.results.append(self._validate_semantic(case, number))
+        instances = self.representation.kind == "instance"
+        validate = self._validate_instances if instances else self._validate_semantic
+        self.results.append(validate(case, index * part.world + part.rank))
 
     def _options(self) -> dict[str, Any]:
         data = self.config.data
@@ -205,9 +206,9 @@ class SegmentationTask(lightning.LightningModule):
             panel = self._panel(case, middle, predicted[middle], title, caption)
         return CaseResult(number=number, scores=rows, panel=panel)
 
-    def _validate_instances(self, case: CaseArrays, number: int, representation: ObjectMaps) -> CaseResult:
+    def _validate_instances(self, case: CaseArrays, number: int) -> CaseResult:
         panel = None
-        predicted, scores = self._objects(case, representation)
+        predicted, scores = self.objects(case)
         truth = case.labels[0]
         match = match_instances(case.id, predicted, scores, truth)
         name = self.class_names[0] if self.class_names else "object"
@@ -220,18 +221,19 @@ class SegmentationTask(lightning.LightningModule):
             panel = self._panel(case, 0, predicted, case.id, caption)
         return CaseResult(number=number, scores=rows, match=match, panel=panel)
 
-    def _objects(self, case: CaseArrays, representation: ObjectMaps) -> tuple[Any, Any]:
-        """Labels (h, w) and scores (n,)."""
+    def objects(self, case: CaseArrays) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Labels (h, w) 1..n and scores (n,) of a picture; for ``task.kind: instance``."""
         options = self._options() | {"min_area": self.config.task.min_area}
-        if not isinstance(representation, WindowObjects):
+        representation = self.representation
+        if isinstance(representation, WindowObjects):
+            return find_instances(partial(self._find, representation), case, **options)
+        if isinstance(representation, ObjectMaps):
             return predict_instances(self, case, representation=representation, **options)
+        raise ConfigError(f"{type(representation).__name__} gives no objects; train with task.kind instance")
 
-        def find(image: Tensor) -> FoundObjects:
-            there = image.to(self.device)
-            features = self.encoder(there) if self.encoder is not None else self.grafted.encode(there)
-            return representation.find(self.grafted, features, there)
-
-        return find_instances(find, case, **options)
+    def _find(self, representation: WindowObjects, image: Tensor) -> FoundObjects:
+        there = image.to(self.device)
+        return representation.find(self.grafted, self._features(there) or self.grafted.encode(there), there)
 
     def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> Panel:
         image = case.picture(index)

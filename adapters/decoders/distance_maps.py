@@ -1,8 +1,8 @@
 """Maps that tell objects apart: made from true objects for training, and read back into objects.
 
-Three channels per pixel. "foreground" is 1 inside objects. "centre" is the distance to the object's centre over that of
-its furthest pixel: 0 at the centre, 1 at the far end and outside. "boundary" is 1 minus the depth inside the object over
-its greatest depth: 0 where the object is deepest, near 1 at its rim, 1 outside. Both distances are shares of the
+Three channels per pixel. "foreground" is 1 inside objects. "centre" is the distance to the object's centre over that
+of its furthest pixel: 0 at the centre, 1 at the far end and outside. "boundary" is 1 minus the depth inside the object
+over its greatest depth: 0 where the object is deepest, near 1 at its rim, 1 outside. Both distances are shares of the
 object's own size, so that small and large objects look alike.
 
 To read them, pixels that are near a centre and deep inside start an object each, and these grow along rising "boundary"
@@ -79,7 +79,7 @@ def _depth(filled: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _from_centre(own: NDArray[np.bool_], depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) distance of an object's pixels to its deepest one (of several, the nearest to their mean), over the largest."""
+    """(n,) distance of an object's pixels to its deepest one (the nearest to their mean of several), over the largest."""
     pixels = np.argwhere(own).astype(np.float64)
     deep = depth[own]
     middle = ((pixels - pixels.mean(axis=0)) ** 2).sum(axis=1)
@@ -112,7 +112,8 @@ def seeds(
     lonely[np.unique(blobs[found > 0])] = False
     fresh = np.zeros(number + 1, dtype=np.int32)
     fresh[lonely] = count + 1 + np.arange(int(lonely.sum()))
-    return np.where(found > 0, found, fresh[blobs]).astype(np.int32)
+    markers: NDArray[np.int32] = np.where(found > 0, found, fresh[blobs]).astype(np.int32)
+    return markers
 
 
 def flood(height: NDArray[np.floating], markers: NDArray[np.integer], mask: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -61,9 +61,7 @@ def _centres(maps: NDArray[np.float32], labels: NDArray[np.int32], config: "Dist
     if count == 0:
         return np.zeros((0, 2))
     started = seeds(maps, **config.thresholds()) > 0
-    where = ndimage.minimum_position(
-        np.where(started, 0.0, 2.0) + maps[1] + maps[2], labels, np.arange(1, count + 1)
-    )
+    where = ndimage.minimum_position(np.where(started, 0.0, 2.0) + maps[1] + maps[2], labels, np.arange(1, count + 1))
     return np.asarray(where, dtype=np.float64)[:, ::-1]
 
 

@@ -1,4 +1,4 @@
-"""Distance decoder: foreground, distance to the centre and distance to the boundary of objects, so that touching ones part.
+"""Distance decoder: foreground, distance to the centre and to the boundary of objects, so that touching ones part.
 
 Taps of the frozen encoder and its neck are joined and brought back to fine resolution along a convolutional path that
 meets the image itself; a 1 x 1 convolution gives three logit maps. ``samgraft.adapters.decoders.distance_maps`` says
@@ -18,26 +18,22 @@ Deviations:
     the overlap of masks and ranked by predicted IoU times the agreement of the watershed's object.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, SemanticOutput
 from samgraft.adapters.decoders.class_tokens import resolve_taps
 from samgraft.adapters.decoders.detail import DetailPath, TokenFusion, finest_stride
-from samgraft.adapters.decoders.distance_maps import CHANNELS, objects_from_distances
+from samgraft.adapters.decoders.distance_maps import CHANNELS
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
-    from samgraft.adapters.prompts.objects import FoundObjects
 
 
 @dataclass(frozen=True, kw_only=True)

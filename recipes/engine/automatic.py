@@ -32,7 +32,7 @@ from samgraft.recipes.engine.slices import pictures
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.prompting import coarsest_axis
-from samgraft.recipes.representations import ObjectMaps, Representation, WindowObjects
+from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 
 T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
@@ -93,10 +93,11 @@ def segment_automatic(
     if scene.kind == "volume":
         return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
     plane, representation = Plane(scene, recorded.look(scene)), recorded.representation
-    network = steps(grafted, representation)
     if isinstance(representation, WindowObjects):
+        network = steps(grafted, representation)
         objects = _by_window(network, plane, recorded, batch=chosen, depth=depth, track=track)
         return _instances(scene, recorded, *objects)
+    network = steps(grafted, recorded.maps)
     with closing(strips(network, plane, recorded, batch=chosen, depth=depth, track=track)) as found:
         if isinstance(representation, ObjectMaps):
             return _instances(scene, recorded, *_from_maps(plane, recorded, representation, found))
@@ -107,7 +108,7 @@ def segment_automatic(
     return _semantic(scene, labels, recorded)
 
 
-def steps(grafted: Grafted, representation: Representation) -> Steps:
+def steps(grafted: Grafted, representation: Maps | WindowObjects) -> Steps:
     """The network, encoder and decoder apart; logits as in training."""
     device = next(grafted.backbone.parameters()).device
 
@@ -118,11 +119,10 @@ def steps(grafted: Grafted, representation: Representation) -> Steps:
 
     def decode(encoded: tuple[Tensor, Features]) -> Any:
         image, features = encoded
-        if isinstance(representation, WindowObjects):
-            with torch.no_grad():
-                found = representation.find(grafted, features, image)
-            return [found.select(found.image_index == number) for number in range(len(image))]
         with torch.no_grad():
+            if isinstance(representation, WindowObjects):
+                found = representation.find(grafted, features, image)
+                return [found.select(found.image_index == number) for number in range(len(image))]
             output = grafted.predict(image, features=features)
         return representation.logits(output).float().cpu()
 
@@ -136,7 +136,7 @@ def _volume(
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
-    shape, network = plane_shape(scene.grid.shape, axis), steps(grafted, recorded.representation)
+    shape, network = plane_shape(scene.grid.shape, axis), steps(grafted, recorded.maps)
     places = windows(shape, recorded.window, recorded.overlap)
     known: deque[NDArray[np.bool_]] = deque()  # the reading thread puts in a slice before its answer comes out
     shown = pictures(scene, recorded.look(scene), axis, neighbours=recorded.recipe.neighbours, known=known)
@@ -162,7 +162,7 @@ def strips(
 
     Logits of overlapping windows are blended; windows without valid pixels are not computed.
     """
-    rows = _Blend(recorded.representation, plane.shape)
+    rows = _Blend(recorded.maps, plane.shape)
     with closing(_walk(network, plane, recorded, batch=batch, depth=depth, track=track)) as answers:
         for place, valid, logits in answers:
             if place[0].start > rows.top:  # rows above the next windows are finished
@@ -250,7 +250,7 @@ def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
 class _Blend:
     """Rows in the making: sums of weighted logits over the width of the plane."""
 
-    def __init__(self, representation: Representation, shape: tuple[int, int]) -> None:
+    def __init__(self, representation: Maps, shape: tuple[int, int]) -> None:
         channels = representation.channels
         self.channels, self.maps, self.shape, self.top = channels, representation.maps, shape, 0
         self._total, self._mass = torch.zeros(channels, 0, shape[1]), torch.zeros(0, shape[1])

@@ -13,7 +13,7 @@ from samgraft.errors import CheckpointError
 from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_at, look_within
-from samgraft.recipes.representations import Representation, head_of, represent
+from samgraft.recipes.representations import Maps, Representation, head_of, represent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,18 @@ class Recorded:
     def representation(self) -> Representation:
         """What the channels of the network mean."""
         return represent(self.kind, self.head, classes=len(self.classes))
+
+    @property
+    def maps(self) -> Maps:
+        """The same, where it has maps that are blended.
+
+        Raises:
+            CheckpointError: it has none.
+        """
+        found = self.representation
+        if not isinstance(found, Maps):
+            raise CheckpointError(f"the adapter gives {type(found).__name__}, which has no maps to be blended")
+        return found
 
     def scale(self, shape: tuple[int, int]) -> float:
         """Native pixels per network pixel, of a plane of ``shape``."""

@@ -24,12 +24,13 @@ from samgraft.adapters.backbones.base import Features, Prefix
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.graft import Grafted
+from samgraft.errors import ConfigError
 from samgraft.recipes.assemble import build_network
 from samgraft.recipes.config import FitConfig
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.optimiser import STATE_BYTES_8BIT, make_optimizer
 from samgraft.recipes.plan.trace import Trace, Tracer, Work, saved_bytes
-from samgraft.recipes.representations import Representation, head_of, represent
+from samgraft.recipes.representations import Maps, head_of, represent
 from samgraft.recipes.representations.classes import with_background
 
 Mode = Literal["meta", "fake", "real"]
@@ -259,8 +260,11 @@ def blank_target(config: FitConfig, grafted: Grafted, labels: Tensor) -> Tensor:
     return _representation(config, grafted).blank(labels)
 
 
-def _representation(config: FitConfig, grafted: Grafted) -> Representation:
-    return represent(config.task.kind, head_of(grafted), classes=1)
+def _representation(config: FitConfig, grafted: Grafted) -> Maps:
+    found = represent(config.task.kind, head_of(grafted), classes=1)
+    if not isinstance(found, Maps):
+        raise ConfigError(f"head {config.task.head!r} gives objects and no maps; such a run cannot be planned yet")
+    return found
 
 
 def materialise(grafted: Grafted, mode: Mode, dtype: torch.dtype = torch.float32) -> None:

@@ -5,11 +5,21 @@ from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import Kind
-from samgraft.recipes.representations.base import ObjectMaps, Representation, WindowObjects
+from samgraft.recipes.representations.base import Maps, ObjectMaps, Representation, WindowObjects
 from samgraft.recipes.representations.classes import BorderMaps, ClassMaps
 from samgraft.recipes.representations.distances import DistanceMaps
 
-__all__ = ["BorderMaps", "ClassMaps", "DistanceMaps", "ObjectMaps", "Representation", "WindowObjects", "head_of", "represent"]
+__all__ = [
+    "BorderMaps",
+    "ClassMaps",
+    "DistanceMaps",
+    "Maps",
+    "ObjectMaps",
+    "Representation",
+    "WindowObjects",
+    "head_of",
+    "represent",
+]
 
 _OF_HEADS: dict[tuple[Kind, type[MethodConfig]], type[Representation]] = {("instance", DistancesConfig): DistanceMaps}
 """Heads that do not give class maps."""

@@ -13,7 +13,7 @@ from samgraft.adapters.decoders.base import SemanticOutput
 from samgraft.recipes.config import Kind, TaskConfig
 from samgraft.recipes.instances import border_target, instances_from_probabilities
 from samgraft.recipes.losses import IGNORE, SegmentationLoss, as_multiclass
-from samgraft.recipes.representations.base import ObjectMaps, Reduce, Representation
+from samgraft.recipes.representations.base import Maps, ObjectMaps, Reduce
 
 
 def with_background(output: SemanticOutput) -> Tensor:
@@ -32,7 +32,7 @@ def class_probabilities(logits: Tensor) -> Tensor:
     return as_multiclass(logits[None])[0].softmax(dim=0)
 
 
-class _Classes(Representation):
+class _Classes(Maps):
     """What all class maps have in common."""
 
     @property

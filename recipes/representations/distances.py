@@ -142,7 +142,9 @@ class DistanceLoss(nn.Module):
         wide = at_least_float(logits)
         inside = target[:, 0]
         weight = torch.where(inside > 0, 1.0, torch.where(inside == 0, _OUTSIDE, 0.0))
-        error = functional.smooth_l1_loss(wide[:, 1:].sigmoid(), target[:, 1:].to(wide.dtype), reduction="none", beta=_BEND)
+        error = functional.smooth_l1_loss(
+            wide[:, 1:].sigmoid(), target[:, 1:].to(wide.dtype), reduction="none", beta=_BEND
+        )
         sums = torch.stack([(error * weight[:, None]).sum(), 2 * weight.sum().to(wide.dtype)])
         if self.reduce is not None:
             sums = self.reduce(sums)

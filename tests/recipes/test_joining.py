@@ -20,7 +20,9 @@ def logits(window: tuple[slice, slice], *objects: tuple[slice, slice]) -> torch.
     return torch.stack(found)
 
 
-def joined(seen: dict[str, list[tuple[tuple[slice, slice], float]]], **options: object) -> tuple[np.ndarray, list[float]]:
+def joined(
+    seen: dict[str, list[tuple[tuple[slice, slice], float]]], **options: object
+) -> tuple[np.ndarray, list[float]]:
     joining = Joining(SHAPE, 8)
     for name, window in (("left", LEFT), ("right", RIGHT)):
         if seen.get(name):

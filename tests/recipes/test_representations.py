@@ -45,7 +45,7 @@ def test_a_sigmoid_head_gets_a_background_of_zeros() -> None:
 
 def test_targets_keep_what_is_unknown() -> None:
     labels = torch.tensor([[[0, 3, 3, IGNORE], [0, 3, 3, IGNORE], [0, 0, 0, 0]]])
-    assert BorderMaps().target(labels)[0, 0].tolist() == [0, 2, 2, IGNORE]
+    assert BorderMaps().target(labels)[0, 0].tolist() == [0, 1, 2, IGNORE]  # its innermost pixel stays interior
     maps = DistanceMaps().target(labels)
     assert maps.shape == (1, 3, 3, 4) and maps[0, 0, 0].tolist() == [0, 1, 1, IGNORE]
     assert DistanceMaps().blank(labels).shape == maps.shape
@@ -87,9 +87,7 @@ def test_a_run_with_distances_gives_the_same_objects_everywhere(tmp_path: Path, 
         assert again[summary["name"]] == pytest.approx(summary["mean"], abs=1e-6)
 
     case = data.val_refs[0].load()
-    representation = task.representation
-    assert isinstance(representation, DistanceMaps)
-    predicted, scores = task._objects(case, representation)
+    predicted, scores = task.objects(case)
     path = next(iter(sorted((tmp_path / "p" / "images").glob("P2-004*"))))
     result = samgraft.segment(path, adapter=run / "adapter.graft", backbone=toy_backbone())
     assert np.array_equal(result.labels, predicted)

@@ -88,8 +88,8 @@ def test_prompts_are_the_centres_and_boxes_of_objects() -> None:
     prompts = object_prompts(maps_of(two_images()), DistancesConfig(from_points=True, box_margin=0.0))
     assert prompts.image_index.tolist() == [0, 0, 1]
     assert prompts.points is not None and prompts.boxes is not None and prompts.scores is not None
-    # the third object has its boundary on three sides: it is deepest at the edge, half-way up
-    assert prompts.points[:, 0].tolist() == [[24, 8], [33, 8], [47, 25]]
+    # the third object is four deep from column 44 to the edge, and 44 is nearest to its mean
+    assert prompts.points[:, 0].tolist() == [[24, 8], [33, 8], [44, 25]]
     assert prompts.boxes.tolist() == [[20, 4, 28, 12], [29, 4, 37, 12], [41, 22, 47, 28]]
     assert prompts.scores.tolist() == pytest.approx([1, 1, 1])
     wide = object_prompts(maps_of(two_images()), DistancesConfig(from_points=True, box_margin=1.0)).boxes
@@ -99,13 +99,13 @@ def test_prompts_are_the_centres_and_boxes_of_objects() -> None:
 
 
 def test_masks_of_the_decoder_become_objects() -> None:
-    """The oracle answers with the bright component under a point: touching squares have one answer, which stays once."""
+    """The oracle answers with the bright component under a point: of two equal answers one stays."""
     labels = two_images()
     image = (labels > 0).float()[:, None].expand(-1, 3, -1, -1)
     backbone = Oracle()
     found = objects_from_points(backbone, backbone.encode(image), maps_of(labels), DistancesConfig(from_points=True))
     assert found.image_index.tolist() == [0, 1]
-    assert (found.logits > 0).sum((1, 2)).tolist() == [40, 12]  # at half the resolution, odd edges lost
+    assert (found.logits > 0).sum((1, 2)).tolist() == [4 * 9, 3 * 3]  # at half the resolution, half cells lost
     assert found.scores.tolist() == pytest.approx([0.8, 0.8])
     none = objects_from_points(
         backbone, backbone.encode(image), torch.zeros_like(maps_of(labels)), DistancesConfig(from_points=True)
