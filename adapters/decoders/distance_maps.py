@@ -79,7 +79,7 @@ def _depth(filled: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _from_centre(own: NDArray[np.bool_], depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) distance of an object's pixels to its deepest one (the nearest to their mean of several), over the largest."""
+    """(n,) distance of an object's pixels to its deepest (of several, the nearest to their mean), over the largest."""
     pixels = np.argwhere(own).astype(np.float64)
     deep = depth[own]
     middle = ((pixels - pixels.mean(axis=0)) ** 2).sum(axis=1)

@@ -13,7 +13,8 @@ import samgraft
 from samgraft.adapters.decoders import ClassTokensConfig, DistancesConfig
 from samgraft.adapters.decoders.base import SemanticOutput
 from samgraft.errors import ConfigError, ShapeError
-from samgraft.recipes.config import TaskConfig
+from samgraft.recipes.augment import augment
+from samgraft.recipes.config import AugmentConfig, TaskConfig
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.representations import BorderMaps, ClassMaps, DistanceMaps, represent
 from samgraft.recipes.representations.distances import DistanceLoss, DistancePoints
@@ -92,3 +93,15 @@ def test_a_run_with_distances_gives_the_same_objects_everywhere(tmp_path: Path, 
     result = samgraft.segment(path, adapter=run / "adapter.graft", backbone=toy_backbone())
     assert np.array_equal(result.labels, predicted)
     assert [record.score for record in result.instances] == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+def test_a_negative_keeps_labels_and_is_drawn_by_chance() -> None:
+    still = AugmentConfig(rotate=0, scale=0, shift=0, gamma=0, contrast=0, brightness=0, noise=0, blur=0, invert=0.5)
+    image = torch.rand(64, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    label = torch.randint(-1, 3, (64, 8, 12), generator=torch.Generator().manual_seed(2))
+    changed, same = augment(image, label, torch.Generator().manual_seed(0), still)
+    negative = torch.isclose(changed, 1 - image, atol=1e-6).flatten(1).all(dim=1)
+    assert torch.equal(same, label) and 16 < int(negative.sum()) < 48
+    assert torch.allclose(changed[~negative], image[~negative], atol=1e-6)
+    with pytest.raises(ConfigError, match=r"augment.invert is 1.5; expected 0 to 1"):
+        AugmentConfig(invert=1.5)
