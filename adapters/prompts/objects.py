@@ -7,12 +7,13 @@ input; a box names its first and last pixel, as in :class:`~samgraft.adapters.pr
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.prompts.base import PromptGenerator, Prompts
 from samgraft.errors import ConfigError, ShapeError
 
@@ -131,6 +132,11 @@ class ObjectPrompter(PromptGenerator, ObjectHead):
             classes=classes,
             from_ground_truth=prompts.from_ground_truth,
         )
+
+
+def finds_objects(config: MethodConfig | type[MethodConfig] | None) -> bool:
+    """Whether a configuration builds an :class:`ObjectHead`; these have a field ``object_classes``."""
+    return config is not None and any(field.name == "object_classes" for field in fields(config))
 
 
 def objects_from_labels(labels: Tensor, *, ignore: int = -1, min_area: int = 1) -> Objects:

@@ -3,16 +3,19 @@
 from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.graft import Grafted
+from samgraft.adapters.prompts.objects import finds_objects
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import Kind
 from samgraft.recipes.representations.base import Maps, ObjectMaps, Representation, WindowObjects
 from samgraft.recipes.representations.classes import BorderMaps, ClassMaps
 from samgraft.recipes.representations.distances import DistanceMaps
+from samgraft.recipes.representations.objects import HeadObjects
 
 __all__ = [
     "BorderMaps",
     "ClassMaps",
     "DistanceMaps",
+    "HeadObjects",
     "Maps",
     "ObjectMaps",
     "Representation",
@@ -22,7 +25,7 @@ __all__ = [
 ]
 
 _OF_HEADS: dict[tuple[Kind, type[MethodConfig]], type[Representation]] = {("instance", DistancesConfig): DistanceMaps}
-"""Heads that do not give class maps."""
+"""Heads that give neither class maps nor objects."""
 _OF_CLASSES: dict[Kind, type[Representation]] = {"semantic": ClassMaps, "instance": BorderMaps}
 """Every other head."""
 
@@ -39,8 +42,11 @@ def represent(kind: Kind, head: MethodConfig | None, *, classes: int, border: in
     Raises:
         ConfigError: a head that does not serve this kind of task.
     """
-    chosen = _OF_HEADS.get((kind, type(head))) if head is not None else None
-    kinds = [known for known, served in _OF_HEADS if head is not None and served is type(head)]
+    if head is not None and finds_objects(head):
+        served: dict[Kind, type[Representation]] = {"instance": HeadObjects}
+    else:
+        served = {known: own for (known, config), own in _OF_HEADS.items() if config is type(head)}
+    chosen, kinds = served.get(kind), list(served)
     if chosen is None and kinds:
         method = "" if head is None else head.method
         raise ConfigError(f"head {method!r} is for task.kind {' or '.join(kinds)}; the task is {kind!r}; change one")
