@@ -10,8 +10,9 @@ Source:
     PointRend, arXiv:1912.08193, section 3.1 (3 N candidates, 75 % of the points the least certain of them), with
     12,544 points as in Mask2Former, arXiv:2112.01527, section 3.3, and RSPrompter, arXiv:2306.16269.
 Deviations:
-    Points near the border of the image read its last pixels instead of zeros beyond them. Pixels that are not known
-    count nowhere; the sources have none.
+    A point takes the true value of the pixel in which it lies; the sources interpolate masks there. Near the border of
+    the image it reads the last logits instead of zeros beyond them. Pixels that are not known count nowhere; the
+    sources have none.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ OVERSAMPLE = 3
 """Candidates per point."""
 IMPORTANCE = 0.75
 """Share of points that are the least certain candidates."""
+CHUNK = 32
+"""Masks that are resized at once: as numbers they take four times the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +58,8 @@ def mask_losses(
     logits = at_least_float(logits)
     if points:
         where = uncertain_points(logits.detach(), points, generator=generator)
-        targets, weights = targets_at(masks, known, where, logits.dtype)
+        weights = pixels_at(known, where, logits.dtype)
+        targets = pixels_at(masks, where, logits.dtype)
         found = read_at(logits, where)
     else:
         size = (logits.shape[-2], logits.shape[-1])
@@ -86,20 +90,19 @@ def pairwise_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> MaskLos
         targets: (n, P) in [0, 1].
         weights: (P,): how well each place is known, 0 to 1.
     """
-    logits = at_least_float(logits)
-    wanted = (targets * weights).T  # (P, n)
-    # cross-entropy of logit x with target t is softplus(x) - x t
-    bce = (functional.softplus(logits) @ weights)[:, None] - logits @ wanted
-    probabilities = logits.sigmoid()
-    total = (probabilities @ weights)[:, None] + wanted.sum(dim=0)
-    dice = 1 - (2 * probabilities @ wanted + 1) / (total + 1)
-    return MaskLosses(bce=bce / weights.sum().clamp_min(_tiny(weights)), dice=dice)
+    with torch.autocast(device_type=logits.device.type, enabled=False):  # differences of large sums
+        logits = at_least_float(logits)
+        wanted = (targets * weights).T  # (P, n)
+        # cross-entropy of logit x with target t is softplus(x) - x t
+        bce = (functional.softplus(logits) @ weights)[:, None] - logits @ wanted
+        probabilities = logits.sigmoid()
+        total = (probabilities @ weights)[:, None] + wanted.sum(dim=0)
+        dice = 1 - (2 * probabilities @ wanted + 1) / (total + 1)
+        return MaskLosses(bce=bce / weights.sum().clamp_min(_tiny(weights)), dice=dice)
 
 
 def resize_targets(masks: Tensor, known: Tensor, size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Targets and weights of cells: share of each cell's known pixels that is inside, and share that is known.
-
-    Cells that are smaller than a pixel take the pixel in which their centre lies.
 
     Args:
         masks: (N, H, W) bool.
@@ -115,19 +118,31 @@ def resize_targets(masks: Tensor, known: Tensor, size: tuple[int, int], dtype: t
     """
     if masks.shape != known.shape:
         raise ShapeError(f"masks are {tuple(masks.shape)}, known is {tuple(known.shape)}; give one plane per mask")
-    stacked = torch.stack([masks & known, known], dim=1).to(dtype)
-    if stacked.shape[0] == 0:
-        empty = stacked.new_zeros(0, *size)
-        return empty, empty
+    inside, weights = cell_share(masks & known, size, dtype), cell_share(known, size, dtype)
+    return share_of_known(inside, weights), weights
+
+
+def cell_share(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Share (N, h, w) of each cell's pixels that is True in (N, H, W); small cells take the pixel at their centre."""
     fine = size[0] > masks.shape[1] or size[1] > masks.shape[2]
-    cells = functional.interpolate(stacked, size=size, mode="nearest-exact" if fine else "area")
-    return _share(cells[:, 0], cells[:, 1])
+    mode = "nearest-exact" if fine else "area"
+    parts = [
+        functional.interpolate(few[:, None].to(dtype), size=size, mode=mode)[:, 0] for few in masks.split(CHUNK) if len(few)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, *size, device=masks.device, dtype=dtype)
 
 
-def targets_at(masks: Tensor, known: Tensor, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The same at points (N, P, 2), read with linear interpolation between pixel centres; two tensors (N, P)."""
-    inside, weights = (read_at(part.to(dtype), points) for part in (masks & known, known))
-    return _share(inside, weights)
+def share_of_known(inside: Tensor, known: Tensor) -> Tensor:
+    """Share in [0, 1] of what is known that is inside; 0 where nothing is known."""
+    return (inside / known.clamp_min(_tiny(known))).clamp(0, 1)
+
+
+def pixels_at(masks: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether the pixel of (N, H, W) bool in which each of the points (N, P, 2) lies is True: (N, P), 0 or 1."""
+    height, width = masks.shape[-2:]
+    column = (points[..., 0] * width).long().clamp(0, width - 1)
+    row = (points[..., 1] * height).long().clamp(0, height - 1)
+    return masks.flatten(1).gather(1, row * width + column).to(dtype)
 
 
 def read_at(maps: Tensor, points: Tensor) -> Tensor:
@@ -137,8 +152,8 @@ def read_at(maps: Tensor, points: Tensor) -> Tensor:
         maps: One per row of ``points``.
         points: (x, y) as shares of width and height: (0, 0) is the corner of the image, (1, 1) the opposite one.
     """
-    if len(maps) == 0:
-        return maps.new_zeros(0, points.shape[1])
+    if len(maps) == 0:  # an empty result with a graph; kernels refuse to sample nothing
+        return maps.sum() * points[..., 0].to(maps.dtype)
     grid = 2 * points[:, None].to(maps.dtype) - 1  # (N, 1, P, 2)
     found = functional.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
     return found[:, 0, 0]
@@ -172,11 +187,6 @@ def uncertain_points(
 def at_least_float(tensor: Tensor) -> Tensor:
     """``tensor`` in float32, or as it is if wider: sums over a mask do not fit half precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _share(inside: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of what is known that is inside, and the share that is known."""
-    return (inside / known.clamp_min(_tiny(known))).clamp(0, 1), known
 
 
 def _tiny(like: Tensor) -> float:

@@ -17,7 +17,18 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from samgraft.adapters.prompts.mask_losses import pairwise_losses, read_at, resize_targets, targets_at
+from samgraft.adapters.prompts.mask_losses import (
+    MaskLosses,
+    at_least_float,
+    cell_share,
+    mask_bce,
+    mask_dice,
+    mask_losses,
+    pairwise_losses,
+    pixels_at,
+    read_at,
+    share_of_known,
+)
 from samgraft.adapters.prompts.objects import Objects
 
 UNUSABLE = 1e6
@@ -46,42 +57,61 @@ class ImageTargets:
     weights: Tensor
     """(P,): how well each place is known, 0 to 1."""
     points: Tensor | None
-    """(P, 2) shares of the image; None where the places are the cells of the logits."""
+    """(1, P, 2) shares of the image; None where the places are the cells of the logits."""
 
     def read(self, logits: Tensor) -> Tensor:
         """Mask logits (Q, P) at the places, from maps (Q, h, w)."""
         return logits.flatten(1) if self.points is None else read_at(logits, self.points.expand(len(logits), -1, -1))
 
 
-def image_targets(
-    objects: Objects, image: int, size: tuple[int, int], *, points: int, dtype: torch.dtype
-) -> ImageTargets:
-    """Targets of one image.
+class Truth:
+    """The objects of a batch as targets for mask logits of one size; worked out once, used for every layer.
 
     Args:
         objects: Of the batch.
-        image: Which image.
         size: (h, w) of the mask logits.
-        points: 0 for the cells of the logits, else the number of random points.
+        points: Places per mask, where it has more than twice as many cells; otherwise all cells are compared, which
+            is exact and costs less than drawing.
         dtype: Of targets and weights.
     """
-    rows = objects.of(image)
-    masks, known = objects.masks[rows], objects.known[image][None]
-    everywhere = known.expand(len(rows), -1, -1)
-    if points:
-        where = torch.rand(1, points, 2, device=masks.device, dtype=dtype)
-        targets, _ = targets_at(masks, everywhere, where.expand(len(rows), -1, -1), dtype)
-        _, weights = targets_at(known, known, where, dtype)
-    else:
-        targets, _ = resize_targets(masks, everywhere, size, dtype)
-        _, weights = resize_targets(known, known, size, dtype)
-    return ImageTargets(
-        rows=rows,
-        classes=objects.classes[rows],
-        targets=targets.flatten(1),
-        weights=weights.flatten(),
-        points=where[0] if points else None,
-    )
+
+    def __init__(self, objects: Objects, size: tuple[int, int], *, points: int, dtype: torch.dtype) -> None:
+        """Prepare the targets."""
+        self.objects = objects
+        self.points = points if size[0] * size[1] > 2 * points else 0
+        images = range(len(objects.known))
+        if self.points:
+            self.images = [self._drawn(image, dtype) for image in images]
+            return
+        self.weights = cell_share(objects.known, size, dtype).flatten(1)  # (B, P)
+        index = objects.image_index
+        inside = cell_share(objects.masks & objects.known[index], size, dtype).flatten(1)
+        self.targets = share_of_known(inside, self.weights[index])  # (N, P)
+        self.images = [self._celled(image) for image in images]
+
+    def losses(self, logits: Tensor, rows: Tensor) -> MaskLosses:
+        """Losses of masks (n, h, w) that should be the objects ``rows`` (n,)."""
+        index = self.objects.image_index[rows]
+        if self.points:
+            return mask_losses(logits, self.objects.masks[rows], self.objects.known[index], points=self.points)
+        found, targets, weights = at_least_float(logits).flatten(1), self.targets[rows], self.weights[index]
+        return MaskLosses(bce=mask_bce(found, targets, weights), dice=mask_dice(found, targets, weights))
+
+    def _celled(self, image: int) -> ImageTargets:
+        rows = self.objects.of(image)
+        classes = self.objects.classes[rows]
+        return ImageTargets(
+            rows=rows, classes=classes, targets=self.targets[rows], weights=self.weights[image], points=None
+        )
+
+    def _drawn(self, image: int, dtype: torch.dtype) -> ImageTargets:
+        rows, known = self.objects.of(image), self.objects.known[image][None]
+        points = torch.rand(1, self.points, 2, device=known.device, dtype=dtype)
+        targets = pixels_at(self.objects.masks[rows], points.expand(len(rows), -1, -1), dtype)
+        weights = pixels_at(known, points, dtype)[0]
+        return ImageTargets(
+            rows=rows, classes=self.objects.classes[rows], targets=targets, weights=weights, points=points
+        )
 
 
 @torch.no_grad()

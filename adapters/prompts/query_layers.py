@@ -89,7 +89,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 def outside(logits: Tensor) -> Tensor:
     """(B, Q, S) bool: cells outside a query's mask, from logits (B, Q, h, w); False for a query with an empty mask."""
-    hidden = logits.detach().flatten(2) < 0
+    hidden = logits.flatten(2) < 0
     return hidden & ~hidden.all(dim=-1, keepdim=True)
 
 

@@ -37,8 +37,8 @@ from torch.nn import functional
 from samgraft.adapters.config import check_choice, check_positive
 from samgraft.adapters.prompts.aggregator import FeatureAggregator, Norm, sine_positions, sine_tokens, taps_for
 from samgraft.adapters.prompts.base import PrompterConfig, Prompts
-from samgraft.adapters.prompts.mask_losses import POINTS, at_least_float, mask_losses
-from samgraft.adapters.prompts.matching import MatchWeights, image_targets, match
+from samgraft.adapters.prompts.mask_losses import POINTS, at_least_float
+from samgraft.adapters.prompts.matching import MatchWeights, Truth, match
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter, Objects
 from samgraft.adapters.prompts.query_layers import (
     DecoderLayer,
@@ -137,7 +137,7 @@ class RSPrompterQuery(ObjectPrompter):
         """Build the network; ``backbone`` is only read."""
         super().__init__()
         spec, like = backbone.spec, next(backbone.parameters())
-        self.config, self.object_classes, self.multimask = config, config.object_classes, False
+        self.config, self.object_classes = config, config.object_classes
         self.taps = config.taps or taps_for(spec.num_blocks)
         dim = config.dim or spec.neck_channels
         _check(config, dim, self.taps, spec.num_blocks)
@@ -189,17 +189,20 @@ class RSPrompterQuery(ObjectPrompter):
         Each is weighted; class and coarse losses are sums over layers, mask losses means over objects.
         """
         seen = self._see(features)
-        pairs = self._match(backbone, features, seen, objects)
-        total: dict[str, Tensor] = {"class": torch.zeros((), device=image.device)}
+        height, width = features.neck.shape[-2:]
+        dtype = at_least_float(seen.states[-1]).dtype
+        truth = Truth(objects, (4 * height, 4 * width), points=self.config.points, dtype=dtype)
+        pairs = self._match(backbone, features, seen, truth)
+        total: dict[str, Tensor] = {"class": torch.zeros((), device=image.device, dtype=dtype)}
         if seen.pixels is not None:
             total |= dict.fromkeys(("coarse_bce", "coarse_dice"), total["class"])
         for state, matched in zip(seen.states, pairs, strict=True):
             coarse = None if seen.pixels is None else self._coarse(state, seen.pixels)
             total["class"] = total["class"] + self._class_loss(state, coarse, matched, objects)
             if coarse is not None:
-                bce, dice = self._mask_loss(coarse[matched.image, matched.query], objects, matched.row)
+                bce, dice = _mask_loss(coarse[matched.image, matched.query], truth, matched.row)
                 total["coarse_bce"], total["coarse_dice"] = total["coarse_bce"] + bce, total["coarse_dice"] + dice
-        total["bce"], total["dice"] = self._decoded_loss(backbone, features, seen, pairs[-1], objects)
+        total["bce"], total["dice"] = self._decoded_loss(backbone, features, seen, pairs[-1], truth)
         return total
 
     def _see(self, features: "Features") -> _Seen:
@@ -219,7 +222,10 @@ class RSPrompterQuery(ObjectPrompter):
         masked = self.config.masked and small is not None
         states = [self.query_norm(queries)] if masked or self.config.start == "image" else []
         for layer in self.decoder:
-            hidden = outside(self._coarse(states[-1], small)) if masked and small is not None else None
+            hidden = None
+            if masked and small is not None:
+                with torch.no_grad():
+                    hidden = outside(self._coarse(states[-1], small))
             queries = layer(queries, query_place, tokens, spots, hidden)
             states.append(self.query_norm(queries))
         return _Seen(states=states, pixels=pixels)
@@ -245,21 +251,19 @@ class RSPrompterQuery(ObjectPrompter):
         return sine_tokens(self.token_head(state).unflatten(-1, (self.config.tokens, -1)))
 
     @torch.no_grad()
-    def _match(self, backbone: "Backbone", features: "Features", seen: _Seen, objects: Objects) -> "list[_Pairs]":
+    def _match(self, backbone: "Backbone", features: "Features", seen: _Seen, truth: Truth) -> "list[_Pairs]":
         """Matched queries of every layer: each by its own coarse masks, or all by the decoder's masks of the last."""
         states, pixels = seen.states, seen.pixels
         if pixels is None:
-            last = self._match_layer(states[-1], self._decode_all(backbone, features, states[-1]), objects)
+            last = self._match_layer(states[-1], self._decode_all(backbone, features, states[-1]), truth)
             return [last] * len(states)
-        return [self._match_layer(state, self._coarse(state, pixels), objects) for state in states]
+        return [self._match_layer(state, self._coarse(state, pixels), truth) for state in states]
 
-    def _match_layer(self, state: Tensor, masks: Tensor, objects: Objects) -> "_Pairs":
+    def _match_layer(self, state: Tensor, masks: Tensor, truth: Truth) -> "_Pairs":
         """Match every image; ``masks`` (B, Q, h', w')."""
         classes = self.class_head(state)
         images, queries, rows = [], [], []
-        for image, (logits, maps) in enumerate(zip(classes, masks, strict=True)):
-            size = (maps.shape[-2], maps.shape[-1])
-            wanted = image_targets(objects, image, size, points=self._points(size), dtype=maps.dtype)
+        for image, (logits, maps, wanted) in enumerate(zip(classes, masks, truth.images, strict=True)):
             query, column = match(logits, wanted.read(maps), wanted, MatchWeights())
             images.append(torch.full_like(query, image))
             queries.append(query)
@@ -285,16 +289,8 @@ class RSPrompterQuery(ObjectPrompter):
         loss = (each * weights.flatten()).sum() / weights.sum().clamp_min(NO_OBJECT)
         return MatchWeights().classes * loss
 
-    def _mask_loss(self, logits: Tensor, objects: Objects, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted means over the objects ``rows`` of masks (n, h', w'); 0 with a graph where there are none."""
-        known = objects.known[objects.image_index[rows]]
-        points = self._points((logits.shape[-2], logits.shape[-1]))
-        each = mask_losses(logits, objects.masks[rows], known, points=points)
-        count, weights = max(len(rows), 1), MatchWeights()
-        return weights.bce * each.bce.sum() / count, weights.dice * each.dice.sum() / count
-
     def _decoded_loss(
-        self, backbone: "Backbone", features: "Features", seen: _Seen, pairs: "_Pairs", objects: Objects
+        self, backbone: "Backbone", features: "Features", seen: _Seen, pairs: "_Pairs", truth: Truth
     ) -> tuple[Tensor, Tensor]:
         """Losses of the frozen decoder's masks for (some of) the matched queries of the last layer."""
         some = pairs.some(self.config.decoded)
@@ -307,10 +303,7 @@ class RSPrompterQuery(ObjectPrompter):
             masks = self._coarse(state.detach(), seen.pixels.detach())[some.image, some.query][:, None].detach()
         prompts = Prompts(image_index=some.image, sparse=self._tokens(state[some.image, some.query]), masks=masks)
         logits, _ = backbone.decode(features, prompts)
-        return self._mask_loss(logits[:, 0], objects, some.row)
-
-    def _points(self, size: tuple[int, int]) -> int:
-        return self.config.points if size[0] * size[1] > 2 * self.config.points else 0
+        return _mask_loss(logits[:, 0], truth, some.row)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -337,6 +330,12 @@ class _Learned(nn.Module):
         super().__init__()
         self.content = nn.Parameter(torch.randn(queries, dim))
         self.place = nn.Parameter(torch.randn(queries, dim))
+
+
+def _mask_loss(logits: Tensor, truth: Truth, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean losses of masks (n, h', w') of the objects ``rows``; 0 with a graph where there are none."""
+    each, count, weights = truth.losses(logits, rows), max(len(rows), 1), MatchWeights()
+    return weights.bce * each.bce.sum() / count, weights.dice * each.dice.sum() / count
 
 
 def certainty(logits: Tensor) -> Tensor:
