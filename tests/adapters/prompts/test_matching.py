@@ -35,22 +35,29 @@ def _labels() -> torch.Tensor:
     return labels
 
 
-@pytest.mark.parametrize("points", [400, 40])  # all 96 cells; random points
-def test_queries_find_their_objects_by_mask_and_class(points: int) -> None:
-    torch.manual_seed(0)
-    truth = Truth(objects_from_labels(_labels()), (8, 12), points=points, dtype=torch.float32)
-    assert (truth.points == 0) == (points == 400)
-    masks = torch.full((3, 8, 12), -6.0)
-    masks[0, 4:, :4] = 6.0  # lower left
-    masks[1, 4:, :4] = 6.0  # the same, surer of being an object
-    masks[2, :4, 8:] = 6.0  # upper right
+def test_queries_find_their_objects_by_mask_and_class() -> None:
+    truth = Truth(objects_from_labels(_labels()), (4, 6), dtype=torch.float32)
+    masks = torch.full((3, 4, 6), -6.0)
+    masks[0, 2:, :2] = 6.0  # lower left
+    masks[1, 2:, :2] = 6.0  # the same, surer of being an object
+    masks[2, :2, 4:] = 6.0  # upper right
     classes = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
-    wanted = truth.images[1]
-    query, column = match(classes, wanted.read(masks), wanted, MatchWeights())
+    query, row = match(classes, masks, truth, 1, MatchWeights())
     assert query.tolist() == [1, 2]
-    assert wanted.rows[column].tolist() == [1, 0]
-    empty = truth.images[0]
-    assert len(match(classes, empty.read(masks), empty, MatchWeights())[0]) == 0
+    assert row.tolist() == [1, 0]
+    assert len(match(classes, masks, truth, 0, MatchWeights())[0]) == 0
+
+
+def test_what_is_unknown_decides_no_match() -> None:
+    labels = _labels()
+    labels[1, 8:16, 4:] = -1  # half of the lower left object is known
+    truth = Truth(objects_from_labels(labels), (4, 6), dtype=torch.float32)
+    masks = torch.full((2, 4, 6), -6.0)
+    masks[0, 2:, :3] = 6.0
+    masks[1, 2:, :1] = 6.0  # the same where it is known
+    masks[1, 0, 0] = 6.0  # but one cell too many
+    query, row = match(torch.zeros(2, 2), masks, truth, 1, MatchWeights())
+    assert dict(zip(query.tolist(), row.tolist(), strict=True))[0] == 1
 
 
 def test_losses_of_rows_are_those_of_their_masks() -> None:
