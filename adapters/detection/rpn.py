@@ -3,8 +3,8 @@
     level (B, C, h, w) -> 3x3, ReLU -> 1x1 to A logits, 1x1 to 4 A deltas        (the same layers for every level)
 
 Source:
-    Faster R-CNN, arXiv:1506.01497, section 3.1; on a pyramid: FPN, arXiv:1612.03144, section 4.1. Thresholds and numbers
-    of RSPrompter's detectors: KyanChen/RSPrompter, branch release, configs/rsprompter.
+    Faster R-CNN, arXiv:1506.01497, section 3.1; on a pyramid: FPN, arXiv:1612.03144, section 4.1. Thresholds and
+    numbers of RSPrompter's detectors: KyanChen/RSPrompter, branch release, configs/rsprompter.
 Deviations:
     Unknown pixels give no negatives. The numbers of proposals are smaller by default; all are options.
 """

@@ -12,6 +12,7 @@ Deviations:
     8 strides), so that objects of 6 pixels with patches of 8 have one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,8 @@ class DetectorOptions:
     """Best anchors per level that become boxes (published: 2000)."""
     post_nms: int = 200
     """Proposals per image (published: 1000); several times the number of objects in a dense scene."""
-    roi_samples: int = 256
-    """Proposals per image that a training step learns from, at most a quarter of them with an object."""
+    roi_samples: int = 128
+    """Proposals per image that a training step learns from, at most a quarter with an object (published: 256)."""
     score_threshold: float = 0.05
     """Least probability of a detection."""
     nms: float = 0.5
@@ -79,12 +80,8 @@ class DetectorOptions:
         Raises:
             ConfigError: a number is out of range; ``owner`` is the method.
         """
-        for name in ("object_classes", "pre_nms", "post_nms", "roi_samples", "max_objects"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{owner}: {name} is {getattr(self, name)}; expected at least 1")
-        for name in ("hidden", "channels", "fc"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{owner}: {name} is {getattr(self, name)}; expected a width, or 0 for the default")
+        at_least(self, owner, 1, ("object_classes", "pre_nms", "post_nms", "roi_samples", "max_objects"))
+        at_least(self, owner, 0, ("hidden", "channels", "fc"))
         if self.channels % 4:
             raise ConfigError(f"{owner}: channels is {self.channels}; expected a multiple of 4")
         for name in ("score_threshold", "nms"):
@@ -187,6 +184,18 @@ class Detector(nn.Module):
         index = torch.cat([torch.full_like(edges[:, 0], i, dtype=torch.int64) for i, edges in enumerate(proposals)])
         logits, deltas = self.box_head(self.regions(levels, torch.cat(proposals), index, self.box_head.bins))
         return self.box_head.detections(logits, deltas, proposals, size)
+
+
+def at_least(config: object, owner: str, least: int, names: Sequence[str]) -> None:
+    """Refuse options ``names`` of ``config`` below ``least``.
+
+    Raises:
+        ConfigError: one is; the message names the method ``owner``, the option and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ConfigError(f"{owner}: {name} is {value}; expected {least} or more")
 
 
 def prompts_of(found: Detections, classes: int, *, boxes: bool = True, sparse: Tensor | None = None) -> Prompts:

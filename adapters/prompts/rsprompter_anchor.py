@@ -35,10 +35,9 @@ from samgraft.adapters.detection import DrawnRegions, inclusive_of
 from samgraft.adapters.detection.matching import draw_rows
 from samgraft.adapters.prompts.aggregator import sine_positions, sine_tokens
 from samgraft.adapters.prompts.base import PrompterConfig, Prompts
-from samgraft.adapters.prompts.detector import Detector, DetectorOptions, prompts_of
+from samgraft.adapters.prompts.detector import Detector, DetectorOptions, at_least, prompts_of
 from samgraft.adapters.prompts.mask_losses import mask_losses
 from samgraft.adapters.prompts.objects import ObjectPrompter, Objects
-from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.backbones.base import Backbone, Features
@@ -75,12 +74,8 @@ class RSPrompterAnchorConfig(DetectorOptions, PrompterConfig):
     def __post_init__(self) -> None:
         """Check the numbers."""
         self.check(self.method)
-        for name in ("tokens", "mask_samples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected at least 1")
-        for name in ("mask_weight", "dice_weight", "token_hidden"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected 0 or more")
+        at_least(self, self.method, 1, ("tokens", "mask_samples"))
+        at_least(self, self.method, 0, ("mask_weight", "dice_weight", "token_hidden"))
 
     def build(self, backbone: "Backbone") -> "RSPrompterAnchor":
         """Create the prompter for ``backbone``, which is only read."""
@@ -131,9 +126,7 @@ class RSPrompterAnchor(ObjectPrompter):
         self.detector = Detector(config, backbone)
         self.taps = self.detector.taps
         channels = self.detector.channels
-        self.head = TokenHead(
-            channels, config.token_hidden or channels, config.tokens, backbone.spec.neck_channels
-        )
+        self.head = TokenHead(channels, config.token_hidden or channels, config.tokens, backbone.spec.neck_channels)
 
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Tokens (and boxes) with scores and class logits, the best first within each image."""
@@ -147,15 +140,12 @@ class RSPrompterAnchor(ObjectPrompter):
         """Prompt tokens (N, tokens, C) of boxes (N, 4) in edges."""
         if self.config.with_extra_pe:
             levels = tuple(
-                level + sine_positions((level.shape[2], level.shape[3]), level.shape[1], like=level)
-                for level in levels
+                level + sine_positions((level.shape[2], level.shape[3]), level.shape[1], like=level) for level in levels
             )
         found: Tensor = self.head(self.detector.regions(levels, edges, image_index, BINS))
         return found
 
-    def losses(
-        self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """Those of the detector, ``mask`` (cross-entropy) and ``dice``, with their weights."""
         levels, size = self.detector.levels(features), (image.shape[2], image.shape[3])
         losses, drawn = self.detector.losses(levels, size, objects)

@@ -60,9 +60,7 @@ class SamDetPrompter(ObjectPrompter):
         found = self.detector.detect(self.detector.levels(features), (image.shape[2], image.shape[3]))
         return prompts_of(found, self.object_classes)
 
-    def losses(
-        self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """``rpn_class``, ``rpn_box``, ``class`` and ``box``; masks are not looked at."""
         del backbone
         return self.detector.losses(self.detector.levels(features), (image.shape[2], image.shape[3]), objects)[0]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from monai.data.box_utils import batched_nms
 
 from samgraft.adapters.detection import boxes as box_module
 from samgraft.adapters.detection.anchors import AnchorGrid
@@ -60,6 +61,18 @@ def test_suppression_within_groups(groups: list[int], most: int, kept: list[int]
     edges = torch.tensor([[0.0, 0, 10, 8], [0, 0, 10, 10], [20, 5, 30, 9]])[: len(groups)]  # IoU of the first two: 0.8
     scores = torch.tensor([0.8, 0.9, 0.7])[: len(groups)]
     assert suppress(edges, scores, torch.tensor(groups, dtype=torch.int64), 0.7, most).tolist() == kept
+
+
+def test_suppression_keeps_what_monai_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box_module, "BLOCK", 16)
+    generator = torch.Generator().manual_seed(2)
+    low = 60 * torch.rand(200, 2, generator=generator)
+    edges = torch.cat([low, low + 5 + 25 * torch.rand(200, 2, generator=generator)], dim=1)
+    scores, groups = torch.rand(200, generator=generator), torch.randint(0, 3, (200,), generator=generator)
+    expected = batched_nms(edges, scores, groups, 0.4)
+    assert 40 < len(expected) < 190
+    assert torch.equal(suppress(edges, scores, groups, 0.4, 999), expected)
+    assert torch.equal(suppress(edges, scores, groups, 0.4, 25), expected[:25])
 
 
 def test_anchors_stand_on_cell_centres() -> None:

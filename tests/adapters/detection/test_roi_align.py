@@ -18,7 +18,7 @@ def ramp(height: int, width: int, stride: float, dtype: torch.dtype = torch.floa
 @pytest.mark.parametrize("samples", [1, 2, 3])
 @pytest.mark.parametrize(
     ("edges", "level"),
-    [((5.0, 9.5, 17.0, 20.0), 0), ((31.0, 6.0, 64.5, 41.0), 2), ((3.0, 4.0, 50.0, 9.0), 1)],
+    [((5.0, 9.5, 17.0, 20.0), 0), ((31.0, 6.0, 64.5, 41.0), 2), ((3.0, 4.0, 50.0, 11.0), 1)],
     ids=["small", "large", "flat"],
 )
 def test_features_on_a_linear_ramp_are_the_ramp_at_bin_centres(
@@ -29,9 +29,7 @@ def test_features_on_a_linear_ramp_are_the_ramp_at_bin_centres(
     for number, stride in enumerate(strides):  # an image of 48 x 80 pixels; the second one lies 1000 higher
         own = ramp(int(48 / stride), int(80 / stride), stride) + 100 * number
         levels.append(torch.cat([own, own + 1000]))
-    found = roi_align(
-        levels, torch.tensor([edges] * 2), torch.tensor([1, 0]), strides, out=3, samples=samples, cells=5
-    )
+    found = roi_align(levels, torch.tensor([edges] * 2), torch.tensor([1, 0]), strides, out=3, samples=samples, cells=4)
     x0, y0, x1, y1 = edges
     steps = (torch.arange(3, dtype=torch.float64) + 0.5) / 3
     x, y = x0 + steps * (x1 - x0), y0 + steps * (y1 - y0)
@@ -76,7 +74,8 @@ def test_a_mask_in_a_box_and_back() -> None:
     masks[1, 4:12, 8:12] = True  # rows 4 to 11, columns 8 to 11
     edges = torch.tensor([[4.0, 4, 20, 12]])
     found = mask_targets(masks, torch.tensor([1]), edges, 8)
-    assert found[0, :, 2:4].eq(1).all()  # bins of 2 x 1 pixels: columns 8 to 11 are bins 2 and 3
+    assert found[0, 1:-1, 2:4].eq(1).all()  # bins of 2 x 1 pixels: columns 8 to 11 are bins 2 and 3
+    assert found[0, [0, -1], 2:4].eq(0.875).all()  # points a quarter of a pixel from the border read 0.75, others 1
     assert found[0, :, [0, 1, 4, 5, 6, 7]].eq(0).all()
     whole = paste(found * 8 - 4, edges, (16, 24), 1.0)
     assert torch.equal(whole[0] > 0, masks[1])

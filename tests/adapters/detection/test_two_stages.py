@@ -97,9 +97,7 @@ def test_drawn_proposals_hold_the_true_boxes_and_rows_count_on() -> None:
 
 def test_losses_of_the_box_head_by_hand() -> None:
     head = BoxHead(4, 2, 8, BoxOptions())
-    drawn = DrawnRegions(
-        torch.tensor([[0.0, 0, 10, 10], [3, 3, 5, 5]]), torch.tensor([0, 0]), torch.tensor([1, -1])
-    )
+    drawn = DrawnRegions(torch.tensor([[0.0, 0, 10, 10], [3, 3, 5, 5]]), torch.tensor([0, 0]), torch.tensor([1, -1]))
     truth, classes = torch.tensor([[9.0, 9, 11, 11], [0, 1, 10, 11]]), torch.tensor([0, 1])
     logits = torch.tensor([[0.0, math.log(2), 0.0], [0.0, 0.0, math.log(6)]])  # 0.5 for class 1; 0.75 for background
     deltas = torch.zeros(2, 2, 4)
