@@ -4,12 +4,13 @@ from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, MaskCon
 from samgraft.adapters.decoders.class_tokens import ClassTokensConfig
 from samgraft.adapters.decoders.conv_head import ConvHeadConfig
 from samgraft.adapters.decoders.distances import DistancesConfig
+from samgraft.adapters.decoders.sam_seg import SamSegConfig
 from samgraft.registry import Registry
 
 DECODERS: Registry[type[DecoderConfig]] = Registry("decoder")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
-for _config in (ClassTokensConfig, ConvHeadConfig, DistancesConfig, MaskConfig):
+for _config in (ClassTokensConfig, ConvHeadConfig, DistancesConfig, MaskConfig, SamSegConfig):
     DECODERS.register(_config.method)(_config)
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "DecoderPatch",
     "DistancesConfig",
     "MaskConfig",
+    "SamSegConfig",
     "SemanticOutput",
 ]

@@ -4,13 +4,15 @@ from samgraft.adapters.prompts.autosam import AutoSamConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, chunk_prompts, grid_points
 from samgraft.adapters.prompts.manual import ManualConfig, check_prompts, make_prompts
+from samgraft.adapters.prompts.rsprompter_anchor import RSPrompterAnchorConfig
 from samgraft.adapters.prompts.rsprompter_query import RSPrompterQueryConfig
+from samgraft.adapters.prompts.sam_det import SamDetConfig
 from samgraft.registry import Registry
 
 PROMPTERS: Registry[type[PrompterConfig]] = Registry("prompter")
 """Name -> configuration class; ``config.build(backbone)`` gives the generator."""
 
-for _config in (AutoSamConfig, GridConfig, ManualConfig, RSPrompterQueryConfig):
+for _config in (AutoSamConfig, GridConfig, ManualConfig, RSPrompterAnchorConfig, RSPrompterQueryConfig, SamDetConfig):
     PROMPTERS.register(_config.method)(_config)
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "PromptGenerator",
     "PrompterConfig",
     "Prompts",
+    "RSPrompterAnchorConfig",
     "RSPrompterQueryConfig",
+    "SamDetConfig",
     "check_prompts",
     "chunk_prompts",
     "grid_points",
