@@ -6,7 +6,7 @@
                                                     m . upscaled(x) -> (4h, 4w) logits           dense prompt
     frozen mask decoder (tokens, coarse mask) -> mask
 
-In training, each object is matched with one query by class and coarse mask (matching.py). The class loss is on every
+In training, each object is matched with one query by class and coarse mask (assignment.py). The class loss is on every
 layer; the loss on masks of the frozen decoder, which cost most, is on the last layer and for matched queries only. The
 coarse mask reaches the decoder detached, and has losses of its own.
 
@@ -36,10 +36,10 @@ from torch.nn import functional
 
 from samgraft.adapters.config import check_choice, check_positive
 from samgraft.adapters.prompts.aggregator import FeatureAggregator, Norm, sine_positions, sine_tokens, taps_for
+from samgraft.adapters.prompts.assignment import MatchWeights, Truth, match
 from samgraft.adapters.prompts.base import PrompterConfig, Prompts
 from samgraft.adapters.prompts.centre_map import best_cells, centre_loss
 from samgraft.adapters.prompts.mask_losses import POINTS, at_least_float
-from samgraft.adapters.prompts.matching import MatchWeights, Truth, match
 from samgraft.adapters.prompts.object_masks import certainty, in_the_unknown, mask_nms
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter, Objects
 from samgraft.adapters.prompts.query_layers import (
