@@ -145,7 +145,8 @@ def mask_products(weights: Tensor, pixels: Tensor) -> Tensor:
     Not in half precision, which cannot tell neighbouring places apart.
     """
     with torch.autocast(device_type=pixels.device.type, enabled=False):
-        return (weights @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+        logits: Tensor = (weights @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+        return logits
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

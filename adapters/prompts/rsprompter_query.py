@@ -68,6 +68,8 @@ RARE = -2.2
 """Logit of an object's centre to begin with: one cell in ten."""
 WIDTH = 2.0
 """Tokens: the standard deviation of the bell around a query with which coarse masks begin."""
+LIMIT = 10.0
+"""Largest logit of a dense prompt: the bell falls far below what the frozen decoder was trained with."""
 NO_OBJECT = 0.1
 """Weight of queries without an object in the class loss."""
 
@@ -194,7 +196,7 @@ class RSPrompterQuery(ObjectPrompter):
         return Prompts(
             image_index=where,
             sparse=self._tokens(seen.states[-1][where, query]),
-            masks=None if coarse is None else coarse[where, query][:, None],
+            masks=None if coarse is None else coarse[where, query][:, None].clamp(-LIMIT, LIMIT),
             class_logits=class_logits[where, query],
             scores=scores[where, query],
         )
@@ -305,14 +307,13 @@ class RSPrompterQuery(ObjectPrompter):
             coarse = self._coarse(state, seen.small, seen.centres)
             if coarse is None:
                 last = seen.states[-1]
-                return [
-                    self._match_layer(self._classes(last, seen), self._decode_all(backbone, features, last), truth)
-                ] * len(seen.states)
+                masks = self._decode_all(backbone, features, last)
+                return [self._match_layer(self._classes(last, seen), masks, truth)] * len(seen.states)
             pairs.append(self._match_layer(self._classes(state, seen), coarse, truth))
         return pairs
 
     def _match_layer(self, classes: Tensor, masks: Tensor, truth: Truth) -> "_Pairs":
-        """Match every image; ``masks`` (B, Q, h', w')."""
+        """Match every image; ``masks`` (B, Q, h, w)."""
         images, queries, rows = [], [], []
         for image, (logits, maps) in enumerate(zip(classes, masks, strict=True)):
             query, row = match(logits, maps, truth, image, MatchWeights())
@@ -356,7 +357,7 @@ class RSPrompterQuery(ObjectPrompter):
         prompts = Prompts(
             image_index=some.image,
             sparse=self._tokens(state[some.image, some.query]),
-            masks=None if coarse is None else coarse[:, None],
+            masks=None if coarse is None else coarse[:, None].clamp(-LIMIT, LIMIT),
         )
         logits, _ = backbone.decode(features, prompts)
         return _mask_loss(logits[:, 0], truth, some.row)

@@ -116,6 +116,7 @@ def test_prompts_carry_tokens_masks_and_scores_of_queries_that_are_sure(coarse_m
         assert torch.equal(prompts.scores, best)
     else:
         assert prompts.masks.shape[1:] == (1, 24, 32)
+        assert float(prompts.masks.abs().max()) == 10  # far from its query a mask falls without end
         assert torch.allclose(prompts.scores, best * certainty(prompts.masks[:, 0]))
     middle = float(prompts.scores.median())
     prompter.config = replace(prompter.config, score=middle)
