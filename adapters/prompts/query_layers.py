@@ -81,6 +81,25 @@ class DecoderLayer(nn.Module):
         return grown
 
 
+class LearnedQueries(nn.Module):
+    """Learned queries: what they begin as, and a code of their place, whose first two numbers give a point.
+
+    Args:
+        queries: Their number Q.
+        dim: Their width.
+    """
+
+    def __init__(self, queries: int, dim: int) -> None:
+        """Draw them."""
+        super().__init__()
+        self.content = nn.Parameter(torch.randn(queries, dim))
+        self.place = nn.Parameter(torch.randn(queries, dim))
+
+    def points(self, grid: tuple[int, int]) -> Tensor:
+        """(Q, 2): (x, y) in tokens of a map (h, w)."""
+        return self.place[:, :2].sigmoid() * self.place.new_tensor([grid[1], grid[0]])
+
+
 def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers from ``widths[0]`` to ``widths[-1]`` with ReLU between them."""
     layers: list[nn.Module] = []
@@ -126,7 +145,8 @@ def mask_products(weights: Tensor, pixels: Tensor) -> Tensor:
     Not in half precision, which cannot tell neighbouring places apart.
     """
     with torch.autocast(device_type=pixels.device.type, enabled=False):
-        return (weights @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+        logits: Tensor = (weights @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+        return logits
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

@@ -1,29 +1,33 @@
 """RSPrompter, query form: a small DETR on the frozen encoder that writes one prompt per object, of tokens and a mask.
 
     taps -> feature aggregator -> encoder layer(s) -> x (B, dim, h, w)       (aggregator.py)
-    Q queries -> decoder layers on x -> per query:  classes (C + 1)
-                                                    tokens e = sin(a) + b, (Kp, neck channels)   sparse prompt
-                                                    m . upscaled(x) -> (4h, 4w) logits           dense prompt
+    x -> map of object centres -> its Q highest peaks -> Q queries           (centre_map.py)
+    queries -> decoder layers on x -> per query:  classes (C + 1)
+                                                  tokens e = sin(a) + b, (Kp, neck channels)        sparse prompt
+                                                  coarse mask (4h, 4w): m . upscaled(x) + bell      dense prompt
     frozen mask decoder (tokens, coarse mask) -> mask
 
-In training, each object is matched with one query by class and coarse mask (assignment.py). The class loss is on every
-layer; the loss on masks of the frozen decoder, which cost most, is on the last layer and for matched queries only. The
-coarse mask reaches the decoder detached, and has losses of its own.
+The bell is ``1 + b - |p - c|^2 e^s / 8`` at place p, in tokens: the query says b, s and how far c is from where it
+began. Class logits begin with what the map of centres says there. In training, each object is matched with one query by
+class and coarse mask (assignment.py), on every layer. The loss on masks of the frozen decoder, which cost most, is on the
+last layer and for matched queries only. The coarse mask reaches the decoder detached, and has losses of its own.
 
 Source:
     RSPrompter, arXiv:2306.16269, section 3 (query-based prompter); layers, costs and weights from
     KyanChen/RSPrompter: branch lightning (1 encoder and 4 decoder layers, pre-norm, weights 2, 5, 5, no-object 0.1) and
     branch release (aggregator, coarse mask as dense prompt, 5 tokens, Mask2Former layers). Ranking by class score times
-    mean probability within the mask, and attention within the mask: Mask2Former, arXiv:2112.01527. Queries from the
-    image: Deformable DETR, arXiv:2010.04159, section 4.2 (two stages); Mask DINO, arXiv:2206.02777, section 3.3.
+    mean probability within the mask, and attention within the mask: Mask2Former, arXiv:2112.01527. Queries at peaks:
+    CenterNet, arXiv:1904.07850. Masks that know their place: CondInst, arXiv:2003.05664, section 3.1.
 Deviations:
     Plain attention on one map: the released deformable attention needs a compiled kernel and a pyramid, and one map of
-    a plain encoder is small. Queries begin as the most promising cells of the image (``start="image"``); learned ones
-    ("learned", as published) have to find their places first, which takes hundreds of epochs. Coarse masks are
-    matched and trained on every layer, which costs next to nothing. No dropout by default. Queries that found
-    something in a part of the image that nobody labelled are not taught that nothing is there. The backbone is frozen
-    throughout, its decoder included; the released configurations train it. Width is that of the backbone's neck (256
-    for SAM, as published). At most ``decoded`` matched queries of a step go through the frozen decoder.
+    a plain encoder is small. Queries begin at peaks of a map of centres, and their masks with a bell there; learned
+    queries (``start="learned"``, as published, with a bell at a learned place) have to find their places first, which
+    takes hundreds of epochs. Coarse masks are matched and trained on every layer, which costs next to nothing. No
+    dropout by default. Queries that found something in a part of the image that nobody labelled are not taught that
+    nothing is there. A query has the class with the highest probability; the release ranks all pairs of query and
+    class. The backbone is frozen throughout, its decoder included; the released configurations train it. Width is that
+    of the backbone's neck (256 for SAM, as published). At most ``decoded`` matched queries of a step go through the
+    frozen decoder.
 """
 
 from collections.abc import Mapping
@@ -45,6 +49,7 @@ from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter, Obje
 from samgraft.adapters.prompts.query_layers import (
     DecoderLayer,
     EncoderLayer,
+    LearnedQueries,
     gather_rows,
     mask_products,
     mlp,
@@ -63,6 +68,8 @@ RARE = -2.2
 """Logit of an object's centre to begin with: one cell in ten."""
 WIDTH = 2.0
 """Tokens: the standard deviation of the bell around a query with which coarse masks begin."""
+LIMIT = 10.0
+"""Largest logit of a dense prompt: the bell falls far below what the frozen decoder was trained with."""
 NO_OBJECT = 0.1
 """Weight of queries without an object in the class loss."""
 
@@ -141,6 +148,8 @@ class _Seen:
     """(B, m + 4, h, w): their means over tokens."""
     promise: Tensor | None
     """(B, h, w) logits of object centres; None for learned queries."""
+    prior: Tensor | None
+    """(B, Q, 1): the same where queries began, without a graph."""
     centres: Tensor
     """(B, Q, 2): where queries stand at the start, (x, y) in tokens."""
 
@@ -161,7 +170,7 @@ class RSPrompterQuery(ObjectPrompter):
             self.aggregator = FeatureAggregator(spec.embed_dim, len(self.taps), config.hidden, dim, norm=config.norm)
             self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
             self.image_norm, self.query_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-            self.start = nn.Linear(dim, dim) if config.start == "image" else _Learned(config.queries, dim)
+            self.start = nn.Linear(dim, dim) if config.start == "image" else LearnedQueries(config.queries, dim)
             if config.start == "image":
                 self.promise = nn.Linear(dim, 1)
                 nn.init.constant_(self.promise.bias, RARE)
@@ -178,8 +187,8 @@ class RSPrompterQuery(ObjectPrompter):
         """Prompts of all queries whose score is high enough; ``class_logits`` are (N, C + 1), "no object" last."""
         del image, context
         seen = self._see(features)
-        class_logits = self.class_head(seen.states[-1])  # (B, Q, C + 1)
-        scores = class_logits.float().softmax(dim=-1)[..., :-1].amax(dim=-1)
+        class_logits = self._classes(seen.states[-1], seen)  # (B, Q, C + 1)
+        scores = class_logits.softmax(dim=-1)[..., :-1].amax(dim=-1)
         coarse = self._coarse(seen.states[-1], seen.pixels, seen.centres)
         if coarse is not None:
             scores = scores * certainty(coarse.flatten(0, 1)).reshape(scores.shape)
@@ -187,7 +196,7 @@ class RSPrompterQuery(ObjectPrompter):
         return Prompts(
             image_index=where,
             sparse=self._tokens(seen.states[-1][where, query]),
-            masks=None if coarse is None else coarse[where, query][:, None],
+            masks=None if coarse is None else coarse[where, query][:, None].clamp(-LIMIT, LIMIT),
             class_logits=class_logits[where, query],
             scores=scores[where, query],
         )
@@ -236,9 +245,19 @@ class RSPrompterQuery(ObjectPrompter):
             pixels = with_places(self.upscale(tokens.transpose(1, 2).unflatten(2, x.shape[2:])))
             small = pooled(pixels)
         tokens = self.image_norm(tokens)
-        queries, query_place, centres, promise = self._first(tokens, spots, (x.shape[2], x.shape[3]))
+        grid = (x.shape[2], x.shape[3])
+        promise = prior = None
+        if isinstance(self.start, LearnedQueries):
+            parts = (self.start.content, self.start.place, self.start.points(grid))
+            queries, query_place, centres = (part.expand(len(tokens), -1, -1) for part in parts)
+        else:
+            promise = at_least_float(self.promise(tokens)).squeeze(-1)  # (B, S)
+            best = best_cells(promise.detach().unflatten(1, grid), self.config.queries)  # (B, Q)
+            queries, query_place, prior = self.start(gather_rows(tokens, best)), spots[best], promise.detach()
+            centres = torch.stack([best % grid[1], best // grid[1]], dim=-1).to(spots.dtype) + 0.5
+            promise, prior = promise.unflatten(1, grid), prior.gather(1, best)[..., None]
         masked = self.config.masked and small is not None
-        states = [self.query_norm(queries)] if masked or self.config.start == "image" else []
+        states = [self.query_norm(queries)] if masked or promise is not None else []
         for layer in self.decoder:
             hidden = None
             if masked and small is not None:
@@ -246,23 +265,14 @@ class RSPrompterQuery(ObjectPrompter):
                     hidden = outside(mask_products(self._weights(states[-1], centres), small))
             queries = layer(queries, query_place, tokens, spots, hidden)
             states.append(self.query_norm(queries))
-        return _Seen(states=states, pixels=pixels, small=small, promise=promise, centres=centres)
+        return _Seen(states=states, pixels=pixels, small=small, promise=promise, prior=prior, centres=centres)
 
-    def _first(
-        self, tokens: Tensor, spots: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries and their place codes, (B, Q, dim), where they stand, (B, Q, 2) in tokens, and centres (B, h, w)."""
-        batch = len(tokens)
-        if isinstance(self.start, _Learned):
-            stand = self.start.place[:, :2].sigmoid() * tokens.new_tensor([grid[1], grid[0]])
-            content, place, stand = (
-                part.expand(batch, -1, -1) for part in (self.start.content, self.start.place, stand)
-            )
-            return content, place, stand, None
-        promise = at_least_float(self.promise(tokens)).squeeze(-1).unflatten(1, grid)
-        best = best_cells(promise.detach(), self.config.queries)  # (B, Q)
-        stand = torch.stack([best % grid[1], best // grid[1]], dim=-1).to(spots.dtype) + 0.5
-        return self.start(gather_rows(tokens, best)), spots[best], stand, promise
+    def _classes(self, state: Tensor, seen: _Seen) -> Tensor:
+        """(B, Q, C + 1) class logits, not in half precision; what the map of centres said is where they begin."""
+        logits = at_least_float(self.class_head(state))
+        if seen.prior is None:
+            return logits
+        return torch.cat([logits[..., :-1] + seen.prior, logits[..., -1:]], dim=-1)
 
     def _coarse(self, state: Tensor, pixels: Tensor | None, centres: Tensor) -> Tensor | None:
         """(B, Q, ...) mask logits of a state, not in half precision."""
@@ -297,13 +307,13 @@ class RSPrompterQuery(ObjectPrompter):
             coarse = self._coarse(state, seen.small, seen.centres)
             if coarse is None:
                 last = seen.states[-1]
-                return [self._match_layer(last, self._decode_all(backbone, features, last), truth)] * len(seen.states)
-            pairs.append(self._match_layer(state, coarse, truth))
+                masks = self._decode_all(backbone, features, last)
+                return [self._match_layer(self._classes(last, seen), masks, truth)] * len(seen.states)
+            pairs.append(self._match_layer(self._classes(state, seen), coarse, truth))
         return pairs
 
-    def _match_layer(self, state: Tensor, masks: Tensor, truth: Truth) -> "_Pairs":
-        """Match every image; ``masks`` (B, Q, h', w')."""
-        classes = self.class_head(state)
+    def _match_layer(self, classes: Tensor, masks: Tensor, truth: Truth) -> "_Pairs":
+        """Match every image; ``masks`` (B, Q, h, w)."""
         images, queries, rows = [], [], []
         for image, (logits, maps) in enumerate(zip(classes, masks, strict=True)):
             query, row = match(logits, maps, truth, image, MatchWeights())
@@ -320,7 +330,7 @@ class RSPrompterQuery(ObjectPrompter):
         return pooled(at_least_float(logits)).reshape(batch, count, *features.neck.shape[-2:])
 
     def _class_loss(self, state: Tensor, seen: _Seen, pairs: "_Pairs", objects: Objects) -> Tensor:
-        logits = at_least_float(self.class_head(state))
+        logits = self._classes(state, seen)
         wanted = logits.new_full(logits.shape[:2], self.object_classes, dtype=torch.int64)
         wanted[pairs.image, pairs.query] = objects.classes[pairs.row]
         weights = torch.where(wanted == self.object_classes, NO_OBJECT, 1.0).to(logits.dtype)
@@ -347,7 +357,7 @@ class RSPrompterQuery(ObjectPrompter):
         prompts = Prompts(
             image_index=some.image,
             sparse=self._tokens(state[some.image, some.query]),
-            masks=None if coarse is None else coarse[:, None],
+            masks=None if coarse is None else coarse[:, None].clamp(-LIMIT, LIMIT),
         )
         logits, _ = backbone.decode(features, prompts)
         return _mask_loss(logits[:, 0], truth, some.row)
@@ -368,15 +378,6 @@ class _Pairs:
             return self
         kept = torch.randperm(len(self.row), device=self.row.device)[:count].sort().values
         return _Pairs(image=self.image[kept], query=self.query[kept], row=self.row[kept])
-
-
-class _Learned(nn.Module):
-    """Learned queries: what they begin as, and a code of their place, whose first two numbers give a point."""
-
-    def __init__(self, queries: int, dim: int) -> None:
-        super().__init__()
-        self.content = nn.Parameter(torch.randn(queries, dim))
-        self.place = nn.Parameter(torch.randn(queries, dim))
 
 
 def _mask_loss(logits: Tensor, truth: Truth, rows: Tensor) -> tuple[Tensor, Tensor]:
