@@ -39,7 +39,7 @@ def object_prompts(maps: Tensor, config: "DistancesConfig") -> Prompts:
     boxes: list[NDArray[np.float64]] = []
     scores: list[NDArray[np.float32]] = []
     for number, one in enumerate(maps.detach().float().cpu().numpy()):
-        labels, agreed = objects_from_distances(one, min_area=1, **config.thresholds())
+        labels, agreed = objects_from_distances(one, min_area=config.smallest, **config.thresholds())
         index += [number] * len(agreed)
         points.append(_centres(one, labels, config))
         boxes.append(_boxes(labels, config.box_margin or 0.0))

@@ -61,6 +61,8 @@ class DistancesConfig(DecoderConfig):
     """Ask the frozen mask decoder for every object, with its centre as a point, instead of taking the watershed's."""
     box_margin: float | None = None
     """from_points: add the box of the watershed's object, wider by this share of its sides; None for points alone."""
+    smallest: int = 10
+    """from_points: objects of the watershed with fewer pixels of the network input are not asked for."""
     nms: float = 0.9
     """from_points: of masks with a larger IoU than this the better one stays."""
 
