@@ -118,8 +118,58 @@ def loop(
     Returns:
         Steps and last smoothed loss.
     """
+    loss_of = SegmentationLoss(class_weights=spec.class_weights)
+
+    def objective(image: Tensor, label: Tensor) -> Tensor:
+        loss, extra = loss_of(forward(image), label), penalty()
+        return loss if extra is None else loss + extra
+
+    return descend(
+        objective,
+        parameters,
+        spec,
+        pictures,
+        options,
+        start=start,
+        deadline=deadline,
+        seed=seed,
+        change=augment_volume if three else augment,
+        clock=clock,
+        factors=factors,
+    )
+
+
+def descend(
+    objective: Callable[[Tensor, Tensor], Tensor],
+    parameters: Iterable[nn.Parameter],
+    spec: SetSpec,
+    pictures: tuple[Tensor, Tensor],
+    options: Optimiser,
+    *,
+    start: float,
+    deadline: float,
+    seed: int,
+    change: Callable[..., tuple[Tensor, Tensor]] = augment,
+    clock: Callable[[], float] = time.process_time,
+    factors: Mapping[nn.Parameter, float] | None = None,
+) -> dict[str, float | int]:
+    """The same for any loss.
+
+    Args:
+        objective: Images and labels of a batch, changed at random -> scalar loss.
+        parameters: As for :func:`loop`; also what is not named here.
+        spec: The set.
+        pictures: Images and labels.
+        options: Settings of the arm.
+        start: When the budget began.
+        deadline: When training ends.
+        seed: Order of batches and augmentation.
+        change: How a batch is changed at random.
+        clock: Seconds.
+        factors: Parameter -> multiple of the learning rate.
+    """
     (images, labels), generator = pictures, torch.Generator().manual_seed(seed)
-    trained, loss_of = list(parameters), SegmentationLoss(class_weights=spec.class_weights)
+    trained = list(parameters)
     alike: dict[float, list[nn.Parameter]] = {}
     for parameter in trained:
         alike.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
@@ -132,11 +182,8 @@ def loop(
             break
         for group in optimiser.param_groups:
             group["lr"] = options.lr * group["factor"] * rate(progress, options.warmup)
-        change = augment_volume if three else augment
         image, label = change(images[index], labels[index], generator, spec.augment)
-        loss = loss_of(forward(image), label)
-        extra = penalty()
-        loss = loss if extra is None else loss + extra
+        loss = objective(image, label)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, options.clip)
