@@ -47,9 +47,7 @@ class Piece:
         return result
 
 
-def piece_of(
-    mask: NDArray[np.bool_], place: Place, *, window: int, score: float, class_id: int = 1
-) -> Piece | None:
+def piece_of(mask: NDArray[np.bool_], place: Place, *, window: int, score: float, class_id: int = 1) -> Piece | None:
     """A piece from a mask over ``place``; None if the mask is empty."""
     if not mask.any():
         return None
@@ -112,9 +110,7 @@ def join(pieces: Sequence[Piece], windows: Sequence[Place], *, threshold: float 
     return [_union(group) for group in groups.values()]
 
 
-def _agreeing(
-    pieces: Sequence[Piece], windows: Sequence[Place], threshold: float
-) -> list[tuple[float, int, int]]:
+def _agreeing(pieces: Sequence[Piece], windows: Sequence[Place], threshold: float) -> list[tuple[float, int, int]]:
     """(agreement, i, j) of pieces of the same class in two overlapping windows."""
     own: dict[int, list[int]] = {}
     for number, piece in enumerate(pieces):
