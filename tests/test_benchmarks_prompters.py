@@ -15,6 +15,7 @@ from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.graft import attach
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
+from samgraft.recipes.config import AugmentConfig
 from tests.adapters.toy import toy_backbone
 from tests.benchmarks import (
     _data,
@@ -38,7 +39,9 @@ SHAPE = (64, 112)
 
 
 def overlaps(scores: list[float], iou: list[list[float]]) -> Overlaps:
-    return Overlaps(scores=np.asarray(scores), iou=np.asarray(iou, dtype=np.float64).reshape(len(scores), -1 if iou else 0))
+    return Overlaps(
+        scores=np.asarray(scores), iou=np.asarray(iou, dtype=np.float64).reshape(len(scores), -1 if iou else 0)
+    )
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -219,8 +222,18 @@ class Oracle(PromptGenerator, ObjectHead):
 
 
 def toy_set(**values: Any) -> ObjectSet:
+    still = AugmentConfig(enabled=False)
     spec = SetSpec(
-        name="toy", size=WINDOW, window=WINDOW, classes=3, budget=1, headline=("ap50",), batch=2, border=1, min_area=4
+        name="toy",
+        augment=still,
+        size=WINDOW,
+        window=WINDOW,
+        classes=3,
+        budget=1,
+        headline=("ap50",),
+        batch=2,
+        border=1,
+        min_area=4,
     )
     return replace(ObjectSet(spec=spec, kind="masks", metric="ap50"), **values)
 
@@ -251,7 +264,7 @@ def test_a_run_trains_the_head_alone_and_reports_what_it_took(monkeypatch: pytes
     monkeypatch.setitem(_object_sets.SETS, "toy", chosen)
     monkeypatch.setattr(_prompter_runs, "folds", lambda *args, **kw: [([toy_case()], [toy_case()])])
 
-    def build(row: Any, chosen: ObjectSet, backbone: Backbone, seed: int) -> _object_arms.Method:
+    def build(row: Any, chosen: ObjectSet, backbone: Backbone, *rest: Any) -> _object_arms.Method:
         grafted = attach(backbone, prompter=OracleConfig())
         assert isinstance(grafted.prompter, Oracle)
         made.append(grafted.prompter)
@@ -264,7 +277,26 @@ def test_a_run_trains_the_head_alone_and_reports_what_it_took(monkeypatch: pytes
     assert found["backbone_unchanged"] and found["steps"] == len(made[0].seen) > 1 and max(made[0].seen) > 0
     assert (found["ap50"], found["trainable"], found["metric"], found["n"]) == (pytest.approx(1), 1, "ap50", 1)
     assert made[0].bias.item() != 0 and found["seconds"] >= 0.5 and found["seconds_per_image"] > 0
-    assert found["lr"] == _object_rows.HEAD_RATE and found["windows"] == 6
+    assert found["lr"] == _object_rows.HEAD_RATE
+
+
+def test_every_picture_gives_a_window_per_round_wherever_it_lies() -> None:
+    large, small = toy_case(), toy_case()
+    small = replace(small, image=small.image[:40, :30] + 0.5, label=small.label[:40, :30])
+    drawn = _object_sets.crops(toy_set(), [large, small], torch.Generator().manual_seed(3))
+    for _ in range(4):
+        image, label = next(drawn)  # batches of two: one of each, in any order
+        first = int(image[1].max() < 0.5)
+        assert image[1 - first].min() >= 0.5 and image[first].max() < 0.1
+        inside, red = label[first], (image[first, 0] * 255).round().long()
+        assert torch.equal(inside, red)  # a window of the large picture, with the labels of the same place
+        assert (label[1 - first][:, :6] == -1).all() and (label[1 - first][8:40, 12:30] >= 0).all()
+
+
+def test_shown_windows_hold_an_object() -> None:
+    images, masks = _object_sets.shown_windows(toy_set(), [toy_case()], 3)
+    assert len(images) == len(masks) == 3 and masks.flatten(1).any(dim=1).all()
+    assert torch.equal(masks, images[:, 0] > 0)
 
 
 def test_losses_that_are_not_finite_are_named() -> None:
@@ -380,7 +412,7 @@ def test_tuning_plans_factors_and_hashes_follow_them() -> None:
 
 
 def test_unknown_rows_are_refused_with_those_that_there_are() -> None:
-    with pytest.raises(SystemExit, match="no such row: nope; there are: everything, unet"):
+    with pytest.raises(SystemExit, match="no such row: nope; there are: everything, everything, loose, unet"):
         prompters.chosen_rows(options(rows=["nope"]), known_rows())
 
 

@@ -1,9 +1,10 @@
 """Every way to objects without a person as something to train and to use: heads, maps, UNets, everything mode."""
 
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,22 @@ from samgraft.recipes.engine.everything import EverythingConfig, segment_everyth
 from samgraft.recipes.engine.joining import Piece, join, paint_pieces, piece_of
 from tests.benchmarks._arms import unet
 from tests.benchmarks._data import Case
-from tests.benchmarks._object_maps import Meaning, blended, class_logits, enlarged, meaning, window_batches
+from tests.benchmarks._object_maps import (
+    REPRESENTATIONS,
+    Meaning,
+    blended,
+    class_logits,
+    enlarged,
+    meaning,
+    window_batches,
+)
 from tests.benchmarks._object_rows import Row
-from tests.benchmarks._object_sets import ObjectSet, Result, fit_of, places, result_of
+from tests.benchmarks._object_sets import ObjectSet, Result, fit_of, places, result_of, shown_windows
 
 LEAST = 8
 """Network pixels of an object that is learned; of a smaller one (cut off by a window or a change) nothing is known."""
+SHOWN_AT_MOST = 20
+"""Windows that are shown as references."""
 AT_ONCE = 16
 """Masks that are enlarged together."""
 Find = Callable[[Features, Tensor], FoundObjects]
@@ -46,11 +57,19 @@ class Method:
     """Whether every object counts, so that no score has to be chosen from which they do."""
 
 
-def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int) -> Method:
-    """Create what a row names; weights that are new are drawn from ``seed``."""
+def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int, train: Sequence[Case]) -> Method:
+    """Create what a row names.
+
+    Args:
+        row: The row.
+        chosen: The set.
+        backbone: Without grafts.
+        seed: Weights that are new are drawn from it.
+        train: Training pictures, of which some are shown where the row wants that.
+    """
     torch.manual_seed(seed)
     if row.kind == "everything":
-        return Method(find=partial(everything, backbone, chosen))
+        return Method(find=partial(everything, backbone, chosen, row.everything(chosen)))
     if row.kind == "unet":
         return _unet(row, chosen)
     prompter, decoder = row.configs(chosen)
@@ -58,7 +77,18 @@ def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int) -> Method:
     if row.kind == "maps":
         return _maps(grafted, chosen, meaning(chosen, decoder or prompter))
     head = next(part for part in (grafted.prompter, grafted.decoder) if isinstance(part, ObjectHead))
-    return of_head(head, grafted, chosen)
+    method = of_head(head, grafted, chosen, references(head, grafted, chosen, train) if row.references else None)
+    return replace(method, objective=None) if row.kind == "references" else method
+
+
+@torch.no_grad()
+def references(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, train: Sequence[Case]) -> dict[str, Any]:
+    """Context that shows training pictures; a head that fits a few numbers to them does so here."""
+    make = import_module("samgraft.adapters.prompts").make_references
+    found = make(*shown_windows(chosen, train, SHOWN_AT_MOST)).encode(grafted.backbone, grafted.taps())
+    if hasattr(head, "fit"):
+        head.fit(grafted.backbone, found)
+    return {"references": found}
 
 
 def of_head(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, context: Mapping[str, Any] | None = None) -> Method:
@@ -120,9 +150,9 @@ def _window_objects(grafted: Grafted, chosen: ObjectSet) -> Find | None:
     """For maps that only say where to ask the frozen decoder: its objects, window by window."""
     if not getattr(grafted.decoder_config, "from_points", False):
         return None
-    from samgraft.recipes.representations import represent
-
-    asked = represent("instance", grafted.decoder_config, classes=1, border=chosen.spec.border)
+    asked = import_module(REPRESENTATIONS).represent(
+        "instance", grafted.decoder_config, classes=1, border=chosen.spec.border
+    )
     return partial(asked.find, grafted)
 
 
@@ -168,18 +198,13 @@ def _pieces(found: FoundObjects, chosen: ObjectSet, place: tuple[slice, slice], 
     return pieces
 
 
-def everything_config(chosen: ObjectSet) -> EverythingConfig:
-    """The package's defaults, in the windows of the set."""
-    return EverythingConfig(tile=chosen.spec.window, overlap=chosen.overlap)
-
-
-def everything(backbone: Backbone, chosen: ObjectSet, case: Case) -> Result:
+def everything(backbone: Backbone, chosen: ObjectSet, config: EverythingConfig, case: Case) -> Result:
     """What ``samgraft.segment`` finds in a file of the picture, without an adapter."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         Image.fromarray(np.rint(case.image * 255).astype(np.uint8)).save(path)
         scene = samgraft.open(path)
-        found = segment_everything(scene, backbone, config=everything_config(chosen), size=chosen.spec.size)
+        found = segment_everything(scene, backbone, config=config, size=chosen.spec.size)
     scores = np.zeros(int(found.labels.max(initial=0)))
     for record in found.instances:
         scores[record.id - 1] = record.score

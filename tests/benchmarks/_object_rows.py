@@ -1,26 +1,35 @@
 """Rows of the benchmark of prompters: what there is in the registries, and what stands beside it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.decoders import DECODERS, DecoderConfig
 from samgraft.adapters.prompts import PROMPTERS, PrompterConfig
 from samgraft.adapters.prompts.objects import ObjectHead
+from samgraft.recipes.engine.everything import EverythingConfig
 from tests.benchmarks._arms import DROPOUT, GRAFT, UNET
 from tests.benchmarks._object_sets import ObjectSet
 from tests.benchmarks._train import Optimiser
 
 C = TypeVar("C")
-Kind = Literal["head", "maps", "unet", "everything"]
-"""How a row works: objects of its own, maps that objects are made of, a UNet with such maps, nothing trained."""
+Kind = Literal["head", "references", "maps", "unet", "everything"]
+"""How a row works: objects of its own; the same, shown training pictures instead of trained; maps that objects are made
+of; a UNet with such maps; everything mode.
+"""
 HEAD_RATE = 1e-3
 """Learning rate of an ``ObjectHead`` that :data:`RATES` does not name."""
 RATES: dict[str, float] = {}
 """Row -> learning rate, where ``--tune`` found another than the kind's."""
 CLASSES = ("classes",)
 OBJECTS = ("masks", "points", "boxes")
+SHOWN = ("in_context", "matcher", "persam", "persam_f", "reference_region")
+"""Prompters that find what references show, as one object; nothing, or next to nothing, is trained."""
+SHOWN_TOO = ("vrp",)
+"""A prompter that is trained, and is shown references in use."""
+LOOSE = {"min_iou": 0.3, "min_stability": 0.5, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.5}
+"""Filters of everything mode under which it says more; names of two versions of its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,9 @@ class Row:
     decoder: str | None = None
     prompter_options: Mapping[str, Any] = field(default_factory=dict)
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
+    everything_options: Mapping[str, Any] = field(default_factory=dict)
+    references: bool = False
+    """Whether training pictures are shown in use."""
     serves: tuple[str, ...] = (*OBJECTS, *CLASSES)
     """Kinds of sets it is run on."""
 
@@ -52,7 +64,16 @@ class Row:
 
     def describe(self, chosen: ObjectSet) -> list[Any]:
         """What the row is, as JSON."""
-        return [self.kind, *(None if config is None else config.to_dict() for config in self.configs(chosen))]
+        found: list[Any] = [self.kind]
+        if self.kind == "everything":
+            found.append(asdict(self.everything(chosen)))
+        return found + [None if config is None else config.to_dict() for config in self.configs(chosen)]
+
+    def everything(self, chosen: ObjectSet) -> EverythingConfig:
+        """The package's defaults, in the windows of the set, with the options of the row that there are."""
+        known = {found.name for found in fields(EverythingConfig)}
+        given = {key: value for key, value in self.everything_options.items() if key in known}
+        return EverythingConfig(tile=chosen.spec.window, overlap=chosen.overlap, **given)
 
     def optimiser(self, chosen: ObjectSet, factor: float | None = None) -> Optimiser:
         """Rate and batch."""
@@ -70,6 +91,7 @@ def _changed(config: C, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> 
 
 MORE = (
     Row(name="everything", kind="everything", serves=OBJECTS),
+    Row(name="everything, loose", kind="everything", everything_options=LOOSE, serves=OBJECTS),
     Row(name="unet", kind="unet"),
 )
 """Beside the registries; with the distance decoder there are two more, see :func:`rows`."""
@@ -94,7 +116,10 @@ def _registered(backbone: Backbone) -> Iterable[Row]:
     """Heads and semantic parts; generators that need a person, labels or another part are no rows."""
     for name in PROMPTERS.names():
         part = PROMPTERS.get(name)().build(backbone)
-        if isinstance(part, ObjectHead):
+        if name in (*SHOWN, *SHOWN_TOO):
+            kind: Kind = "references" if name in SHOWN else "head"
+            yield Row(name=name, kind=kind, prompter=name, references=True, serves=CLASSES)
+        elif isinstance(part, ObjectHead):
             yield Row(name=name, kind="head", prompter=name)
         elif part.num_classes:
             yield Row(name=name, kind="maps", prompter=name)

@@ -1,6 +1,6 @@
 """Sets for methods that find objects without a person: windows with instance maps, folds, how a result is scored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from samgraft.recipes.augment import augment
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.instances import iou_matrix
-from tests.benchmarks._data import Case
+from tests.benchmarks._data import Case, evenly
 from tests.benchmarks._metrics import dice
 from tests.benchmarks._object_data import TreeCase, crowns, trees
 from tests.benchmarks._object_metrics import (
@@ -27,6 +28,7 @@ from tests.benchmarks._object_metrics import (
     points_hit,
 )
 from tests.benchmarks._sets import AERIAL, SPECS, SetSpec, choose, split
+from tests.benchmarks._train import batches
 
 T = TypeVar("T", Near, Overlaps)
 Place = tuple[slice, slice]
@@ -47,7 +49,7 @@ class ObjectSet:
     metric: str
     """What methods are compared by."""
     overlap: float = 0.25
-    """Least overlap of windows in use as a share of their side; training windows overlap no more than they must."""
+    """Least overlap of windows in use as a share of their side."""
     fractions: tuple[str, ...] = ("5", "all")
 
     @property
@@ -123,9 +125,9 @@ def folds(chosen: ObjectSet, count: int | None, seed: int, *, tune: bool) -> lis
     return [(choose(train, count, seed), list(trees("val")))]
 
 
-def places(chosen: ObjectSet, shape: tuple[int, int], *, use: bool = True) -> list[Place]:
-    """Windows of a picture (H, W) in use, or in training."""
-    return windows(shape, chosen.spec.window, chosen.overlap if use else 0.0)
+def places(chosen: ObjectSet, shape: tuple[int, int]) -> list[Place]:
+    """Windows of a picture (H, W) in use."""
+    return windows(shape, chosen.spec.window, chosen.overlap)
 
 
 def picture(case: Case) -> Tensor:
@@ -138,19 +140,42 @@ def fit_of(place: Place, size: int) -> Fit:
     return Fit(source=(place[0].stop - place[0].start, place[1].stop - place[1].start), size=size)
 
 
-def training_windows(chosen: ObjectSet, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-    """All windows (N, 3, S, S) in [0, 1] and their instance maps (N, S, S), ``IGNORE`` beyond the picture.
+def crops(chosen: ObjectSet, cases: Sequence[Case], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end: windows (B, 3, S, S) in [0, 1] and instance maps (B, S, S) with ``IGNORE``.
 
-    Of "classes" the labels are class numbers, so the pixels of a class in a window are one object.
+    Every picture gives one window per round, at a random place, so that large pictures count as much as small ones;
+    then both are changed as the set says. Of "classes" the labels are class numbers: the pixels of a class are one
+    object.
     """
-    images, labels = [], []
+    pictures = [(picture(case), torch.from_numpy(case.label.astype(np.int64))) for case in cases]
+    for index in batches(len(cases), chosen.batch, generator):
+        images, labels = zip(*(_crop(chosen, *pictures[i], generator) for i in index.tolist()), strict=True)
+        yield augment(torch.stack(images), torch.stack(labels), generator, chosen.spec.augment)
+
+
+def _crop(chosen: ObjectSet, image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A window at a random place, or the whole picture, as the network sees it."""
+    parts = []
+    for length in label.shape:
+        side = min(length, chosen.spec.window or length)
+        start = int(torch.randint(length - side + 1, (1,), generator=generator))
+        parts.append(slice(start, start + side))
+    fit = fit_of((parts[0], parts[1]), chosen.spec.size)
+    return fit.image(image[:, parts[0], parts[1]]), fit.labels(label[parts[0], parts[1]])
+
+
+def shown_windows(chosen: ObjectSet, cases: Sequence[Case], most: int) -> tuple[Tensor, Tensor]:
+    """At most ``most`` windows (n, 3, S, S) that hold an object, evenly spaced, and where it is (n, S, S) bool."""
+    pairs = []
     for case in cases:
         image, label = picture(case), torch.from_numpy(case.label.astype(np.int64))
-        for place in places(chosen, case.label.shape, use=False):
+        for place in places(chosen, (case.label.shape[0], case.label.shape[1])):
             fit = fit_of(place, chosen.spec.size)
-            images.append(fit.image(image[:, place[0], place[1]]))
-            labels.append(fit.labels(label[place]))
-    return torch.stack(images), torch.stack(labels)
+            mask = fit.labels(label[place]) > 0
+            if mask.any():
+                pairs.append((fit.image(image[:, place[0], place[1]]), mask))
+    picked = [pairs[i] for i in evenly(len(pairs), most)]
+    return torch.stack([image for image, _ in picked]), torch.stack([mask for _, mask in picked])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

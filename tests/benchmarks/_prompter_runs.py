@@ -18,9 +18,9 @@ from tests.benchmarks._object_sets import (
     ObjectSet,
     Result,
     choose_threshold,
+    crops,
     folds,
     score,
-    training_windows,
 )
 from tests.benchmarks._steps import Extra
 from tests.benchmarks._train import descend
@@ -50,7 +50,7 @@ def one(backbone: HFSamBackbone, task: dict[str, Any], row: Row | None = None) -
     costs: list[dict[str, Any]] = []
     results, scored, thresholds = list[Result](), list[Case](), list[float]()
     for train, held in folds(chosen, task["cases"], task["seed"], tune=task["tune"]):
-        method = build(row, chosen, backbone, task["seed"])
+        method = build(row, chosen, backbone, task["seed"], train)
         cost = fit(method, row, chosen, train, task)
         method.module.eval()
         least = 0.0
@@ -71,25 +71,21 @@ def fit(method: Method, row: Row, chosen: ObjectSet, train: Sequence[Case], task
     trained = method.trained
     if method.objective is None:
         return {"steps": 0, "seconds": 0.0, "trainable": count(trained), "busy": 1.0}
-    pictures = training_windows(chosen, train)
-    extra = Extra()
+    options, extra = row.optimiser(chosen, task["factor"]), Extra()
     method.module.train()
     wall, process = time.perf_counter(), time.process_time()
     found = descend(
         method.objective,
         trained,
-        chosen.spec,
-        pictures,
-        row.optimiser(chosen, task["factor"]),
+        crops(chosen, train, torch.Generator().manual_seed(task["seed"])),
+        options,
         start=process,
         deadline=process + task["budget"],
-        seed=task["seed"],
     )
     waited, seconds = time.perf_counter() - wall, time.process_time() - process
     return {
         "steps": found["steps"],
         "loss": found["loss"],
-        "windows": found["images"],
         "seconds": seconds,
         "busy": seconds / waited,
         "training_mb": extra.mb(),
@@ -114,7 +110,7 @@ def together(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     found: dict[str, Any] = {key: sum(values(key)) for key in ("steps", "seconds")}
     found |= {key: max(values(key), default=None) for key in ("training_mb", "use_mb", "trainable", "without_gradient")}
-    found |= {key: values(key)[-1] for key in ("loss", "train_cases", "windows", "threshold") if values(key)}
+    found |= {key: values(key)[-1] for key in ("loss", "train_cases", "threshold") if values(key)}
     found["busy"] = min(values("busy"))
     found["seconds_per_image"] = sum(values("seconds_per_image")) / len(costs)
     return found | {"seconds_per_step": found["seconds"] / found["steps"] if found["steps"] else None}

@@ -124,51 +124,39 @@ def loop(
         loss, extra = loss_of(forward(image), label), penalty()
         return loss if extra is None else loss + extra
 
-    return descend(
-        objective,
-        parameters,
-        spec,
-        pictures,
-        options,
-        start=start,
-        deadline=deadline,
-        seed=seed,
-        change=augment_volume if three else augment,
-        clock=clock,
-        factors=factors,
+    (images, labels), generator = pictures, torch.Generator().manual_seed(seed)
+    change = augment_volume if three else augment
+    drawn = (
+        change(images[index], labels[index], generator, spec.augment)
+        for index in batches(len(images), options.batch, generator)
     )
+    found = descend(objective, parameters, drawn, options, start=start, deadline=deadline, clock=clock, factors=factors)
+    return found | {"images": len(images)}
 
 
 def descend(
     objective: Callable[[Tensor, Tensor], Tensor],
     parameters: Iterable[nn.Parameter],
-    spec: SetSpec,
-    pictures: tuple[Tensor, Tensor],
+    drawn: Iterable[tuple[Tensor, Tensor]],
     options: Optimiser,
     *,
     start: float,
     deadline: float,
-    seed: int,
-    change: Callable[..., tuple[Tensor, Tensor]] = augment,
     clock: Callable[[], float] = time.process_time,
     factors: Mapping[nn.Parameter, float] | None = None,
 ) -> dict[str, float | int]:
-    """The same for any loss.
+    """The same for any loss and any batches.
 
     Args:
-        objective: Images and labels of a batch, changed at random -> scalar loss.
-        parameters: As for :func:`loop`; also what is not named here.
-        spec: The set.
-        pictures: Images and labels.
-        options: Settings of the arm.
-        start: When the budget began.
-        deadline: When training ends.
-        seed: Order of batches and augmentation.
-        change: How a batch is changed at random.
+        objective: Images and labels of a batch -> scalar loss.
+        parameters: What is trained.
+        drawn: Batches without end, already changed at random.
+        options: Settings of the arm; its size of a batch is not read.
+        start: When the budget began, in seconds of ``clock``.
+        deadline: When training ends; the step under way is finished.
         clock: Seconds.
-        factors: Parameter -> multiple of the learning rate.
+        factors: Parameter -> multiple of the learning rate; 1 where it is not named.
     """
-    (images, labels), generator = pictures, torch.Generator().manual_seed(seed)
     trained = list(parameters)
     alike: dict[float, list[nn.Parameter]] = {}
     for parameter in trained:
@@ -176,13 +164,12 @@ def descend(
     groups = [{"params": own, "factor": factor} for factor, own in alike.items()]
     optimiser = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
     steps, smooth = 0, float("nan")
-    for index in batches(len(images), options.batch, generator):
+    for image, label in drawn:
         progress = (clock() - start) / max(deadline - start, 1e-6)
         if progress >= 1:
             break
         for group in optimiser.param_groups:
             group["lr"] = options.lr * group["factor"] * rate(progress, options.warmup)
-        image, label = change(images[index], labels[index], generator, spec.augment)
         loss = objective(image, label)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -190,7 +177,7 @@ def descend(
         optimiser.step()
         steps += 1
         smooth = loss.item() if steps == 1 else 0.95 * smooth + 0.05 * loss.item()
-    return {"steps": steps, "loss": smooth, "images": len(images)}
+    return {"steps": steps, "loss": smooth}
 
 
 def volumes(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
