@@ -222,15 +222,14 @@ class Oracle(PromptGenerator, ObjectHead):
 
 
 def toy_set(**values: Any) -> ObjectSet:
-    still = AugmentConfig(enabled=False)
     spec = SetSpec(
         name="toy",
-        augment=still,
         size=WINDOW,
         window=WINDOW,
         classes=3,
         budget=1,
         headline=("ap50",),
+        augment=AugmentConfig(enabled=False),
         batch=2,
         border=1,
         min_area=4,
@@ -392,6 +391,15 @@ def test_rows_are_what_the_registries_can_train() -> None:
     options = found["class_tokens"].describe(nuclei)[2]
     assert (options["num_classes"], options["full_resolution"]) == (2, True)
     assert found["class_tokens"].describe(heart)[2]["num_classes"] == 1
+
+
+def test_a_part_that_cannot_be_built_is_a_row_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, backbone: Backbone) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(_object_rows.DECODERS.get("conv_head"), "build", broken)
+    found = _object_rows.rows(toy_backbone())
+    assert found["conv_head"].kind == "head" and "class_tokens" in found
 
 
 def test_everything_mode_runs_once_and_never_on_classes() -> None:

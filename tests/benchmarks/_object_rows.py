@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
+from torch import nn
+
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.decoders import DECODERS, DecoderConfig
 from samgraft.adapters.prompts import PROMPTERS, PrompterConfig
@@ -115,17 +117,25 @@ def rows(backbone: Backbone) -> dict[str, Row]:
 def _registered(backbone: Backbone) -> Iterable[Row]:
     """Heads and semantic parts; generators that need a person, labels or another part are no rows."""
     for name in PROMPTERS.names():
-        part = PROMPTERS.get(name)().build(backbone)
+        part = _built(PROMPTERS.get(name), backbone)
         if name in (*SHOWN, *SHOWN_TOO):
             kind: Kind = "references" if name in SHOWN else "head"
             yield Row(name=name, kind=kind, prompter=name, references=True, serves=CLASSES)
-        elif isinstance(part, ObjectHead):
+        elif part is None or isinstance(part, ObjectHead):
             yield Row(name=name, kind="head", prompter=name)
-        elif part.num_classes:
+        elif getattr(part, "num_classes", 0):
             yield Row(name=name, kind="maps", prompter=name)
     for name in DECODERS.names():
-        decoder = DECODERS.get(name)().build(backbone)
-        if isinstance(decoder, ObjectHead):
+        decoder = _built(DECODERS.get(name), backbone)
+        if decoder is None or isinstance(decoder, ObjectHead):
             yield Row(name=name, kind="head", decoder=name)
-        elif not decoder.needs_prompts:
+        elif not getattr(decoder, "needs_prompts", False):
             yield Row(name=name, kind="maps", decoder=name)
+
+
+def _built(config: type[PrompterConfig] | type[DecoderConfig], backbone: Backbone) -> nn.Module | None:
+    """The part with its defaults; None if that fails, so that its own run fails and no other."""
+    try:
+        return config().build(backbone)
+    except Exception:
+        return None

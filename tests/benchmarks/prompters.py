@@ -90,7 +90,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", choices=list(SETS), help=f"default all, to tune {TUNED_ON}")
     parser.add_argument("--fractions", nargs="*", help='numbers of training images, or "all"; default 5 and all')
     parser.add_argument("--seeds", nargs="*", type=int, help="default 0 1 2, to tune 0")
-    parser.add_argument("--budget", type=float, default=240, help="seconds that a run trains")
+    parser.add_argument("--budget", type=float, default=120, help="seconds that a run trains")
     parser.add_argument("--backbone", default="graft-tiny")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one core each")
     parser.add_argument("--tune", action="store_true", help="compare learning rates on held-out training cases")
