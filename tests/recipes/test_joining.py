@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.recipes.data.fit import windows
-from samgraft.recipes.engine.joining import Piece, agreement, intersection, join, paint_pieces, piece_of
+from samgraft.recipes.joining import Joining, Piece, agreement, intersection, join, paint_pieces, piece_of
 
 Labels = NDArray[np.int64]
 
@@ -39,8 +41,8 @@ def test_an_oracle_in_windows_gives_the_objects_of_the_whole_picture(seed: int) 
         truth = np.where(parts > 1, truth.max() + parts - 1, truth) if count > 1 else truth
     places = windows(shape, int(generator.integers(24, 36)), 0.3)
     whole = join(_pieces(truth, places), places)
-    labels, records = paint_pieces(whole, shape)
-    assert len(records) == len(np.unique(truth)) - 1
+    labels, scores = paint_pieces(whole, shape)
+    assert len(scores) == len(np.unique(truth)) - 1
     assert _same_partition(labels, truth)
 
 
@@ -54,7 +56,7 @@ def test_pieces_of_one_window_stay_apart_though_another_window_glues_them() -> N
         piece_of(blob, places[1], window=1, score=0.4),
     ]
     joined = join([piece for piece in pieces if piece is not None], places, threshold=0.2)
-    assert sorted(piece.area for piece in joined) == [6, 22]
+    assert sorted(piece.area for piece in joined) == [6, 8]
 
 
 def test_agreement_looks_at_the_common_part_only() -> None:
@@ -68,11 +70,9 @@ def test_agreement_looks_at_the_common_part_only() -> None:
 
 
 def test_classes_are_never_joined_and_scores_are_weighed_by_area() -> None:
-    places = [(slice(0, 4), slice(0, 6)), (slice(0, 4), slice(4, 10))]
-    first = np.zeros((4, 6), dtype=bool)
-    first[:, 3:] = True
-    second = np.zeros((4, 6), dtype=bool)
-    second[:, :2] = True
+    places = [(slice(0, 4), slice(0, 6)), (slice(0, 4), slice(4, 10)), (slice(0, 4), slice(8, 12))]
+    first, second = np.zeros((4, 6), dtype=bool), np.zeros((4, 6), dtype=bool)
+    first[:, 3:], second[:] = True, True  # both are cut
     one = piece_of(first, places[0], window=0, score=0.9)
     two = piece_of(second, places[1], window=1, score=0.3)
     other = piece_of(second, places[1], window=1, score=0.3, class_id=2)
@@ -80,9 +80,35 @@ def test_classes_are_never_joined_and_scores_are_weighed_by_area() -> None:
     assert two is not None
     assert other is not None
     (whole,) = join([one, two], places)
-    assert whole.place == (slice(0, 4), slice(3, 6))
-    assert whole.score == pytest.approx((12 * 0.9 + 8 * 0.3) / 20)
+    assert whole.place == (slice(0, 4), slice(3, 10))
+    assert whole.score == pytest.approx((12 * 0.9 + 24 * 0.3) / 36)
     assert len(join([one, other], places)) == 2
+
+
+def test_an_object_that_a_window_shows_whole_is_taken_from_there() -> None:
+    places = [(slice(0, 8), slice(0, 8)), (slice(0, 8), slice(4, 12))]
+    wide, narrow = np.zeros((8, 8), dtype=bool), np.zeros((8, 8), dtype=bool)
+    wide[1:4, 4:8], narrow[1:4, 1:4] = True, True  # the left window ends where the object does
+    pieces = [piece_of(m, places[i], window=i, score=s) for i, (m, s) in enumerate(((wide, 0.9), (narrow, 0.8)))]
+    (whole,) = join([piece for piece in pieces if piece is not None], places)
+    assert (whole.area, whole.score) == (9, 0.8)
+
+
+def test_small_objects_and_unknown_pixels_vanish() -> None:
+    window = (slice(0, 8), slice(0, 12))
+    logits = torch.full((2, 8, 8), -3.0)  # rows of 12 x 12 around the picture of 8 x 12, at two thirds
+    logits[0, 2:4, 0:4], logits[1, 4:5, 6:7] = 3.0, 3.0
+    index = torch.zeros(2, dtype=torch.int64)
+    found = FoundObjects(image_index=index, logits=logits, scores=torch.tensor([0.5, 0.9]), classes=index)
+    joining = Joining((8, 12), 8)
+    joining.add(window, found)
+    labels, scores = joining.finish()
+    assert scores.tolist() == pytest.approx([0.9, 0.5])
+    assert np.argwhere(labels == 2).mean(axis=0) == pytest.approx([2.0, 2.5])
+    valid = np.ones((8, 12), dtype=bool)
+    valid[:, 6:] = False
+    assert joining.finish(valid=valid)[1].tolist() == pytest.approx([0.5])
+    assert joining.finish(min_area=6)[1].tolist() == pytest.approx([0.5])
 
 
 def test_a_second_answer_for_the_same_thing_leaves_no_crumbs() -> None:
@@ -90,7 +116,7 @@ def test_a_second_answer_for_the_same_thing_leaves_no_crumbs() -> None:
     good[1:7, 1:6], again[1:7, 1:7] = True, True
     everywhere = (slice(0, 8), slice(0, 8))
     pieces = [piece_of(mask, everywhere, window=0, score=s) for mask, s in ((again, 0.2), (good, 0.8))]
-    labels, records = paint_pieces([piece for piece in pieces if piece is not None], (8, 8))
+    labels, scores = paint_pieces([piece for piece in pieces if piece is not None], (8, 8))
     assert labels.sum() == 30
-    assert [(r.id, r.score, r.box) for r in records] == [(1, 0.8, (1.0, 1.0, 5.0, 6.0))]
+    assert scores.tolist() == pytest.approx([0.8])
     assert piece_of(np.zeros((2, 2), dtype=bool), everywhere, window=0, score=1.0) is None

@@ -75,7 +75,8 @@ def test_activations_are_those_of_a_real_step(grafts: dict[str, dict[str, object
     image = torch.rand(2, 3, 64, 64)
     target = torch.randint(0, 3, (2, 64, 64))
     with saved_bytes([*grafted.parameters(), target]) as saved:
-        loss = network.loss_function(config)(network.at_input_size(class_logits(grafted, image, None), image), target)
+        logits = network.at_input_size(class_logits(grafted, image, None), image)
+        loss = network.loss_function(config, grafted)(logits, target)
         real = saved()
     found = traced(grafts)
     assert found.mode == "meta" and loss.isfinite()

@@ -2,7 +2,8 @@
 
 Two pieces are one object where they agree in what both windows see: the IoU of their masks inside the common part of
 the windows decides. The best agreements come first, and two pieces of one window are never joined, so that a blob in
-one window cannot glue together what another window keeps apart. An object that is cut by every window comes out whole.
+one window cannot glue together what another window keeps apart. An object that some window shows whole is taken from
+there; one that every window cuts is the union of its pieces.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.domains.scene import Array, label_dtype
-from samgraft.domains.segmentation import InstanceRecord
+from samgraft.adapters.prompts.objects import FoundObjects
+from samgraft.recipes.data.fit import Fit
 
 Place = tuple[slice, slice]
 """Rows and columns of a picture."""
@@ -107,7 +108,16 @@ def join(pieces: Sequence[Piece], windows: Sequence[Place], *, threshold: float 
     groups: dict[int, list[Piece]] = {}
     for number, piece in enumerate(pieces):
         groups.setdefault(find(number), []).append(piece)
-    return [_union(group) for group in groups.values()]
+    ends = [max((window[axis].stop for window in windows), default=0) for axis in (0, 1)]
+    return [_union(group, windows, ends) for group in groups.values()]
+
+
+def _cut(piece: Piece, window: Place, ends: Sequence[int]) -> bool:
+    """Whether a piece reaches an edge of its window inside the picture, so that there may be more of it."""
+    return any(
+        (own.start == seen.start and seen.start > 0) or (own.stop == seen.stop and seen.stop < end)
+        for own, seen, end in zip(piece.place, window, ends, strict=True)
+    )
 
 
 def _agreeing(pieces: Sequence[Piece], windows: Sequence[Place], threshold: float) -> list[tuple[float, int, int]]:
@@ -129,10 +139,13 @@ def _agreeing(pieces: Sequence[Piece], windows: Sequence[Place], threshold: floa
     return found
 
 
-def _union(group: Sequence[Piece]) -> Piece:
-    """All pixels of the pieces; the score is their mean by area."""
+def _union(group: Sequence[Piece], windows: Sequence[Place], ends: Sequence[int]) -> Piece:
+    """The best piece that a window shows whole; if there is none, all pixels, the score their mean by area."""
     if len(group) == 1:
         return group[0]
+    whole = [piece for piece in group if not _cut(piece, windows[piece.window], ends)]
+    if whole:
+        return max(whole, key=lambda piece: piece.score)
     rows = slice(min(p.place[0].start for p in group), max(p.place[0].stop for p in group))
     cols = slice(min(p.place[1].start for p in group), max(p.place[1].stop for p in group))
     mask = np.zeros((rows.stop - rows.start, cols.stop - cols.start), dtype=bool)
@@ -143,9 +156,53 @@ def _union(group: Sequence[Piece]) -> Piece:
     return Piece(window=-1, place=(rows, cols), mask=mask, score=score, class_id=group[0].class_id)
 
 
+class Joining:
+    """Collects the objects of overlapping windows on one plane.
+
+    Args:
+        shape: (H, W) of the plane.
+        size: Side of the network input.
+    """
+
+    def __init__(self, shape: tuple[int, int], size: int) -> None:
+        """Nothing is there yet."""
+        self.shape, self.size = shape, size
+        self._windows: list[Place] = []
+        self._pieces: list[Piece] = []
+
+    def add(self, window: Place, found: FoundObjects) -> None:
+        """Take the objects of one window, which lies at these rows and columns of the plane."""
+        fit = Fit(source=(window[0].stop - window[0].start, window[1].stop - window[1].start), size=self.size)
+        number, classes = len(self._windows), (found.classes + 1).tolist()
+        self._windows.append(window)
+        for logits, score, class_id in zip(found.logits.float().cpu(), found.scores.tolist(), classes, strict=True):
+            mask = (fit.back(logits[None, None])[0, 0] > 0).numpy()
+            piece = piece_of(mask, window, window=number, score=score, class_id=class_id)
+            self._pieces += [] if piece is None else [piece]
+
+    def finish(
+        self, *, min_area: int = 1, valid: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """All objects.
+
+        Args:
+            min_area: Objects with fewer pixels are dropped.
+            valid: (H, W): no object has pixels elsewhere.
+
+        Returns:
+            labels (H, W) int32, 1..n, the best object first; scores (n,) in [0, 1].
+        """
+        return paint_pieces(join(self._pieces, self._windows), self.shape, min_area=min_area, valid=valid)
+
+
 def paint_pieces(
-    pieces: Sequence[Piece], shape: tuple[int, int], *, min_area: int = 1, min_visible: float = 0.5
-) -> tuple[Array, tuple[InstanceRecord, ...]]:
+    pieces: Sequence[Piece],
+    shape: tuple[int, int],
+    *,
+    min_area: int = 1,
+    min_visible: float = 0.5,
+    valid: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """One label map, the better score on top.
 
     Args:
@@ -154,25 +211,20 @@ def paint_pieces(
         min_area: Objects with fewer visible pixels are left out.
         min_visible: Least share of an object's pixels that no better object covers; less is a second answer for the
             same thing, of which only crumbs would stay.
+        valid: (H, W): no object has pixels elsewhere.
 
     Returns:
-        (H, W) labels 1..n, the best object first, and a record for each.
+        (H, W) labels 1..n, the best object first, and scores (n,) in [0, 1].
     """
+    labels = np.zeros(shape, dtype=np.int32)
     covered = np.zeros(shape, dtype=bool)
-    kept: list[tuple[Piece, NDArray[np.bool_]]] = []
+    scores: list[float] = []
     for piece in sorted(pieces, key=lambda p: -p.score):
-        seen = piece.mask & ~covered[piece.place]
+        mask = piece.mask if valid is None else piece.mask & valid[piece.place]
+        seen = mask & ~covered[piece.place]
         visible = int(seen.sum())
-        if visible >= max(1, min_area) and visible >= min_visible * piece.area:
-            covered[piece.place] |= piece.mask
-            kept.append((piece, seen))
-    labels = np.zeros(shape, dtype=label_dtype(len(kept)))
-    records = []
-    for number, (piece, seen) in enumerate(kept, start=1):
-        labels[piece.place][seen] = number
-        y, x = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-        top, left = piece.place[0].start, piece.place[1].start
-        box = (float(x[0] + left), float(y[0] + top), float(x[-1] + left), float(y[-1] + top))
-        score = min(1.0, max(0.0, piece.score))
-        records.append(InstanceRecord(id=number, class_id=piece.class_id, score=score, box=box))
-    return labels, tuple(records)
+        if visible >= max(1, min_area) and visible >= min_visible * int(mask.sum()):
+            covered[piece.place] |= mask
+            scores.append(min(1.0, max(0.0, piece.score)))
+            labels[piece.place][seen] = len(scores)
+    return labels, np.asarray(scores, dtype=np.float32)
