@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.graft import attach
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
@@ -298,10 +299,9 @@ def test_shown_windows_hold_an_object() -> None:
     assert torch.equal(masks, images[:, 0] > 0)
 
 
-def test_losses_that_are_not_finite_are_named() -> None:
-    with pytest.raises(ValueError, match="'mask'"):
-        _object_arms.finite({"box": torch.ones(()), "mask": torch.tensor(float("nan"))})
-    assert _object_arms.finite({"a": torch.tensor(1.0), "b": torch.tensor([2.0])}).item() == 3
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    with pytest.raises(ValueError, match="nan"):
+        _object_arms.finite(torch.tensor(float("nan")))
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -313,24 +313,33 @@ def test_blending_windows_of_a_ramp_gives_the_ramp() -> None:
     np.testing.assert_allclose(found.numpy(), image.transpose(2, 0, 1) * 3 - 1, atol=1e-5)
 
 
-def test_border_maps_give_back_the_objects_that_they_were_made_of() -> None:
-    case, means = toy_case(), _object_maps.borders(toy_set())
-    target = means.target(torch.from_numpy(case.label.astype(np.int64))[None])
-    assert target[0, 29:31, 30].tolist() == [2, 2] and target[0, 23, 30] == 1  # touching objects have borders
-    found = means.read(torch.nn.functional.one_hot(target[0], 3).permute(2, 0, 1) * 20.0)
-    figures = _object_sets.score(toy_set(), [found], [case], [0.0])
-    assert (figures["ap50"], figures["best_iou"]) == (1.0, 1.0)
-    unknown = means.target(torch.tensor([[[-1, 1, 1, 1]]]))
-    assert unknown.tolist()[0][0][0] == -1
+@pytest.mark.parametrize("head", [None, DistancesConfig()])
+def test_maps_give_back_the_objects_that_they_were_made_of(head: DistancesConfig | None) -> None:
+    case, chosen = toy_case(), toy_set()
+    maps = _object_maps.maps_of(chosen, head)
+    target = maps.target(torch.from_numpy(case.label.astype(np.int64))[None])[0]
+    logits = target.logit(1e-6) if head else torch.nn.functional.one_hot(target, 3).permute(2, 0, 1) * 20.0
+    found = _object_maps.read(maps, chosen, logits)
+    figures = _object_sets.score(chosen, [found], [case], [0.0])
+    assert (figures["ap50"], figures["best_iou"]) == (pytest.approx(1), pytest.approx(1, abs=0.02))
 
 
-def test_sigmoid_answers_get_a_background_of_zeros() -> None:
-    from samgraft.adapters.decoders.base import SemanticOutput
+def test_a_class_is_one_certain_object() -> None:
+    chosen = toy_set(kind="classes", metric="dice")
+    found = _object_maps.read(_object_maps.maps_of(chosen, None), chosen, torch.tensor([[[0.0, 0.0]], [[1.0, -1.0]]]))
+    assert (found.labels.tolist(), found.scores.tolist()) == ([[1, 0]], [1.0])
 
-    logits = torch.tensor([2.0, -3.0])[None, :, None, None]
-    found = _object_maps.class_logits(SemanticOutput(logits=logits, activation="sigmoid"))
-    assert found.flatten().tolist() == [0, 2, -3]
-    assert _object_maps.class_logits(SemanticOutput(logits=logits, activation="softmax")) is logits
+
+def test_class_weights_count_where_there_are_classes() -> None:
+    weighted = toy_set(spec=replace(toy_set().spec, class_weights=(1.0, 1.0, 50.0)))
+    maps, label = _object_maps.maps_of(weighted, None), torch.zeros(1, 6, 9, dtype=torch.int64)
+    label[0, 1:5, 2:7] = 1
+    logits = torch.zeros(1, 3, 3, 3)
+    logits[:, 1] = 1.0  # sure of "interior", hence wrong on borders
+    heavy, light = (
+        _object_maps.difference(maps, _object_maps.loss_of(maps, one), logits, label) for one in (weighted, toy_set())
+    )
+    assert heavy > light
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -379,14 +388,15 @@ def options(**values: Any) -> argparse.Namespace:
 
 
 def known_rows() -> dict[str, _object_rows.Row]:
-    return {row.name: row for row in _object_rows.MORE}
+    return {row.name: row for row in _object_rows.MORE if row.decoder is None}
 
 
 def test_rows_are_what_the_registries_can_train() -> None:
     found = _object_rows.rows(toy_backbone())
-    assert {"everything", "unet", "class_tokens", "conv_head", "autosam"} <= set(found)
+    assert {"everything", "unet", "class_tokens", "conv_head", "autosam", "sam_det", "persam"} <= set(found)
     assert not {"grid", "manual", "mask"} & set(found)
-    assert (found["class_tokens"].kind, found["autosam"].kind) == ("maps", "maps")
+    kinds = [found[name].kind for name in ("class_tokens", "autosam", "sam_det", "sam_seg", "persam", "distances")]
+    assert kinds == ["maps", "maps", "head", "head", "references", "maps"]
     nuclei, heart = _object_sets.SETS["nuclei"], _object_sets.SETS["cardiac_mr"]
     options = found["class_tokens"].describe(nuclei)[2]
     assert (options["num_classes"], options["full_resolution"]) == (2, True)

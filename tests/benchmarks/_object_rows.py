@@ -95,20 +95,22 @@ MORE = (
     Row(name="everything", kind="everything", serves=OBJECTS),
     Row(name="everything, loose", kind="everything", everything_options=LOOSE, serves=OBJECTS),
     Row(name="unet", kind="unet"),
+    Row(name="unet, distances", kind="unet", decoder="distances", serves=OBJECTS),
+    Row(name="distances", kind="maps", decoder="distances", serves=OBJECTS),
+    Row(
+        name="distances, points",
+        kind="maps",
+        decoder="distances",
+        decoder_options={"from_points": True},
+        serves=OBJECTS,
+    ),
 )
-"""Beside the registries; with the distance decoder there are two more, see :func:`rows`."""
+"""Beside the registries, or instead of what they would give."""
 
 
 def rows(backbone: Backbone) -> dict[str, Row]:
     """Every row that can be run with this version of the package, by name."""
     found = list(MORE)
-    if "distances" in DECODERS.names():
-        found.append(Row(name="unet, distances", kind="unet", decoder="distances", serves=OBJECTS))
-        found.append(Row(name="distances", kind="maps", decoder="distances", serves=OBJECTS))
-        points = {"from_points": True}
-        found.append(
-            Row(name="distances, points", kind="maps", decoder="distances", decoder_options=points, serves=OBJECTS)
-        )
     taken = {row.name for row in found}
     found += [row for row in _registered(backbone) if row.name not in taken]
     return {row.name: row for row in found}
