@@ -68,6 +68,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.memory
 	$(BIN)/python -m tests.benchmarks.graft_costs
 	$(BIN)/python -m tests.benchmarks.grafts
+	$(BIN)/python -m tests.benchmarks.prompters
 	$(BIN)/python -m tests.benchmarks.quantized
 
 clean:

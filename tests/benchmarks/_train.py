@@ -118,32 +118,66 @@ def loop(
     Returns:
         Steps and last smoothed loss.
     """
+    loss_of = SegmentationLoss(class_weights=spec.class_weights)
+
+    def objective(image: Tensor, label: Tensor) -> Tensor:
+        loss, extra = loss_of(forward(image), label), penalty()
+        return loss if extra is None else loss + extra
+
     (images, labels), generator = pictures, torch.Generator().manual_seed(seed)
-    trained, loss_of = list(parameters), SegmentationLoss(class_weights=spec.class_weights)
+    change = augment_volume if three else augment
+    drawn = (
+        change(images[index], labels[index], generator, spec.augment)
+        for index in batches(len(images), options.batch, generator)
+    )
+    found = descend(objective, parameters, drawn, options, start=start, deadline=deadline, clock=clock, factors=factors)
+    return found | {"images": len(images)}
+
+
+def descend(
+    objective: Callable[[Tensor, Tensor], Tensor],
+    parameters: Iterable[nn.Parameter],
+    drawn: Iterable[tuple[Tensor, Tensor]],
+    options: Optimiser,
+    *,
+    start: float,
+    deadline: float,
+    clock: Callable[[], float] = time.process_time,
+    factors: Mapping[nn.Parameter, float] | None = None,
+) -> dict[str, float | int]:
+    """The same for any loss and any batches.
+
+    Args:
+        objective: Images and labels of a batch -> scalar loss.
+        parameters: What is trained.
+        drawn: Batches without end, already changed at random.
+        options: Settings of the arm; its size of a batch is not read.
+        start: When the budget began, in seconds of ``clock``.
+        deadline: When training ends; the step under way is finished.
+        clock: Seconds.
+        factors: Parameter -> multiple of the learning rate; 1 where it is not named.
+    """
+    trained = list(parameters)
     alike: dict[float, list[nn.Parameter]] = {}
     for parameter in trained:
         alike.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
     groups = [{"params": own, "factor": factor} for factor, own in alike.items()]
     optimiser = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
     steps, smooth = 0, float("nan")
-    for index in batches(len(images), options.batch, generator):
+    for image, label in drawn:
         progress = (clock() - start) / max(deadline - start, 1e-6)
         if progress >= 1:
             break
         for group in optimiser.param_groups:
             group["lr"] = options.lr * group["factor"] * rate(progress, options.warmup)
-        change = augment_volume if three else augment
-        image, label = change(images[index], labels[index], generator, spec.augment)
-        loss = loss_of(forward(image), label)
-        extra = penalty()
-        loss = loss if extra is None else loss + extra
+        loss = objective(image, label)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, options.clip)
         optimiser.step()
         steps += 1
         smooth = loss.item() if steps == 1 else 0.95 * smooth + 0.05 * loss.item()
-    return {"steps": steps, "loss": smooth, "images": len(images)}
+    return {"steps": steps, "loss": smooth}
 
 
 def volumes(cases: Sequence[Case]) -> tuple[Tensor, Tensor]:

@@ -105,20 +105,21 @@ class Results:
         return before - sum(len(self.rows(name)) for name in ("results", "costs", "failed"))
 
 
-def run(tasks: Sequence[Task], results: Results, options: argparse.Namespace) -> None:
-    """Do what is missing of ``tasks``, ``options.jobs`` groups at a time, one thread each."""
+def run(
+    missing: Sequence[list[Task]], results: Results, options: argparse.Namespace, *, module: str = "grafts"
+) -> None:
+    """Do groups of tasks, ``options.jobs`` of them at a time, each in a process of ``module`` with one thread."""
 
     def do(group: list[Task]) -> None:
         request = json.dumps({"tasks": group, "backbone": options.backbone})
         try:
-            for row in streamed("grafts", ["--task", request], threads=1):
+            for row in streamed(module, ["--task", request], threads=1):
                 results.add("failed" if "failed" in row else "results", row, KEY)
                 print(_told(row), flush=True)
         except RuntimeError as error:  # what it did is kept, and the next call does the rest
             print(f"a worker ended early: {error}", flush=True)
 
-    missing = groups(tasks, results.rows("results"))
-    print(f"{sum(map(len, missing))} of {len(tasks)} runs to do, at least {options.budget:g} s each", flush=True)
+    print(f"{sum(map(len, missing))} runs to do, at least {options.budget:g} s each", flush=True)
     pool = ThreadPoolExecutor(options.jobs)
     try:
         for future in as_completed([pool.submit(do, group) for group in missing]):
@@ -214,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.costs:
         measure_costs(results, options, weights)
     elif not options.summary:
-        run(tasks, results, options)
+        run(groups(tasks, results.rows("results")), results, options)
     text = tell(results, tasks, tune=options.tune)
     options.json.with_suffix(".tune.md" if options.tune else ".md").write_text(text)
     print(text)

@@ -1,0 +1,147 @@
+"""Every way to find objects without a person, in equal time: ``python -m tests.benchmarks.prompters``.
+
+Rows are what the registries of prompters and decoders hold and can train (an ``ObjectHead``, or class maps with border
+targets, or distance maps), beside everything mode untrained and a MONAI UNet with a watershed. Every run is a process
+of its own with one thread, trains for the same time of that thread on frozen graft-tiny (for everything mode there is
+nothing to train), and is scored once, at its end, on whole pictures. Pictures are walked in the same overlapping
+windows by all rows; objects of windows are joined, maps of windows blended, and the result is a label map without
+overlaps. Results are written as they come, and a benchmark that was stopped goes on where it was.
+
+Scores: nuclei and buildings_banepa: AP50 and AP at 0.5:0.95 by COCO's definition, but without its limit of 100
+predictions per image, since images hold more objects than that. trees_naip: centroids within 3 m of a point, one to
+one; a point is a disc of 2.5 m radius in training. tree_crowns_neon: boxes; AP50, and recall and precision at IoU 0.4
+as DeepForest's users count; a box is the ellipse in it in training, and each picture is scored by a network that was
+trained on the other two. retina_vessels, cardiac_mr: Dice. Where objects must be counted, the score from which they
+count is chosen on training pictures.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks import _prompter_summary
+from tests.benchmarks._backbone import open_backbone
+from tests.benchmarks._graft_rows import HASH, KEY
+from tests.benchmarks._object_rows import Row, rows
+from tests.benchmarks._object_sets import SETS
+from tests.benchmarks._process import end_with_parent, report
+from tests.benchmarks._prompter_runs import hashes, one
+from tests.benchmarks._sets import training_cases
+from tests.benchmarks._table import is_there, markdown
+from tests.benchmarks.grafts import Results, planned, run
+
+TUNED_ON = ("nuclei", "buildings_banepa")
+FACTORS = (0.3, 1.0, 3.0)
+Task = dict[str, Any]
+
+
+def plan(options: argparse.Namespace, weights: str, known: dict[str, Row]) -> list[Task]:
+    """All runs that were asked for: seed by seed, then set by set, few images before many."""
+    found = []
+    for seed in options.seeds:
+        for name in options.sets:
+            chosen = SETS[name]
+            for fraction in [f for f in options.fractions if f in chosen.fractions or f not in ("5", "all")]:
+                for method in options.rows:
+                    row = known[method]
+                    untrained = row.kind in ("everything", "references")
+                    if chosen.kind not in row.serves or (untrained and options.tune):
+                        continue
+                    if row.kind == "everything" and seed != options.seeds[0]:
+                        continue
+                    for factor in FACTORS if options.tune else (None,):
+                        shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
+                        own = {"method": method, "factor": factor, "weights": weights}
+                        budget = {"budget": 0.0 if untrained else options.budget}
+                        found.append(shared | own | budget | hashes(row, chosen, factor))
+    return found
+
+
+def work(task: Task) -> None:
+    """What a process started by this benchmark does: one run."""
+    torch.set_num_threads(1)
+    end_with_parent()
+    for own in task["tasks"]:
+        try:
+            report(one(open_backbone(task["backbone"]), own))
+        except Exception as error:  # any method may be broken, and the others are to be measured all the same
+            report({key: own[key] for key in KEY} | {"failed": f"{type(error).__name__}: {error}"})
+
+
+def tell(results: Results, tasks: Sequence[Task], *, tune: bool) -> str:
+    """The tables of ``tasks``, as markdown."""
+    own = planned(results.rows("results"), tasks)
+    failed = planned(results.rows("failed"), tasks)
+    return markdown(_prompter_summary.tuning(own)) if tune else _prompter_summary.page(own, failed)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the command line, with defaults that follow ``--tune``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.prompters",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="default all; --list names them")
+    parser.add_argument("--sets", nargs="*", choices=list(SETS), help=f"default all, to tune {TUNED_ON}")
+    parser.add_argument("--fractions", nargs="*", help='numbers of training images, or "all"; default 5 and all')
+    parser.add_argument("--seeds", nargs="*", type=int, help="default 0 1 2, to tune 0")
+    parser.add_argument("--budget", type=float, default=120, help="seconds that a run trains")
+    parser.add_argument("--backbone", default="graft-tiny")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one core each")
+    parser.add_argument("--tune", action="store_true", help="compare learning rates on held-out training cases")
+    parser.add_argument("--list", action="store_true", help="name the rows, and stop")
+    parser.add_argument("--summary", action="store_true", help="only write the tables of what is there")
+    parser.add_argument("--forget", action="store_true", help="drop the results of --rows, and stop")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/prompters.json"))
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    options.sets = options.sets or list(TUNED_ON if options.tune else SETS)
+    options.fractions = options.fractions or (["all"] if options.tune else ["5", "all"])
+    options.seeds = options.seeds or ([0] if options.tune else [0, 1, 2])
+    return options
+
+
+def chosen_rows(options: argparse.Namespace, known: dict[str, Row]) -> list[str]:
+    """The rows that were asked for.
+
+    Raises:
+        SystemExit: a name that is no row.
+    """
+    unknown = sorted(set(options.rows or ()) - set(known))
+    if unknown:
+        raise SystemExit(f"no such row: {', '.join(unknown)}; there are: {', '.join(known)}")
+    return options.rows or list(known)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    options = arguments(argv)
+    if options.task:
+        work(json.loads(options.task))
+        return
+    backbone = open_backbone(options.backbone)
+    known = rows(backbone)
+    options.rows = chosen_rows(options, known)
+    if options.list:
+        print(markdown([{"row": row.name, "kind": row.kind, "sets": ", ".join(row.serves)} for row in known.values()]))
+        return
+    results = Results(options.json)
+    if options.forget:
+        print(f"{results.forget(options.rows)} rows dropped")
+        return
+    tasks = plan(options, backbone.weights_hash()[:HASH], known)
+    if not options.summary:
+        missing = [[task] for task in tasks if not is_there(task, results.rows("results"), KEY)]
+        run(missing, results, options, module="prompters")
+    text = tell(results, tasks, tune=options.tune)
+    options.json.with_suffix(".tune.md" if options.tune else ".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
