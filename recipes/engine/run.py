@@ -1,5 +1,6 @@
 """``samgraft.segment``: choose the mode, run it, write the results."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,6 +12,7 @@ from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
 from samgraft.adapters.graft import Grafted
+from samgraft.adapters.prompts.improve import Improvement
 from samgraft.domains.atomic import full_suffix
 from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
@@ -22,7 +24,8 @@ from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.pipeline import DEPTH
 from samgraft.recipes.engine.prompted import segment_prompted
 from samgraft.recipes.engine.recorded import recorded
-from samgraft.recipes.prompting import UserPrompts
+from samgraft.recipes.prompt_files import prompts_from_file
+from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
 
 DEFAULT_BACKBONE = "graft-tiny"
 _META = "bundle_meta"
@@ -33,7 +36,7 @@ def segment(
     *,
     adapter: str | PathLike[str] | Grafted | None = None,
     backbone: str | PathLike[str] | Backbone | None = None,
-    prompts: UserPrompts | None = None,
+    prompts: UserPrompts | ObjectPrompts | str | PathLike[str] | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
     context: float | Sequence[float] = CONTEXTS,
@@ -43,6 +46,7 @@ def segment(
     bands: Sequence[int] | None = None,
     everything: EverythingConfig | None = None,
     quantize: str | None = None,
+    better: Improvement | None = None,
     progress: bool = True,
 ) -> Segmentation:
     """Segment one volume, raster or picture.
@@ -54,7 +58,8 @@ def segment(
         scene: A scene of ``samgraft.open``, or a path.
         adapter: A file written by ``samgraft fit``, or what ``samgraft.load_adapter`` gives.
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
-        prompts: Boxes and points in pixels of the input.
+        prompts: Boxes and points in pixels of the input, or a file of detections or an earlier mask (see
+            :func:`samgraft.recipes.prompt_files.prompts_from_file`).
         output: File or files to write, the format by suffix.
         network_size: Side in pixels of the network input for prompts; None takes the backbone's own. With an adapter
             and no prompts the header decides.
@@ -67,6 +72,7 @@ def segment(
             first.
         everything: Thresholds for the mode without prompts and adapter.
         quantize: "int8" runs the frozen encoder in int8 (CPU, and only one that is loaded here; docs/speed.md).
+        better: Prompts only: one more point inside the first mask, or self-correction; None for neither.
         progress: Show a bar on the terminal.
 
     Returns:
@@ -82,13 +88,16 @@ def segment(
     """
     targets = _targets(output)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
+    if better and prompts is None:
+        raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
     common: dict[str, Any] = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
         if prompts is not None:
-            result = segment_prompted(source, network, prompts, context=context, fit=tight_boxes, **common)
+            asked = _asked(prompts, source)
+            result = segment_prompted(source, network, asked, context=context, fit=tight_boxes, better=better, **common)
         elif grafted is not None:
             if network_size is not None or bands is not None:
                 raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
@@ -102,6 +111,16 @@ def segment(
     for path in targets:
         result.save(path)
     return result
+
+
+def _asked(prompts: UserPrompts | ObjectPrompts | str | PathLike[str], scene: Scene) -> UserPrompts | ObjectPrompts:
+    """Prompts as they are, or those of a file; what a file names in vain is said by a warning."""
+    if isinstance(prompts, UserPrompts | ObjectPrompts):
+        return prompts
+    found = prompts_from_file(prompts, scene)
+    if found.left_out:
+        warnings.warn(found.remark(), stacklevel=3)
+    return found.prompts
 
 
 def load_adapter(path: str | PathLike[str], backbone: str | PathLike[str] | Backbone | None = None) -> Grafted:
