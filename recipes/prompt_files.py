@@ -14,7 +14,7 @@ Deviations:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -100,6 +100,23 @@ def prompts_from_file(
         raise PromptError(f"{path} asks for nothing in {scene.path.name}; {summary(left_out) or 'it holds no object'}")
     prompts = ObjectPrompts(objects=objects, axis=axis, from_ground_truth=from_ground_truth)
     return FilePrompts(prompts=prompts, left_out=left_out)
+
+
+def line_prompts(
+    lines: Sequence[tuple[float, float, float, float]],
+    scene: Scene,
+    *,
+    axis: int | None = None,
+    slice: int | None = None,
+) -> ObjectPrompts:
+    """One object per measured diameter (x0, y0, x1, y1) on a slice of a scene; see :func:`recist`.
+
+    Raises:
+        PromptError: a diameter without length, or outside.
+    """
+    shape, spacing = plane_facts(scene, axis)
+    found = [Detection(line=line, source=f"line {number}") for number, line in enumerate(lines, start=1)]
+    return ObjectPrompts(objects=tuple(object_prompt(one, shape, spacing, slice) for one in found), axis=axis)
 
 
 def plane_facts(scene: Scene, axis: int | None) -> tuple[tuple[int, int], tuple[float, float]]:

@@ -1,76 +1,35 @@
-"""``samgraft segment INPUT``: segment one file with an adapter, or with boxes and points."""
+"""``samgraft segment INPUT``: segment one file with an adapter, or with boxes, points and files of prompts."""
 
+import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from samgraft.errors import ConfigError, PromptError
-from samgraft.recipes.commands.parsing import plain_parser, say
+from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
+
+if TYPE_CHECKING:
+    from samgraft.domains.scene import Scene
+    from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
 
 
 def run(arguments: Sequence[str]) -> None:
     """Segment and write every ``--output``."""
-    parser = plain_parser(
-        "segment",
-        "Segment one volume, raster or picture. With --adapter nothing has to be clicked; with --box or --point the "
-        "backbone answers your prompts. Coordinates are (x, y) pixels of the input.",
-    )
-    parser.add_argument("input", help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF")
-    parser.add_argument("-a", "--adapter", default=None, help="adapter file (*.graft)")
-    parser.add_argument(
-        "--backbone", default=None, help="name, folder or file; by default the adapter's, else graft-tiny"
-    )
-    parser.add_argument(
-        "--box",
-        nargs=4,
-        type=float,
-        action="append",
-        default=[],
-        metavar=("X0", "Y0", "X1", "Y1"),
-        help="one object; repeatable",
-    )
-    parser.add_argument(
-        "--point",
-        nargs=3,
-        type=float,
-        action="append",
-        default=[],
-        metavar=("X", "Y", "LABEL"),
-        help="label 1 on, 0 off; repeatable",
-    )
-    parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
-    parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that boxes and points lie in")
-    parser.add_argument("--axis", type=int, default=None, help="volumes: array axis that is cut into slices")
-    parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
-    parser.add_argument(
-        "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
-    )
-    values = parser.parse_args(list(arguments))
-    if not values.output:
-        raise ConfigError(
-            "no output named; add -o FILE, such as mask.nii.gz, labels.tif or buildings.geojson; repeat it for several"
-        )
-    if values.adapter is None and not values.box and not values.point and not values.everything:
-        raise ConfigError(
-            "nothing says what to segment; add --adapter A.graft, --box X0 Y0 X1 Y1, --point X Y LABEL, or --everything"
-        )
+    values = _parser().parse_args(list(arguments))
+    _check(values)
 
+    from samgraft.adapters.prompts.improve import Improvement
+    from samgraft.domains.opening import open_scene
     from samgraft.recipes.api import segment
     from samgraft.recipes.heap import keep_memory
-    from samgraft.recipes.prompting import UserPrompts
 
     keep_memory()
-    prompts = None
-    if values.box or values.point:
-        fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
-        if fractional:
-            raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")
-        prompts = UserPrompts(
-            boxes=tuple(tuple(b) for b in values.box),
-            points=tuple((p[0], p[1], int(p[2])) for p in values.point),
-            slice=values.slice,
-            axis=values.axis,
-        )
+    scene = open_scene(values.input)
+    prompts = _prompts(values, scene)
     options = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
-    result = segment(values.input, adapter=values.adapter, prompts=prompts, output=list(values.output), **options)
+    better = Improvement(augment=values.augment_points, refine=values.refine)
+    result = segment(
+        scene, adapter=values.adapter, prompts=prompts, better=better or None, output=list(values.output), **options
+    )
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -79,3 +38,92 @@ def run(arguments: Sequence[str]) -> None:
     say(f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}")
     for path in values.output:
         say(f"wrote {path}")
+
+
+def _parser() -> PlainParser:
+    parser = plain_parser(
+        "segment",
+        "Segment one volume, raster or picture. With --adapter nothing has to be clicked; with --box, --point, --line "
+        "or --prompts the backbone answers your prompts. Coordinates are (x, y) pixels of the input.",
+    )
+    parser.add_argument("input", help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF")
+    parser.add_argument("-a", "--adapter", default=None, help="adapter file (*.graft)")
+    parser.add_argument(
+        "--backbone", default=None, help="name, folder or file; by default the adapter's, else graft-tiny"
+    )
+    _add_many(parser, "--box", ("X0", "Y0", "X1", "Y1"), "one object; repeatable")
+    _add_many(parser, "--point", ("X", "Y", "LABEL"), "label 1 on, 0 off; repeatable")
+    _add_many(parser, "--line", ("X0", "Y0", "X1", "Y1"), "one object by the ends of its diameter (RECIST); repeatable")
+    parser.add_argument(
+        "--prompts",
+        default=None,
+        metavar="FILE",
+        help="one object per detection (COCO .json, .csv, .geojson, .gpkg), or per label of an earlier mask",
+    )
+    parser.add_argument("--class-field", default=None, help="--prompts: field of a vector file that holds the class")
+    parser.add_argument("--min-score", type=float, default=0.0, help="--prompts: leave out detections below this score")
+    parser.add_argument(
+        "--refine", type=int, default=0, metavar="N", help="hand masks back as prompts, at most N times"
+    )
+    parser.add_argument(
+        "--augment-points", default=None, metavar="KIND", help="one more point: random, entropy, distance or saliency"
+    )
+    parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
+    parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that prompts lie in")
+    parser.add_argument("--axis", type=int, default=None, help="volumes: array axis that is cut into slices")
+    parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
+    parser.add_argument(
+        "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
+    )
+    return parser
+
+
+def _add_many(parser: PlainParser, name: str, words: tuple[str, ...], text: str) -> None:
+    """An option of several numbers that may be given again."""
+    parser.add_argument(name, nargs=len(words), type=float, action="append", default=[], metavar=words, help=text)
+
+
+def _check(values: argparse.Namespace) -> None:
+    """Refuse calls that cannot work, before anything is loaded."""
+    if not values.output:
+        raise ConfigError(
+            "no output named; add -o FILE, such as mask.nii.gz, labels.tif or buildings.geojson; repeat it for several"
+        )
+    clicked = bool(values.box or values.point)
+    kinds = sum((clicked, bool(values.line), values.prompts is not None))
+    if values.adapter is None and not kinds and not values.everything:
+        raise ConfigError(
+            "nothing says what to segment; add --adapter A.graft, --box X0 Y0 X1 Y1, --point X Y LABEL, "
+            "--line X0 Y0 X1 Y1, --prompts FILE, or --everything"
+        )
+    if kinds > 1:
+        raise ConfigError("--box and --point, --line, and --prompts exclude each other; run them one after the other")
+    if not kinds and (values.refine or values.augment_points):
+        raise ConfigError("--refine and --augment-points improve answers to prompts; add --box, --point or --prompts")
+    fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
+    if fractional:
+        raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")
+
+
+def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | ObjectPrompts | None":
+    """What the call asks for."""
+    from samgraft.recipes.prompt_files import line_prompts, prompts_from_file
+    from samgraft.recipes.prompting import UserPrompts
+
+    where = {"slice": values.slice, "axis": values.axis}
+    if values.prompts is not None:
+        found = prompts_from_file(
+            values.prompts, scene, class_field=values.class_field, min_score=values.min_score, **where
+        )
+        if found.left_out:
+            say(found.remark())
+        return found.prompts
+    if values.line:
+        return line_prompts([tuple(line) for line in values.line], scene, **where)
+    if values.box or values.point:
+        return UserPrompts(
+            boxes=tuple(tuple(b) for b in values.box),
+            points=tuple((p[0], p[1], int(p[2])) for p in values.point),
+            **where,
+        )
+    return None

@@ -1,7 +1,8 @@
 """What one click is worth, and what training-free improvement adds: ``python -m tests.benchmarks.prompt_improvement``.
 
-Every object of the val splits gets one click on its deepest point. The click comes from the ground truth, so all figures
-do. The engine looks at the whole picture and then closely, in every way the same but for what happens to its answers:
+Every object of the val splits gets one click on its deepest point. The click comes from the ground truth, so all
+figures do. The engine looks at the whole picture and then closely, in every way the same but for what is done to its
+answers:
 
     arg-max              the baseline: of three masks the one with the largest predicted IoU
     + KIND               one more point inside that mask (SAMAug), the second answer always taken
