@@ -3,23 +3,29 @@
 from samgraft.adapters.prompts.autosam import AutoSamConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, chunk_prompts, grid_points
+from samgraft.adapters.prompts.improve import Improvement
 from samgraft.adapters.prompts.manual import ManualConfig, check_prompts, make_prompts
+from samgraft.adapters.prompts.simulated import SimulatedPrompts
+from samgraft.adapters.prompts.text_boxes import TextBoxesConfig
 from samgraft.registry import Registry
 
 PROMPTERS: Registry[type[PrompterConfig]] = Registry("prompter")
 """Name -> configuration class; ``config.build(backbone)`` gives the generator."""
 
-for _config in (AutoSamConfig, GridConfig, ManualConfig):
+for _config in (AutoSamConfig, GridConfig, ManualConfig, TextBoxesConfig):
     PROMPTERS.register(_config.method)(_config)
 
 __all__ = [
     "PROMPTERS",
     "AutoSamConfig",
     "GridConfig",
+    "Improvement",
     "ManualConfig",
     "PromptGenerator",
     "PrompterConfig",
     "Prompts",
+    "SimulatedPrompts",
+    "TextBoxesConfig",
     "check_prompts",
     "chunk_prompts",
     "grid_points",

@@ -152,14 +152,27 @@ def _detection(path: Path, entry: Mapping[str, Any], name: str, categories: Mapp
     )
 
 
-def to_rle(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """Uncompressed COCO run lengths of a mask (H, W): ``{"size": [H, W], "counts": [zeros, ones, zeros, ...]}``."""
-    flat = np.asarray(mask, dtype=bool).ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    counts = np.diff(np.concatenate([[0], edges, [len(flat)]])).tolist()
-    if len(flat) and flat[0]:
-        counts.insert(0, 0)
-    return {"size": [int(side) for side in mask.shape], "counts": [int(count) for count in counts]}
+def to_rle(
+    mask: NDArray[np.bool_], *, top: int = 0, left: int = 0, shape: tuple[int, int] | None = None
+) -> dict[str, list[int]]:
+    """Uncompressed COCO run lengths: ``{"size": [H, W], "counts": [zeros, ones, zeros, ...]}``.
+
+    Args:
+        mask: (h, w) bool.
+        top: Row of the image that the mask's first row is.
+        left: Column of the image that the mask's first column is.
+        shape: (H, W) of the image; None takes the mask for the image.
+    """
+    height, width = mask.shape if shape is None else shape
+    columns = np.zeros((height, mask.shape[1]), dtype=bool)
+    columns[top : top + mask.shape[0]] = mask
+    flat = columns.ravel(order="F")
+    steps = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]))) + left * height
+    ends = np.concatenate([[0], steps, [height * width]])
+    counts = np.diff(ends).tolist()
+    if counts[-1] == 0 and len(counts) > 1:
+        counts.pop()
+    return {"size": [height, width], "counts": [int(count) for count in counts]}
 
 
 def from_rle(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
