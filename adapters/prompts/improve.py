@@ -146,7 +146,8 @@ def augment(
         answer: To them.
         kind: Which point.
         generator: On the CPU; for random and salient points.
-        keep: Keep the first answer where its predicted IoU is larger; False always takes the second, as published.
+        keep: Keep the first answer where its predicted IoU is larger, and choose the second among three masks (without
+            a box), whose predicted IoU compares with the first; False always takes the single mask, as published.
 
     Returns:
         Prompts with the point (a padding point where the mask is empty, whose answer stays), and the answers.
@@ -156,7 +157,7 @@ def augment(
     start = first_places(prompts, full)
     points, labels = extra_points(image, full, start, prompts.image_index, kind=kind, generator=generator)
     more = with_click(prompts, points, labels)
-    second = best_answer(*backbone.decode(features, more))
+    second = best_answer(*backbone.decode(features, more, multimask=keep and prompts.boxes is None))
     take = labels[:, 0] == FOREGROUND
     return more, answer.exchanged(second, take & (second.iou >= answer.iou) if keep else take)
 
@@ -284,7 +285,8 @@ def refine(
     Args:
         backbone: Decodes.
         features: Of B images.
-        prompts: N prompts; their points and boxes stay. Those without a box get that of the mask.
+        prompts: N prompts; their points and boxes stay. Those without a box get that of the mask, and three masks to
+            choose from.
         answer: To them.
         size: (H, W) of the network input.
         rounds: At most.
@@ -297,7 +299,8 @@ def refine(
         if not len(going):
             break
         before = answer.at(going)
-        again = best_answer(*backbone.decode(features, mask_prompts(prompts.select(going), before.logits, size)))
+        asked = mask_prompts(prompts.select(going), before.logits, size)
+        again = best_answer(*backbone.decode(features, asked, multimask=prompts.boxes is None))
         good = (again.iou >= before.iou) & (again.logits > 0).flatten(1).any(dim=1)
         moved = ((again.logits > 0) != (before.logits > 0)).flatten(1).any(dim=1)
         kept = before.exchanged(again, good)

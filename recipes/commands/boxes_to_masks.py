@@ -12,7 +12,8 @@ def run(arguments: Sequence[str]) -> None:
 
     from samgraft.adapters.backbones import load_backbone
     from samgraft.domains.detections.sets import read_detection_set
-    from samgraft.recipes.box_masks import BoxMasksConfig, boxes_to_masks
+    from samgraft.recipes.box_mask_sets import boxes_to_masks
+    from samgraft.recipes.box_masks import BoxMasksConfig
     from samgraft.recipes.heap import keep_memory
     from samgraft.recipes.prompt_files import summary
 
@@ -28,9 +29,7 @@ def run(arguments: Sequence[str]) -> None:
     say(f"{len(data)} images, classes {', '.join(data.classes.values())}")
     output = Path(values.output)
     found = boxes_to_masks(data, output, load_backbone(values.backbone), config, tell=say)
-    say(
-        f"{found.masks} masks; {found.written} images written, {found.kept} there before, {found.negatives} without masks"
-    )
+    say(f"{found.masks} masks; {found.written} images written, {found.kept} there before, {found.negatives} negative")
     if found.left_out:
         say(summary(found.left_out))
     say(f"look at {output / 'contact_sheet.png'}; masks: {output / 'annotations.json'} and {output / 'instances'}")

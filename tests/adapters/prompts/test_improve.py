@@ -123,7 +123,7 @@ def test_the_second_answer_is_taken_always_or_where_it_is_not_worse(keep: bool, 
         keep=keep,  # type: ignore[arg-type]
     )
     assert more.points is not None and more.points.shape == (1, 2, 2)
-    assert backbone.asked[0][0] is more and not backbone.asked[0][1]
+    assert backbone.asked[0][0] is more and backbone.asked[0][1] is keep  # three masks, where they are compared
     assert float(best.iou) == pytest.approx(expected)
     assert torch.equal(best.logits[0], as_logits(first if expected == 0.5 else other)[0])
 
@@ -148,6 +148,7 @@ def test_self_correction_stops_where_nothing_changes_or_the_predicted_iou_falls(
     prompts = Prompts(image_index=torch.zeros(4, dtype=torch.int64))
     found = refine(backbone, None, prompts, start, SHAPE, 9)  # type: ignore[arg-type]
     assert [len(asked) for asked, _ in backbone.asked] == [3, 1, 1]  # an empty mask asks for nothing
+    assert all(multimask for _, multimask in backbone.asked)
     torch.testing.assert_close(found.iou, torch.tensor([0.7, 0.9, 0.5, 0.5]))
     assert torch.equal(found.logits > 0, torch.stack([c, a, a, a & False]))
     assert torch.equal(start.logits[0], as_logits(a)[0])  # what came in is not written to
