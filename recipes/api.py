@@ -2,6 +2,7 @@
 
 from samgraft.adapters.prompts.improve import Improvement
 from samgraft.recipes.engine.everything import EverythingConfig
+from samgraft.recipes.engine.referenced import Example, Examples
 from samgraft.recipes.engine.run import adapter_meta, load_adapter, segment, with_meta
 from samgraft.recipes.predicting import Outcome, find_inputs, predict
 from samgraft.recipes.prompt_files import FilePrompts, prompts_from_file
@@ -9,6 +10,8 @@ from samgraft.recipes.prompting import MaskPrompt, ObjectPrompt, ObjectPrompts, 
 
 __all__ = [
     "EverythingConfig",
+    "Example",
+    "Examples",
     "FilePrompts",
     "Improvement",
     "MaskPrompt",

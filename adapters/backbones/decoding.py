@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samgraft.adapters.backbones.base import Features, MaskDecoderPatch, MaskDecoderState
+from samgraft.adapters.backbones.guidance import Guidance, guided
 from samgraft.errors import PromptError, ShapeError
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def decode_masks(
     *,
     multimask: bool | None,
     patch: MaskDecoderPatch | None = None,
+    guidance: Guidance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the mask decoder once for n prompts.
 
@@ -155,6 +157,7 @@ def decode_masks(
         image_index: (n,), which image each prompt belongs to.
         multimask: Three masks instead of one; None for all four, the single one first.
         patch: Extra tokens and another ending, or None.
+        guidance: Where these n prompts shall look and what for, or None.
 
     Returns:
         Mask logits (n, K, 4h, 4w) and predicted IoU (n, K).
@@ -166,9 +169,7 @@ def decode_masks(
     tokens = own if extra is None else torch.cat([own, extra.to(own.dtype)])
     queries = torch.cat([tokens.expand(number, -1, -1), sparse.to(tokens.dtype)], dim=1)[:, None]
     image = features.neck.index_select(0, image_index) + dense
-    queries, keys = decoder.transformer(
-        point_embeddings=queries, image_embeddings=image, image_positional_embeddings=code, attention_similarity=None
-    )
+    queries, keys = guided(decoder.transformer, queries, image, code, guidance)
     queries = queries[:, 0]
     image = keys[:, 0].transpose(1, 2).reshape(number, channels, height, width)
     upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))

@@ -148,7 +148,7 @@ class ClassTokenDecoder(DecoderPatch):
         return tokens[:, 0, 1:], keys[:, 0].transpose(1, 2).unflatten(2, (height, width))
 
 
-def resolve_taps(taps: str | tuple[int, ...], num_blocks: int) -> tuple[int, ...]:
+def resolve_taps(taps: str | tuple[int, ...], num_blocks: int, owner: str = "class_tokens") -> tuple[int, ...]:
     """Block indices that ``taps`` means for an encoder of ``num_blocks``; never the last block for "auto".
 
     Raises:
@@ -161,7 +161,7 @@ def resolve_taps(taps: str | tuple[int, ...], num_blocks: int) -> tuple[int, ...
         return tuple(sorted(block for block in chosen if 0 <= block < num_blocks - 1))
     bad = [tap for tap in taps if not 0 <= tap < num_blocks]
     if bad:
-        raise NoMatchError(f"class_tokens: taps {list(taps)} name {bad}; the backbone has blocks 0..{num_blocks - 1}")
+        raise NoMatchError(f"{owner}: taps {list(taps)} name {bad}; the backbone has blocks 0..{num_blocks - 1}")
     return tuple(sorted(set(taps)))
 
 

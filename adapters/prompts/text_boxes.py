@@ -108,8 +108,9 @@ class TextBoxes(PromptGenerator):
             edges = pixel_edges(seen.boxes[number].float(), (image.shape[2], image.shape[3]))
             good = (score >= threshold) & (edges[:, 2:] > edges[:, :2]).all(dim=1)
             rows = good.nonzero().flatten()
-            keep = torch.as_tensor(non_max_suppression(edges[rows], score[rows], self.config.nms)) if len(rows) else []
-            rows = rows[keep][: self.config.most] if len(rows) else rows
+            if len(rows):
+                kept = torch.as_tensor(non_max_suppression(edges[rows], score[rows], self.config.nms))
+                rows = rows[kept][: self.config.most]
             index.append(torch.full((len(rows),), number, dtype=torch.int64, device=image.device))
             boxes.append(inclusive(edges[rows], (image.shape[2], image.shape[3])))
             scores.append(score[rows])
@@ -117,7 +118,7 @@ class TextBoxes(PromptGenerator):
             if seen.masks is not None and self.config.masks:
                 masks.append(seen.masks[number, rows].float())
         size = [4 * side for side in features.neck.shape[-2:]]
-        low = torch.cat(masks)[:, None] if masks else None
+        low = torch.cat(masks)[:, None] if any(map(len, masks)) else None
         if low is not None:
             low = functional.interpolate(low, size, mode="bilinear", align_corners=False, antialias=True)
         return Prompts(

@@ -1,4 +1,4 @@
-"""``samgraft segment INPUT``: segment one file with an adapter, or with boxes, points and files of prompts."""
+"""``samgraft segment INPUT``: segment one file with an adapter, with prompts, or like labelled files."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,11 @@ from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
 
 if TYPE_CHECKING:
     from samgraft.domains.scene import Scene
+    from samgraft.recipes.engine.referenced import Examples
     from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
+
+METHODS = ("persam", "persam_f", "matcher", "in_context", "reference_region")
+"""Choices of ``--method``; here as well, since the engine takes seconds to import and ``--help`` should not."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -24,11 +28,16 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     scene = open_scene(values.input)
-    prompts = _prompts(values, scene)
     options = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     better = Improvement(augment=values.augment_points, refine=values.refine)
     result = segment(
-        scene, adapter=values.adapter, prompts=prompts, better=better or None, output=list(values.output), **options
+        scene,
+        adapter=values.adapter,
+        prompts=_prompts(values, scene),
+        references=_references(values),
+        better=better or None,
+        output=list(values.output),
+        **options,
     )
     found = (
         f"{len(result.instances)} objects"
@@ -44,7 +53,8 @@ def _parser() -> PlainParser:
     parser = plain_parser(
         "segment",
         "Segment one volume, raster or picture. With --adapter nothing has to be clicked; with --box, --point, --line "
-        "or --prompts the backbone answers your prompts. Coordinates are (x, y) pixels of the input.",
+        "or --prompts the backbone answers your prompts; with --reference it looks for what a labelled file shows. "
+        "Coordinates are (x, y) pixels of the input.",
     )
     parser.add_argument("input", help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF")
     parser.add_argument("-a", "--adapter", default=None, help="adapter file (*.graft)")
@@ -69,7 +79,16 @@ def _parser() -> PlainParser:
         "--augment-points", default=None, metavar="KIND", help="one more point: random, entropy, distance or saliency"
     )
     parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
-    parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that prompts lie in")
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="IMAGE", help="a labelled image like INPUT; repeatable"
+    )
+    parser.add_argument(
+        "--reference-mask", action="append", default=[], metavar="MASK", help="its labels, 0 background; one for each"
+    )
+    parser.add_argument(
+        "--method", default=None, choices=METHODS, help="how references are used; persam_f if none is named"
+    )
+    parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that prompts or references are for")
     parser.add_argument("--axis", type=int, default=None, help="volumes: array axis that is cut into slices")
     parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
     parser.add_argument(
@@ -89,12 +108,13 @@ def _check(values: argparse.Namespace) -> None:
         raise ConfigError(
             "no output named; add -o FILE, such as mask.nii.gz, labels.tif or buildings.geojson; repeat it for several"
         )
+    _check_references(values)
     clicked = bool(values.box or values.point)
     kinds = sum((clicked, bool(values.line), values.prompts is not None))
-    if values.adapter is None and not kinds and not values.everything:
+    if values.adapter is None and not kinds and not values.everything and not values.reference:
         raise ConfigError(
             "nothing says what to segment; add --adapter A.graft, --box X0 Y0 X1 Y1, --point X Y LABEL, "
-            "--line X0 Y0 X1 Y1, --prompts FILE, or --everything"
+            "--line X0 Y0 X1 Y1, --prompts FILE, --reference IMG --reference-mask MASK, or --everything"
         )
     if kinds > 1:
         raise ConfigError("--box and --point, --line, and --prompts exclude each other; run them one after the other")
@@ -103,6 +123,16 @@ def _check(values: argparse.Namespace) -> None:
     fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
     if fractional:
         raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")
+
+
+def _check_references(values: argparse.Namespace) -> None:
+    if len(values.reference) != len(values.reference_mask):
+        raise ConfigError(
+            f"{len(values.reference)} --reference and {len(values.reference_mask)} --reference-mask; every reference "
+            "image needs the file with its labels, in the same order"
+        )
+    if values.method is not None and not values.reference:
+        raise ConfigError(f"--method {values.method} needs labelled images; add --reference IMG --reference-mask MASK")
 
 
 def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | ObjectPrompts | None":
@@ -127,3 +157,15 @@ def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | Objec
             **where,
         )
     return None
+
+
+def _references(values: argparse.Namespace) -> "Examples | None":
+    """``Examples`` of the labelled files, or None."""
+    from samgraft.recipes.engine.referenced import Example, Examples
+
+    if not values.reference:
+        return None
+    pairs = zip(values.reference, values.reference_mask, strict=True)
+    files = tuple(Example(image=image, mask=mask) for image, mask in pairs)
+    options = {} if values.method is None else {"method": values.method}
+    return Examples(files=files, slice=values.slice, axis=values.axis, **options)

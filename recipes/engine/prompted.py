@@ -232,3 +232,12 @@ def plane_of(axis: int | None, index: int) -> tuple[slice | int, ...]:
     place: list[slice | int] = [slice(None)] * 3
     place[axis] = index
     return tuple(place)
+
+
+def on_grid(labels: Array, shape: tuple[int, ...], axis: int | None, index: int) -> Array:
+    """Put a plane's labels (H, W) into an array of ``shape``; zeros elsewhere."""
+    if axis is None:
+        return labels
+    volume = np.zeros(shape, dtype=labels.dtype)
+    volume[plane_of(axis, index)] = labels
+    return volume
