@@ -21,6 +21,7 @@ COMMANDS = {
     "info": ("say what a file, an adapter or a backbone is", "samgraft.recipes.commands.info"),
     "report": ("write the HTML report of a run", "samgraft.recipes.commands.report"),
     "demo": ("make two example images, segment them and write a report", "samgraft.recipes.commands.demo"),
+    "boxes-to-masks": ("make an instance-mask set of a detection set", "samgraft.recipes.commands.boxes_to_masks"),
     "export": ("write a backbone or an adapter as ONNX files", "samgraft.recipes.commands.export"),
     "cache": ("features of frozen encoders on disk: how many, and remove them", "samgraft.recipes.commands.cache"),
     "distill": ("train a smaller backbone to answer like a larger one", "samgraft.recipes.commands.distill"),
@@ -37,7 +38,7 @@ def usage() -> str:
         "Graft small trainable parts onto a frozen segmentation backbone.",
         "",
     ]
-    lines += [f"  {name:<10} {text}" for name, (text, _) in COMMANDS.items()]
+    lines += [f"  {name:<14} {text}" for name, (text, _) in COMMANDS.items()]
     lines += [
         "",
         "samgraft COMMAND --help shows the options of a command; --debug shows tracebacks; --version the version.",

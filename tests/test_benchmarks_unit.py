@@ -61,13 +61,6 @@ def test_grow_clips_to_the_picture() -> None:
     assert _baselines.grow((2, 5, 11, 8), (20, 30), 0.5) == (0, 0, 16, 13)
 
 
-def test_inner_point_is_the_deepest_pixel() -> None:
-    mask = np.zeros((20, 20), bool)
-    mask[4:9, 10:15] = True
-    mask[0, :] = True
-    assert zero_shot.inner_point(mask) == (12, 6)
-
-
 def test_letterbox_round_trip_and_ignored_margin() -> None:
     picture = torch.arange(24.0).reshape(1, 1, 4, 6).repeat(1, 3, 1, 1)
     boxed = _sets.letterbox(picture, 48)

@@ -3,6 +3,7 @@
 from samgraft.adapters.prompts.autosam import AutoSamConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, chunk_prompts, grid_points
+from samgraft.adapters.prompts.improve import Improvement
 from samgraft.adapters.prompts.in_context import InContextConfig
 from samgraft.adapters.prompts.manual import ManualConfig, check_prompts, make_prompts
 from samgraft.adapters.prompts.matcher import MatcherConfig
@@ -13,6 +14,8 @@ from samgraft.adapters.prompts.references import References, make_references, ma
 from samgraft.adapters.prompts.rsprompter_anchor import RSPrompterAnchorConfig
 from samgraft.adapters.prompts.rsprompter_query import RSPrompterQueryConfig
 from samgraft.adapters.prompts.sam_det import SamDetConfig
+from samgraft.adapters.prompts.simulated import SimulatedPrompts
+from samgraft.adapters.prompts.text_boxes import TextBoxesConfig
 from samgraft.adapters.prompts.vrp import VrpConfig
 from samgraft.registry import Registry
 
@@ -31,6 +34,7 @@ for _config in (
     RSPrompterQueryConfig,
     ReferenceRegionConfig,
     SamDetConfig,
+    TextBoxesConfig,
     VrpConfig,
 ):
     PROMPTERS.register(_config.method)(_config)
@@ -39,6 +43,7 @@ __all__ = [
     "PROMPTERS",
     "AutoSamConfig",
     "GridConfig",
+    "Improvement",
     "InContextConfig",
     "ManualConfig",
     "MatcherConfig",
@@ -52,6 +57,8 @@ __all__ = [
     "SamDetConfig",
     "ReferenceRegionConfig",
     "References",
+    "SimulatedPrompts",
+    "TextBoxesConfig",
     "VrpConfig",
     "check_prompts",
     "chunk_prompts",

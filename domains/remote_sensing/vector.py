@@ -42,6 +42,8 @@ class VectorObject:
     """Value of the class field, or ``DEFAULT_CLASS``."""
     source_id: int
     """Feature id in the file."""
+    score: float | None = None
+    """Value of the score field, or None."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +60,8 @@ class VectorLayer:
     """One feature id each."""
     crs: CRS | None
     """CRS of the file, or None."""
+    scores: tuple[float | None, ...] = ()
+    """One score per feature; empty where no score field was named."""
 
     def on(self, grid: Grid) -> tuple[VectorObject, ...]:
         """Return the features that touch an image, in its pixel coordinates.
@@ -80,13 +84,33 @@ class VectorLayer:
             moved = shapely.transform(moved, _reproject(source, target))
         moved = shapely.transform(moved, point_map(to_pixel))
         touching = np.flatnonzero(shapely.intersects(moved, extent))
+        scores = self.scores or (None,) * len(self.ids)
         return tuple(
-            VectorObject(geometry=moved[i], class_name=self.class_names[hits[i]], source_id=self.ids[hits[i]])
+            VectorObject(
+                geometry=moved[i],
+                class_name=self.class_names[hits[i]],
+                source_id=self.ids[hits[i]],
+                score=scores[hits[i]],
+            )
             for i in touching.tolist()
         )
 
 
-def read_layer(path: Path | str, *, class_field: str | None = None, layer: str | None = None) -> VectorLayer:
+def field_names(path: Path | str, layer: str | None = None) -> tuple[str, ...]:
+    """Names of the fields of a vector file.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        return tuple(str(name) for name in pyogrio.read_info(path, layer=layer)["fields"])
+    except (DataSourceError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a vector file: {error}; is it complete?") from error
+
+
+def read_layer(
+    path: Path | str, *, class_field: str | None = None, layer: str | None = None, score_field: str | None = None
+) -> VectorLayer:
     """Read a vector file (GeoJSON, GeoPackage, shapefile, or what else OGR knows) completely.
 
     Null and empty geometries are left out, Z is dropped, invalid polygons are repaired.
@@ -95,6 +119,7 @@ def read_layer(path: Path | str, *, class_field: str | None = None, layer: str |
         path: The file.
         class_field: Field whose value is the class; None calls everything ``DEFAULT_CLASS``.
         layer: Layer name, where a file has several.
+        score_field: Field with a confidence; None reads none.
 
     Raises:
         InputError: the file is missing or damaged, or has no such field or layer.
@@ -112,15 +137,23 @@ def read_layer(path: Path | str, *, class_field: str | None = None, layer: str |
             raise
         raise InputError(f"{path} cannot be read as a vector file: {error}; is it complete?") from error
     fields = [str(name) for name in meta["fields"]]
-    if class_field is not None and class_field not in fields and len(geometry):
-        raise InputError(f"{path} has no field {class_field!r}; it has {', '.join(fields) or 'no fields'}")
+    for field in (class_field, score_field):
+        if field is not None and field not in fields and len(geometry):
+            raise InputError(f"{path} has no field {field!r}; it has {', '.join(fields) or 'no fields'}")
     geometries = shapely.from_wkb(geometry)
     keep = np.flatnonzero(~(shapely.is_missing(geometries) | shapely.is_empty(geometries)))
     repaired = np.array([_repair(geometries[i]) for i in keep], dtype=object)
     values = None if class_field not in fields else field_data[fields.index(str(class_field))]
     names = tuple(DEFAULT_CLASS if values is None or values[i] is None else str(values[i]) for i in keep)
     crs = CRS.from_user_input(meta["crs"]) if meta["crs"] else None
-    return VectorLayer(path=path, geometries=repaired, class_names=names, ids=tuple(int(ids[i]) for i in keep), crs=crs)
+    return VectorLayer(
+        path=path,
+        geometries=repaired,
+        class_names=names,
+        ids=tuple(int(ids[i]) for i in keep),
+        crs=crs,
+        scores=() if score_field not in fields else _scores(path, field_data[fields.index(str(score_field))][keep]),
+    )
 
 
 def read_vectors(
@@ -234,6 +267,15 @@ def _reproject(source: CRS | None, target: CRS | None) -> PointMap:
         return moved
 
     return move
+
+
+def _scores(path: Path, values: NDArray[Any]) -> tuple[float | None, ...]:
+    """Numbers of a field; None where there is none."""
+    try:
+        numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: the score field holds no numbers ({error}); name another field") from error
+    return tuple(None if np.isnan(number) else float(number) for number in numbers)
 
 
 def _repair(geometry: BaseGeometry) -> BaseGeometry:

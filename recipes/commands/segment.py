@@ -1,11 +1,16 @@
-"""``samgraft segment INPUT``: segment one file with an adapter, with boxes and points, or like labelled files."""
+"""``samgraft segment INPUT``: segment one file with an adapter, with prompts, or like labelled files."""
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from samgraft.errors import ConfigError, PromptError
-from samgraft.recipes.commands.parsing import plain_parser, say
+from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
+
+if TYPE_CHECKING:
+    from samgraft.domains.scene import Scene
+    from samgraft.recipes.engine.referenced import Examples
+    from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
 
 METHODS = ("persam", "persam_f", "matcher", "in_context", "reference_region")
 """Choices of ``--method``; here as well, since the engine takes seconds to import and ``--help`` should not."""
@@ -16,13 +21,24 @@ def run(arguments: Sequence[str]) -> None:
     values = _parser().parse_args(list(arguments))
     _check(values)
 
+    from samgraft.adapters.prompts.improve import Improvement
+    from samgraft.domains.opening import open_scene
     from samgraft.recipes.api import segment
     from samgraft.recipes.heap import keep_memory
 
     keep_memory()
+    scene = open_scene(values.input)
     options = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
-    said: dict[str, Any] = {"prompts": _prompts(values), "references": _references(values)}
-    result = segment(values.input, adapter=values.adapter, output=list(values.output), **said, **options)
+    better = Improvement(augment=values.augment_points, refine=values.refine)
+    result = segment(
+        scene,
+        adapter=values.adapter,
+        prompts=_prompts(values, scene),
+        references=_references(values),
+        better=better or None,
+        output=list(values.output),
+        **options,
+    )
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -33,35 +49,34 @@ def run(arguments: Sequence[str]) -> None:
         say(f"wrote {path}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> PlainParser:
     parser = plain_parser(
         "segment",
-        "Segment one volume, raster or picture. With --adapter nothing has to be clicked; with --box or --point the "
-        "backbone answers your prompts; with --reference it looks for what a labelled file shows. Coordinates are "
-        "(x, y) pixels of the input.",
+        "Segment one volume, raster or picture. With --adapter nothing has to be clicked; with --box, --point, --line "
+        "or --prompts the backbone answers your prompts; with --reference it looks for what a labelled file shows. "
+        "Coordinates are (x, y) pixels of the input.",
     )
     parser.add_argument("input", help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF")
     parser.add_argument("-a", "--adapter", default=None, help="adapter file (*.graft)")
     parser.add_argument(
         "--backbone", default=None, help="name, folder or file; by default the adapter's, else graft-tiny"
     )
+    _add_many(parser, "--box", ("X0", "Y0", "X1", "Y1"), "one object; repeatable")
+    _add_many(parser, "--point", ("X", "Y", "LABEL"), "label 1 on, 0 off; repeatable")
+    _add_many(parser, "--line", ("X0", "Y0", "X1", "Y1"), "one object by the ends of its diameter (RECIST); repeatable")
     parser.add_argument(
-        "--box",
-        nargs=4,
-        type=float,
-        action="append",
-        default=[],
-        metavar=("X0", "Y0", "X1", "Y1"),
-        help="one object; repeatable",
+        "--prompts",
+        default=None,
+        metavar="FILE",
+        help="one object per detection (COCO .json, .csv, .geojson, .gpkg), or per label of an earlier mask",
+    )
+    parser.add_argument("--class-field", default=None, help="--prompts: field of a vector file that holds the class")
+    parser.add_argument("--min-score", type=float, default=0.0, help="--prompts: leave out detections below this score")
+    parser.add_argument(
+        "--refine", type=int, default=0, metavar="N", help="hand masks back as prompts, at most N times"
     )
     parser.add_argument(
-        "--point",
-        nargs=3,
-        type=float,
-        action="append",
-        default=[],
-        metavar=("X", "Y", "LABEL"),
-        help="label 1 on, 0 off; repeatable",
+        "--augment-points", default=None, metavar="KIND", help="one more point: random, entropy, distance or saliency"
     )
     parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
     parser.add_argument(
@@ -73,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method", default=None, choices=METHODS, help="how references are used; persam_f if none is named"
     )
-    parser.add_argument(
-        "--slice", type=int, default=None, help="volumes: the slice that boxes, points or references are for"
-    )
+    parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that prompts or references are for")
     parser.add_argument("--axis", type=int, default=None, help="volumes: array axis that is cut into slices")
     parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
     parser.add_argument(
@@ -84,12 +97,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_many(parser: PlainParser, name: str, words: tuple[str, ...], text: str) -> None:
+    """An option of several numbers that may be given again."""
+    parser.add_argument(name, nargs=len(words), type=float, action="append", default=[], metavar=words, help=text)
+
+
 def _check(values: argparse.Namespace) -> None:
-    """Refuse what is missing or contradicts itself, before anything is loaded."""
+    """Refuse calls that cannot work, before anything is loaded."""
     if not values.output:
         raise ConfigError(
             "no output named; add -o FILE, such as mask.nii.gz, labels.tif or buildings.geojson; repeat it for several"
         )
+    _check_references(values)
+    clicked = bool(values.box or values.point)
+    kinds = sum((clicked, bool(values.line), values.prompts is not None))
+    if values.adapter is None and not kinds and not values.everything and not values.reference:
+        raise ConfigError(
+            "nothing says what to segment; add --adapter A.graft, --box X0 Y0 X1 Y1, --point X Y LABEL, "
+            "--line X0 Y0 X1 Y1, --prompts FILE, --reference IMG --reference-mask MASK, or --everything"
+        )
+    if kinds > 1:
+        raise ConfigError("--box and --point, --line, and --prompts exclude each other; run them one after the other")
+    if not kinds and (values.refine or values.augment_points):
+        raise ConfigError("--refine and --augment-points improve answers to prompts; add --box, --point or --prompts")
+    fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
+    if fractional:
+        raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")
+
+
+def _check_references(values: argparse.Namespace) -> None:
     if len(values.reference) != len(values.reference_mask):
         raise ConfigError(
             f"{len(values.reference)} --reference and {len(values.reference_mask)} --reference-mask; every reference "
@@ -97,32 +133,33 @@ def _check(values: argparse.Namespace) -> None:
         )
     if values.method is not None and not values.reference:
         raise ConfigError(f"--method {values.method} needs labelled images; add --reference IMG --reference-mask MASK")
-    prompted = values.box or values.point
-    if values.adapter is None and not prompted and not values.everything and not values.reference:
-        raise ConfigError(
-            "nothing says what to segment; add --adapter A.graft, --box X0 Y0 X1 Y1, --point X Y LABEL, --reference "
-            "IMG --reference-mask MASK, or --everything"
-        )
-    fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
-    if fractional:
-        raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")
 
 
-def _prompts(values: argparse.Namespace) -> Any:
-    """``UserPrompts`` of the boxes and points, or None."""
+def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | ObjectPrompts | None":
+    """What the call asks for."""
+    from samgraft.recipes.prompt_files import line_prompts, prompts_from_file
     from samgraft.recipes.prompting import UserPrompts
 
-    if not values.box and not values.point:
-        return None
-    return UserPrompts(
-        boxes=tuple(tuple(b) for b in values.box),
-        points=tuple((p[0], p[1], int(p[2])) for p in values.point),
-        slice=values.slice,
-        axis=values.axis,
-    )
+    where = {"slice": values.slice, "axis": values.axis}
+    if values.prompts is not None:
+        found = prompts_from_file(
+            values.prompts, scene, class_field=values.class_field, min_score=values.min_score, **where
+        )
+        if found.left_out:
+            say(found.remark())
+        return found.prompts
+    if values.line:
+        return line_prompts([tuple(line) for line in values.line], scene, **where)
+    if values.box or values.point:
+        return UserPrompts(
+            boxes=tuple(tuple(b) for b in values.box),
+            points=tuple((p[0], p[1], int(p[2])) for p in values.point),
+            **where,
+        )
+    return None
 
 
-def _references(values: argparse.Namespace) -> Any:
+def _references(values: argparse.Namespace) -> "Examples | None":
     """``Examples`` of the labelled files, or None."""
     from samgraft.recipes.engine.referenced import Example, Examples
 

@@ -22,6 +22,7 @@ from samgraft.recipes.distill.judge import mask_iou
 from samgraft.recipes.distill.prompting import box_prompts, scale_prompts
 from samgraft.recipes.distill.teacher import Teacher, resize_square
 from samgraft.recipes.report import Panel, overlay, png
+from samgraft.recipes.sheet import titled
 
 SHOWN_TILES, SHOWN_BOXES = 6, 5
 
@@ -118,7 +119,7 @@ def _row(view: Tensor, student: HFSamBackbone, size: int, teacher: Teacher) -> N
     labels = [_box_labels(boxes, side), _mask_labels(masks[0]), _mask_labels(masks[1])]
     pictures = [overlay(Panel(title="", image=image, predicted=label), side=256) for label in labels]
     titles = (f"{len(boxes)} boxes", "teacher", f"student, IoU {iou:.2f}")
-    columns = [_titled(picture, title) for picture, title in zip(pictures, titles, strict=True)]
+    columns = [titled(picture, title) for picture, title in zip(pictures, titles, strict=True)]
     gap = np.full((columns[0].shape[0], 6, 3), 255, dtype=np.uint8)
     return np.concatenate([part for column in columns for part in (column, gap)][:-1], axis=1)
 
@@ -136,12 +137,3 @@ def _box_labels(boxes: Tensor, side: int) -> NDArray[np.integer]:
     for row, box in enumerate(boxes.round().long().clamp(0, side - 1).tolist()):
         masks[row, box[1] : box[3] + 1, box[0] : box[2] + 1] = True
     return _mask_labels(masks)
-
-
-def _titled(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """``picture`` under a strip with a line of text."""
-    from PIL import Image, ImageDraw
-
-    strip = Image.new("RGB", (picture.shape[1], 16), "white")
-    ImageDraw.Draw(strip).text((3, 2), title, fill="black")
-    return np.concatenate([np.asarray(strip, dtype=np.uint8), picture])

@@ -22,11 +22,12 @@ from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.adapters.prompts.clicks import random_error_clicks, with_click
 from samgraft.errors import CheckpointError
 from samgraft.recipes.augment import augment, augment_views
 from samgraft.recipes.distill.config import DistillConfig
 from samgraft.recipes.distill.judge import Figures, Judge
-from samgraft.recipes.distill.prompting import disagreement_clicks, first_prompts, scale_prompts, with_click
+from samgraft.recipes.distill.prompting import first_prompts, scale_prompts
 from samgraft.recipes.distill.teacher import Teacher, resize_square
 
 
@@ -225,7 +226,7 @@ class MaskPhase(Phase):
             if number + 1 < config.rounds:
                 best = expected.argmax(1)[:, None, None, None].expand(-1, 1, *logits.shape[-2:])
                 seen = logits.gather(1, best)[:, 0], wanted.gather(1, best)[:, 0]
-                prompts = with_click(prompts, *disagreement_clicks(*seen, side, generator))
+                prompts = with_click(prompts, *random_error_clicks(*seen, side, generator))
         loss = loss / config.rounds
         if config.embedding_weight:
             near = functional.mse_loss(own.float(), resize_square(target, own.shape[-1]))

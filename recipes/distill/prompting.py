@@ -1,4 +1,6 @@
-"""Prompts without labels: the teacher's own objects, first prompts for them, and clicks where the student is wrong.
+"""Prompts without labels: the teacher's own objects, and first prompts for them.
+
+Clicks where the student is wrong come from :mod:`samgraft.adapters.prompts.clicks`.
 
 Coordinates are (x, y) pixels of a square view of some side; 0 is the first pixel's centre, a box holds its first and
 last pixel. A mask cell is a pixel of the decoder's logits.
@@ -15,6 +17,7 @@ from monai.data.box_utils import non_max_suppression
 from torch import Tensor
 
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.objects import boxes_of
 
 LEAST_CELLS = 6
 """Smallest object in mask cells."""
@@ -72,7 +75,7 @@ def choose_objects(logits: Tensor, iou: Tensor, most: int, generator: torch.Gene
     if not len(masks):
         middle = torch.tensor([[side // 4, side // 4, side - 1 - side // 4, side - 1 - side // 4]]).float()
         return Objects(boxes=middle, points=torch.full((1, INNER_POINTS, 2), float(side // 2)), cells=side)
-    boxes = _cell_boxes(masks)
+    boxes = boxes_of(masks)
     edges = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], dim=1)
     keep = torch.as_tensor(non_max_suppression(edges, score, SAME_OBJECT))[:most]
     chance = masks[keep].float() * (1 + torch.rand((len(keep), side, side), generator=generator))
@@ -80,15 +83,6 @@ def choose_objects(logits: Tensor, iou: Tensor, most: int, generator: torch.Gene
     picked = picked[:, torch.arange(INNER_POINTS) % picked.shape[1]]
     points = torch.stack([picked % side, picked // side], dim=-1).float()
     return Objects(boxes=boxes[keep], points=points, cells=side)
-
-
-def _cell_boxes(masks: Tensor) -> Tensor:
-    """(n, 4) first and last column and row of bool masks (n, s, s), none of them empty."""
-    found = []
-    for any_along in (masks.any(1), masks.any(2)):  # columns, then rows
-        flags = any_along.long()
-        found += [flags.argmax(1), flags.shape[1] - 1 - flags.flip(1).argmax(1)]
-    return torch.stack([found[0], found[2], found[1], found[3]], dim=1).float()
 
 
 def first_prompts(
@@ -125,41 +119,6 @@ def box_prompts(objects: list[Objects], *, side: int, most: int) -> Prompts:
     kept = [own.pixel_boxes(side)[:most] for own in objects]
     index = torch.cat([torch.full((len(boxes),), i, dtype=torch.int64) for i, boxes in enumerate(kept)])
     return Prompts(image_index=index, boxes=torch.cat(kept))
-
-
-def disagreement_clicks(
-    student: Tensor, teacher: Tensor, side: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """One random click per prompt where two masks differ; on the teacher's mask where they are equal.
-
-    Args:
-        student: (N, s, s) logits.
-        teacher: (N, s, s) logits of the same side.
-        side: Side of the view in pixels.
-        generator: On the CPU.
-
-    Returns:
-        Points (N, 1, 2), pixels; labels (N, 1): 1 where the teacher's mask is, else 0.
-    """
-    wanted = teacher.detach().cpu() > 0
-    wrong = (student.detach().cpu() > 0) != wanted
-    cells = wanted.shape[-1]
-    rank = torch.where(wrong, 2.0, wanted.float()) + torch.rand(wanted.shape, generator=generator)
-    place = rank.flatten(1).argmax(1)
-    label = wanted.flatten(1).gather(1, place[:, None]).long()
-    cell = torch.stack([place % cells, place // cells], dim=-1).float()
-    return ((cell + 0.5) * (side / cells) - 0.5)[:, None], label
-
-
-def with_click(prompts: Prompts, points: Tensor, labels: Tensor) -> Prompts:
-    """``prompts`` and one more point each, (N, 1, 2) with labels (N, 1)."""
-    if prompts.points is None or prompts.labels is None:
-        return replace(prompts, points=points, labels=labels)
-    return replace(
-        prompts,
-        points=torch.cat([prompts.points, points], dim=1),
-        labels=torch.cat([prompts.labels, labels], dim=1),
-    )
 
 
 def scale_prompts(prompts: Prompts, factor: float) -> Prompts:

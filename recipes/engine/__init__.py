@@ -6,6 +6,7 @@
 tensors; ``automatic`` runs an adapter.
 """
 
-from samgraft.recipes.engine.focus import ObjectMask, segment_boxes, segment_points
+from samgraft.recipes.engine.focus import segment_boxes, segment_points
+from samgraft.recipes.engine.views import ObjectMask
 
 __all__ = ["ObjectMask", "segment_boxes", "segment_points"]

@@ -27,10 +27,11 @@ from samgraft.domains.segmentation import Segmentation
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.fit import windows as tiling
 from samgraft.recipes.engine.candidates import Found, best_masks
-from samgraft.recipes.engine.focus import ObjectMask, network_size
+from samgraft.recipes.engine.focus import network_size
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, fill_window, look_at
 from samgraft.recipes.engine.prompted import paint
+from samgraft.recipes.engine.views import ObjectMask
 from samgraft.recipes.engine.windows import Window, from_network, scale_points, to_network, whole_window
 
 Box = tuple[float, float, float, float]

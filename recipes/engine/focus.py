@@ -5,75 +5,27 @@ every object gets a square window around its box, resampled to the network size,
 window.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.prompts.improve import Improvement
 from samgraft.errors import PromptError, ShapeError
 from samgraft.recipes.engine.box_fit import fit_logits, mean_logits
-from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
-from samgraft.recipes.engine.windows import (
-    Crops,
-    Window,
-    crop_of,
-    from_network,
-    scale_boxes,
-    scale_points,
-    to_network,
-    whole_window,
-    window_around,
-)
+from samgraft.recipes.engine.pipeline import DEPTH, encode_batch
+from samgraft.recipes.engine.views import PADDING, ObjectMask, View, decode_views
+from samgraft.recipes.engine.windows import Crops, Window, crop_of, whole_window, window_around
+from samgraft.recipes.prompting import MaskPrompt
 
-PADDING = -10
-"""Label of a point that is none."""
 CONTEXTS = (1.3, 1.6, 2.0)
 """Sides of the windows around a box, over its longest side."""
 SCALES = (0.5, 1.0)
 """Each window is looked at at these shares of the network size: half of it sees form, all of it sees edges."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ObjectMask:
-    """One mask, on the pixels of its window only."""
-
-    window: Window
-    logits: Tensor
-    """(h, w) float on the part of ``window`` inside the picture; above 0 is the object."""
-    iou: float
-    """IoU that the decoder predicts, clipped to [0, 1]."""
-    shape: tuple[int, int]
-    """(H, W) of the picture."""
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        """Rows and columns of ``logits`` in the picture."""
-        return self.window.clipped(self.shape)
-
-    @property
-    def crop(self) -> NDArray[np.bool_]:
-        """(h, w) bool of the same part."""
-        return (self.logits > 0).numpy()
-
-    def full(self) -> NDArray[np.bool_]:
-        """(H, W) bool."""
-        mask = np.zeros(self.shape, dtype=bool)
-        mask[self.place] = self.crop
-        return mask
-
-    def box(self) -> tuple[float, float, float, float] | None:
-        """Tight (x0, y0, x1, y1) in the picture, first and last pixel inside; None if nothing was found."""
-        crop, (rows, cols) = self.crop, self.place
-        if not crop.any():
-            return None
-        y, x = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
-        return float(x[0] + cols.start), float(y[0] + rows.start), float(x[-1] + cols.start), float(y[-1] + rows.start)
 
 
 def network_size(backbone: Backbone, size: int | None) -> int:
@@ -89,85 +41,6 @@ def network_size(backbone: Backbone, size: int | None) -> int:
     return chosen
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class View:
-    """Windows that are encoded together, and what is asked in them."""
-
-    windows: Sequence[Window]
-    """(n,): where each prompt is looked at. Neighbours with the same window share one embedding."""
-    size: int
-    """Network size in pixels."""
-    boxes: Tensor | None = None
-    """(n, 4) in picture pixels, or None."""
-    points: Tensor | None = None
-    """(n, p, 2) in picture pixels, or None."""
-    labels: Tensor | None = None
-    """(n, p) 1, 0 or -10."""
-
-    def prompts(self) -> tuple[list[Window], Prompts]:
-        """The different windows, and the prompts in network pixels."""
-        distinct = list(dict.fromkeys(self.windows))
-        number = {window: i for i, window in enumerate(distinct)}
-        windows = list(self.windows)
-        return distinct, Prompts(
-            image_index=torch.tensor([number[window] for window in windows]),
-            boxes=None if self.boxes is None else scale_boxes(self.boxes.double(), windows, self.size).float(),
-            points=None if self.points is None else scale_points(self.points.double(), windows, self.size).float(),
-            labels=self.labels,
-        )
-
-
-def decode_views(
-    backbone: Backbone, crops: Crops, views: Sequence[View], *, shape: tuple[int, int], multimask: bool, depth: int
-) -> Generator[tuple[int, int, tuple["ObjectMask", ...]], None, None]:
-    """Encode what the views show and decode their prompts, a few at a time: memory does not follow their number.
-
-    Args:
-        backbone: Any backbone, frozen or grafted.
-        crops: Gives the pixels of a window; called in one thread only.
-        views: Each is one call of the encoder.
-        shape: (H, W) of the picture.
-        multimask: Three candidates per prompt.
-        depth: Views that may wait between cropping, encoding and decoding; 0 does one after the other.
-
-    Yields:
-        View, prompt in the view, and its mask (three with ``multimask``, in the order of the decoder); views in order,
-        the prompts of a view in any order.
-    """
-    device = next(backbone.parameters()).device
-
-    def crop() -> Iterator[tuple[int, Prompts, Tensor]]:
-        for number, view in enumerate(views):
-            distinct, prompts = view.prompts()
-            yield number, prompts, torch.stack([to_network(crops(window), view.size) for window in distinct])
-
-    def encode(item: tuple[int, Prompts, Tensor]) -> tuple[int, Prompts, Features]:
-        number, prompts, images = item
-        return number, prompts.to(device), backbone.encode(images.to(device))
-
-    @torch.no_grad()  # of a generator: only while it runs
-    def decode(depth: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        with closing(pipeline(crop(), encode, depth=depth)) as encoded:
-            for number, prompts, features in encoded:
-                for rows, logits, iou in backbone.decode_parts(features, prompts, multimask=multimask):
-                    yield number, rows.cpu(), logits.float().cpu(), iou.float().cpu()
-
-    waiting = depth if len(views) > 1 else 0  # one view: nothing to overlap
-    with closing(pipeline(decode(waiting), depth=waiting)) as parts:
-        for number, rows, logits, iou in parts:
-            for row, one, quality in zip(rows.tolist(), logits, iou, strict=True):
-                yield number, row, _masks(views[number].windows[row], one, quality, shape)
-
-
-def _masks(window: Window, logits: Tensor, iou: Tensor, shape: tuple[int, int]) -> tuple[ObjectMask, ...]:
-    rows, cols = window.inner(shape)
-    native = from_network(logits, window.side)[:, rows, cols]
-    return tuple(
-        ObjectMask(window=window, logits=one.contiguous(), iou=min(1.0, max(0.0, float(quality))), shape=shape)
-        for one, quality in zip(native, iou, strict=True)
-    )
-
-
 def segment_boxes(
     backbone: Backbone,
     image: Tensor,
@@ -178,6 +51,7 @@ def segment_boxes(
     batch: int | None = None,
     fit: bool = True,
     pipeline: int = DEPTH,
+    better: Improvement | None = None,
 ) -> list[ObjectMask]:
     """Segment one object per box.
 
@@ -190,6 +64,7 @@ def segment_boxes(
         batch: Crops encoded together; None chooses by their size.
         fit: The boxes are tight: cut the logits where the mask fills its box.
         pipeline: Batches that may wait between cropping, encoding and decoding; 0 does one after the other.
+        better: An extra point or self-correction in every look; None for neither.
 
     Returns:
         One mask per box: ``.full()`` is (H, W) bool, ``.iou`` the predicted IoU.
@@ -213,6 +88,7 @@ def segment_boxes(
         batch=encode_batch(backbone, chosen, batch),
         depth=pipeline,
         fit=fit,
+        better=better,
     )
 
 
@@ -230,11 +106,13 @@ def boxes_in(
     around: Sequence[Sequence[float]] | None = None,
     points: Tensor | None = None,
     labels: Tensor | None = None,
+    masks: Sequence[MaskPrompt] | None = None,
+    better: Improvement | None = None,
 ) -> list[ObjectMask]:
     """The same on anything that gives crops; see :func:`segment_boxes`.
 
     ``around`` are the boxes that windows are laid around, if they are not ``boxes`` (N, 4) themselves; ``points``
-    (N, p, 2) and ``labels`` (N, p) are clicks that go with the boxes.
+    (N, p, 2) and ``labels`` (N, p) are clicks that go with the boxes, ``masks`` (N,) earlier masks.
     """
     centred = boxes.tolist() if around is None else around
     patch = backbone.spec.patch_size
@@ -244,14 +122,16 @@ def boxes_in(
         rows = slice(first, first + batch)
         for context in contexts:
             windows = [window_around(box, shape, context) for box in centred[rows]]
-            chosen = (boxes[rows], None if points is None else points[rows], None if labels is None else labels[rows])
+            given = {"boxes": boxes, "points": points, "labels": labels, "masks": masks}
+            chosen = {name: values[rows] for name, values in given.items() if values is not None}
             for side in sizes:
-                views.append(View(windows=windows, size=side, boxes=chosen[0], points=chosen[1], labels=chosen[2]))
+                views.append(View(windows=windows, size=side, **chosen))  # type: ignore[arg-type]
                 owners.append(first)
     found: dict[int, ObjectMask] = {}
     looks: dict[int, list[ObjectMask]] = {}
-    with closing(decode_views(backbone, crops, views, shape=shape, multimask=False, depth=depth)) as masks:
-        for number, row, (mask,) in masks:
+    options = {"shape": shape, "multimask": False, "depth": depth, "better": better}
+    with closing(decode_views(backbone, crops, views, **options)) as answers:  # type: ignore[arg-type]
+        for number, row, (mask,) in answers:
             own = owners[number] + row
             looks.setdefault(own, []).append(mask)
             if len(looks[own]) == len(contexts) * len(sizes):
@@ -280,6 +160,7 @@ def segment_points(
     batch: int | None = None,
     refine: bool = True,
     pipeline: int = DEPTH,
+    better: Improvement | None = None,
 ) -> list[tuple[ObjectMask, ...]]:
     """Segment one object per row of points, without a box.
 
@@ -296,9 +177,11 @@ def segment_points(
         batch: Crops encoded together; None chooses by their size. The whole is encoded once for all points.
         refine: Look a second time.
         pipeline: Batches that may wait between cropping, encoding and decoding; 0 does one after the other.
+        better: An extra point or self-correction in every look; None for neither.
 
     Returns:
-        Per object three candidates, the one with the largest predicted IoU first.
+        Per object three candidates, the one with the largest predicted IoU first; with ``better`` only
+        the improved one.
 
     Raises:
         ShapeError: image, points or size are of another shape.
@@ -322,6 +205,7 @@ def segment_points(
         batch=encode_batch(backbone, chosen, batch),
         depth=pipeline,
         refine=refine,
+        better=better,
     )
 
 
@@ -338,12 +222,13 @@ def points_in(
     depth: int,
     refine: bool = True,
     view: Window | None = None,
+    better: Improvement | None = None,
 ) -> list[tuple[ObjectMask, ...]]:
     """The same on anything that gives crops; see :func:`segment_points`.
 
     ``view`` is looked at first instead of the whole.
     """
-    options = {"shape": shape, "multimask": True, "depth": depth}
+    options = {"shape": shape, "multimask": True, "depth": depth, "better": better}
     whole = view or whole_window(shape)
     found: list[tuple[ObjectMask, ...]] = [()] * len(points)
     again: list[tuple[int, Window]] = []

@@ -1,5 +1,6 @@
 """``samgraft.segment``: choose the mode, run it, write the results."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,6 +12,7 @@ from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
 from samgraft.adapters.graft import Grafted
+from samgraft.adapters.prompts.improve import Improvement
 from samgraft.domains.atomic import full_suffix
 from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
@@ -21,9 +23,10 @@ from samgraft.recipes.engine.everything import EverythingConfig, segment_everyth
 from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.pipeline import DEPTH
 from samgraft.recipes.engine.prompted import segment_prompted
-from samgraft.recipes.engine.recorded import recorded
+from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.referenced import Examples, segment_like
-from samgraft.recipes.prompting import UserPrompts
+from samgraft.recipes.prompt_files import prompts_from_file
+from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
 
 DEFAULT_BACKBONE = "graft-tiny"
 _META = "bundle_meta"
@@ -34,7 +37,7 @@ def segment(
     *,
     adapter: str | PathLike[str] | Grafted | None = None,
     backbone: str | PathLike[str] | Backbone | None = None,
-    prompts: UserPrompts | None = None,
+    prompts: UserPrompts | ObjectPrompts | str | PathLike[str] | None = None,
     references: Examples | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
@@ -45,6 +48,7 @@ def segment(
     bands: Sequence[int] | None = None,
     everything: EverythingConfig | None = None,
     quantize: str | None = None,
+    better: Improvement | None = None,
     progress: bool = True,
 ) -> Segmentation:
     """Segment one volume, raster or picture.
@@ -57,7 +61,7 @@ def segment(
         scene: A scene of ``samgraft.open``, or a path.
         adapter: A file written by ``samgraft fit``, or what ``samgraft.load_adapter`` gives.
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
-        prompts: Boxes and points in pixels of the input.
+        prompts: Boxes and points in pixels, or a file that ``samgraft.recipes.prompt_files`` reads.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
         network_size: Side in pixels of the network input for prompts; None takes the backbone's own (twice that with
@@ -65,12 +69,12 @@ def segment(
         context: Side of the view around a box, over the box's longest side; several views are averaged.
         tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
         batch: Network inputs encoded together; None chooses by their size.
-        pipeline: Batches that may wait between reading, encoding and decoding, which have a thread each; 0 does one
-            after the other. The result is the same, bit by bit.
+        pipeline: Batches that may wait between the threads that read, encode and decode; 0 uses one. Same bits.
         bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
             first.
         everything: Thresholds for the mode without prompts and adapter.
         quantize: "int8" runs the frozen encoder in int8 (CPU, and only one that is loaded here; docs/speed.md).
+        better: Prompts only: an extra point or self-correction.
         progress: Show a bar on the terminal.
 
     Returns:
@@ -84,24 +88,22 @@ def segment(
         GeometryError: a format that cannot keep the grid.
         OutputError: an output cannot be written; nothing half written is left.
     """
-    if references is not None and prompts is not None:
-        raise ConfigError("references and prompts both say what to segment; give one of them")
+    _check_asked(prompts, references, better)
     targets = _targets(output)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
-    common: dict[str, Any] = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
+    common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
         if prompts is not None:
-            result = segment_prompted(source, network, prompts, context=context, fit=tight_boxes, **common)
+            asked = _asked(prompts, source)
+            result = segment_prompted(source, network, asked, context=context, fit=tight_boxes, better=better, **common)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
-            if network_size is not None or bands is not None:
-                raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
-            header = recorded(grafted, meta)
-            result = segment_automatic(source, grafted, header, batch=batch, depth=pipeline, track=track)
+            said = _header(grafted, meta, network_size, bands)
+            result = segment_automatic(source, grafted, said, batch=batch, depth=pipeline, track=track)
         else:
             result = segment_everything(source, network, config=everything, track=track, **common)
     finally:
@@ -110,6 +112,31 @@ def segment(
     for path in targets:
         result.save(path)
     return result
+
+
+def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands: Sequence[int] | None) -> Recorded:
+    """What the adapter's header says; it decides sizes and channels."""
+    if network_size is not None or bands is not None:
+        raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
+    return recorded(grafted, meta)
+
+
+def _check_asked(prompts: object, references: Examples | None, better: Improvement | None) -> None:
+    """Refuse what contradicts itself."""
+    if references is not None and prompts is not None:
+        raise ConfigError("references and prompts both say what to segment; give one of them")
+    if better and prompts is None:
+        raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
+
+
+def _asked(prompts: UserPrompts | ObjectPrompts | str | PathLike[str], scene: Scene) -> UserPrompts | ObjectPrompts:
+    """Prompts as they are, or those of a file; what a file names in vain is said by a warning."""
+    if isinstance(prompts, UserPrompts | ObjectPrompts):
+        return prompts
+    found = prompts_from_file(prompts, scene)
+    if found.left_out:
+        warnings.warn(found.remark(), stacklevel=3)
+    return found.prompts
 
 
 def load_adapter(path: str | PathLike[str], backbone: str | PathLike[str] | Backbone | None = None) -> Grafted:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.clicks import deepest_point
 from samgraft.recipes.engine.focus import segment_boxes, segment_points
 from samgraft.recipes.pretrain.scenes import make_sample
 from tests.benchmarks._backbone import open_backbone
@@ -42,13 +42,6 @@ UNSEEN_SEED = 10**9 + 1
 Mask = NDArray[np.bool_]
 
 
-def inner_point(mask: Mask) -> tuple[int, int]:
-    """(x, y) of the pixel deepest inside the mask."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, col = np.unravel_index(int(depth.argmax()), mask.shape)
-    return int(col), int(row)
-
-
 PER_IMAGE = 6
 """Most objects of one procedural image, drawn by its seed; packed cells would drown everything else."""
 
@@ -66,7 +59,7 @@ def procedural(backbone: Backbone, count: int, size: int) -> dict[str, Any]:
         truths = sample.masks[chosen]
         image = torch.from_numpy(sample.image)
         boxes = torch.tensor([box_of(m) for m in truths], dtype=torch.float32)
-        points = torch.tensor([[inner_point(m)] for m in truths], dtype=torch.float32)
+        points = torch.tensor([[deepest_point(m)] for m in truths], dtype=torch.float32)
         single, three = _one_pass(backbone, image, boxes, points)
         windows, candidates = segment_boxes(backbone, image, boxes), segment_points(backbone, image, points)
         for k, truth in enumerate(truths):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.clicks import random_error_clicks, with_click
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.distill.config import DistillConfig
 from samgraft.recipes.distill.data import find_images, read_tiles, split_files, spread
@@ -18,10 +19,8 @@ from samgraft.recipes.distill.prompting import (
     INNER_POINTS,
     box_prompts,
     choose_objects,
-    disagreement_clicks,
     first_prompts,
     scale_prompts,
-    with_click,
 )
 from tests.recipes._sets import disc, write_rasters
 
@@ -77,7 +76,7 @@ def test_clicks_lie_where_the_masks_differ_with_the_teachers_label() -> None:
     teacher = squares(32, (4, 4, 11, 11), (4, 4, 11, 11), (4, 4, 11, 11))
     student = squares(32, (4, 4, 7, 11), (4, 4, 19, 11), (4, 4, 11, 11))  # too little, too much, equal
     for seed in range(20):
-        points, labels = disagreement_clicks(student, teacher, 64, torch.Generator().manual_seed(seed))
+        points, labels = random_error_clicks(student, teacher, 64, torch.Generator().manual_seed(seed))
         assert points.shape == (3, 1, 2) and labels.flatten().tolist() == [1, 0, 1]
         cells = ((points[:, 0] + 0.5) / 2).floor()
         assert 8 <= cells[0, 0] <= 11 and 12 <= cells[1, 0] <= 19
