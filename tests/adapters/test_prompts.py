@@ -23,7 +23,7 @@ SIZE = (48, 64)
 
 
 def test_names() -> None:
-    assert PROMPTERS.names() == ("autosam", "grid", "manual")
+    assert PROMPTERS.names() == ("autosam", "grid", "in_context", "manual", "matcher", "persam", "persam_f", "reference_region", "vrp")
 
 
 def test_ragged_points_are_padded() -> None:
