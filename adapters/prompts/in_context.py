@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import MEMORY, ReferenceConfig, ReferencePrompter, nearest, valid_cells
+from samgraft.adapters.prompts.matching import MEMORY, NECK, ReferenceConfig, ReferencePrompter, nearest, valid_cells
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import References, references_of
 from samgraft.adapters.prompts.refining import decode_best, found_objects, refine, tight_boxes
@@ -47,6 +47,10 @@ class InContextConfig(ReferenceConfig):
     """Nearest-neighbour labels from a memory of labelled images; nothing is trained."""
 
     method: ClassVar[str] = "in_context"
+    tap: str | int = NECK
+    """As in the other methods; the cells of the neck served the labels of neighbours best."""
+    position: float = 4.0
+    """As in the other methods."""
     neighbours: int = 30
     """k."""
     temperature: float = 0.02

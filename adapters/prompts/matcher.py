@@ -103,6 +103,10 @@ class Matches:
     """(m,) int64, row by row."""
     similarity: Tensor
     """(m,) cosine with the reference cell."""
+    grid: tuple[int, int]
+    """(h, w) cells of the image."""
+    patch: float
+    """Pixels along a side of a cell."""
 
 
 class MatcherPrompter(ReferencePrompter):
@@ -114,14 +118,13 @@ class MatcherPrompter(ReferencePrompter):
         """Remember the options."""
         super().__init__(config, backbone)
         self.config = config
-        self.patch = backbone.spec.patch_size
 
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of at most ``centres`` foreground points; scores are mean similarities from 0 to 1."""
         references = references_of(context)
         points, scores = [], []
-        for matches, _, grid in self._matched(features, image, context):
-            points.append(self._centres(matches, grid))
+        for matches in self._matched(features, image, context):
+            points.append(self._centres(matches))
             scores.append((1 + matches.similarity.mean()) / 2)
         index = torch.arange(len(image), device=image.device).repeat_interleave(references.num_objects)
         rows, labels = padded(points)
@@ -141,12 +144,12 @@ class MatcherPrompter(ReferencePrompter):
         seen, shown = self.cells(features, image, references)
         shares = references.shares()
         logits, scores = [], []
-        for number, (matches, _, grid) in enumerate(self._matched(features, image, context)):
+        for number, matches in enumerate(self._matched(features, image, context)):
             one, kind = divmod(number, kinds)
-            masks, iou = self._candidates(backbone, features, one, self._centres(matches, grid), matches, grid)
+            masks, iou = self._candidates(backbone, features, one, matches)
             masks, iou = self._filtered(masks, iou, size)
             target = representatives(shown.flatten(0, 2), shares[:, kind].flatten(), self.config.max_cells)
-            judged = self._judge(masks, seen[one].flatten(0, 1), target, matches, grid)
+            judged = self._judge(masks, seen[one].flatten(0, 1), target, matches)
             merged, score = self._join(masks, judged)
             logits.append(merged)
             scores.append(score)
@@ -160,8 +163,8 @@ class MatcherPrompter(ReferencePrompter):
 
     def _matched(
         self, features: "Features", image: Tensor, context: Mapping[str, Any]
-    ) -> list[tuple[Matches, Tensor, tuple[int, int]]]:
-        """Per image and object: matches, valid cells (h w,), grid (h, w)."""
+    ) -> list[Matches]:
+        """Matches of every image and object, image-major."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)
         valid, shares = valid_cells(context, features), references.shares()
@@ -172,7 +175,7 @@ class MatcherPrompter(ReferencePrompter):
             allowed = valid[one].flatten() if bool(valid[one].any()) else torch.ones_like(valid[one]).flatten()
             for kind in range(references.num_objects):
                 share = shares[:, kind].flatten()
-                matches = match(
+                chosen, similarity = match(
                     memory[known],
                     share[known],
                     cells.flatten(0, 1),
@@ -180,30 +183,27 @@ class MatcherPrompter(ReferencePrompter):
                     max_cells=self.config.max_cells,
                     max_memory=self.config.max_memory,
                 )
-                found.append((matches, allowed, (int(cells.shape[0]), int(cells.shape[1]))))
+                grid = (int(cells.shape[0]), int(cells.shape[1]))
+                patch = image.shape[-2] / grid[0]
+                found.append(Matches(cells=chosen, similarity=similarity, grid=grid, patch=patch))
         return found
 
-    def _centres(self, matches: Matches, grid: tuple[int, int]) -> Tensor:
+    def _centres(self, matches: Matches) -> Tensor:
         """(n, 2) points (x, y): matched places nearest to the centres of their groups."""
-        places = cell_centres(grid, self.patch).to(matches.similarity)[matches.cells]
+        places = cell_centres(matches.grid, matches.patch).to(matches.similarity)[matches.cells]
         return centres(places, self.config.centres, seed=self.config.seed)
 
     def _candidates(
-        self,
-        backbone: "Backbone",
-        features: "Features",
-        image: int,
-        points: Tensor,
-        matches: Matches,
-        grid: tuple[int, int],
+        self, backbone: "Backbone", features: "Features", image: int, matches: Matches
     ) -> tuple[Tensor, Tensor]:
         """Masks (m, 4h, 4w) and predicted IoU (m,) of all prompts for one image."""
+        points = self._centres(matches)
         sets = subsets(points, self.config.sizes, self.config.samples, seed=self.config.seed)
         rows, labels = padded(sets)
         prompts = Prompts(image_index=torch.full((len(rows),), image, device=rows.device), points=rows, labels=labels)
         logits, iou = backbone.decode(features, prompts, multimask=True)
         if self.config.boxed:
-            box = around(matches, grid, self.patch)
+            box = around(matches)
             points, labels = padded([points[:0], points])
             some = Prompts(
                 image_index=torch.full((2,), image, device=rows.device),
@@ -228,9 +228,9 @@ class MatcherPrompter(ReferencePrompter):
         kept = non_max_suppression(boxes.float(), iou.float(), nms_thresh=self.config.nms)
         return masks[kept], iou[kept]
 
-    def _judge(self, masks: Tensor, cells: Tensor, target: Tensor, matches: Matches, grid: tuple[int, int]) -> Tensor:
+    def _judge(self, masks: Tensor, cells: Tensor, target: Tensor, matches: Matches) -> Tensor:
         """(m,) scores of masks."""
-        inside = functional.adaptive_avg_pool2d((masks[:, None] > 0).to(cells), grid)[:, 0].flatten(1)
+        inside = functional.adaptive_avg_pool2d((masks[:, None] > 0).to(cells), matches.grid)[:, 0].flatten(1)
         held = (inside[:, matches.cells] >= 0.5).to(cells).sum(dim=1)
         coverage = held / len(matches.cells)
         purity = (held / inside.sum(dim=1).clamp_min(1)).clamp_max(1)
@@ -253,7 +253,7 @@ class MatcherPrompter(ReferencePrompter):
 
 def match(
     memory: Tensor, shares: Tensor, cells: Tensor, allowed: Tensor, *, max_cells: int = 256, max_memory: int = 4096
-) -> Matches:
+) -> tuple[Tensor, Tensor]:
     """Assign cells of an object to cells of an image, and keep what comes back into the object.
 
     Args:
@@ -265,7 +265,8 @@ def match(
         max_memory: Cells of the memory that matches may come back to.
 
     Returns:
-        Matches in the order of the object's cells; all of the forward assignment if none comes back, and the more
+        Cells (m,) of the image and their similarity (m,), in the order of the object's cells; all of the forward
+        assignment if none comes back, and the more
         similar half if there are more than 40.
     """
     own = thinned((shares > 0).nonzero().flatten(), max_cells)
@@ -283,7 +284,7 @@ def match(
     if len(chosen) > MANY:
         best = similarity.argsort(descending=True)[: len(chosen) // 2].sort().values
         chosen, similarity = chosen[best], similarity[best]
-    return Matches(cells=chosen, similarity=similarity)
+    return chosen, similarity
 
 
 def _assign(similarity: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,8 +369,9 @@ def padded(points: list[Tensor]) -> tuple[Tensor, Tensor]:
     return rows, labels
 
 
-def around(matches: Matches, grid: tuple[int, int], patch: int) -> Tensor:
+def around(matches: Matches) -> Tensor:
     """(4,) box x0, y0, x1, y1 of all pixels of the matched cells."""
-    rows, columns = matches.cells // grid[1], matches.cells % grid[1]
+    rows, columns = matches.cells // matches.grid[1], matches.cells % matches.grid[1]
+    patch = matches.patch
     edges = [columns.min() * patch, rows.min() * patch, (columns.max() + 1) * patch - 1, (rows.max() + 1) * patch - 1]
     return torch.stack(edges).to(matches.similarity)

@@ -31,7 +31,7 @@ from samgraft.errors import ConfigError
 if TYPE_CHECKING:
     from samgraft.adapters.backbones.base import Backbone
 
-NECK = "neck"
+NECK, MIDDLE = "neck", "middle"
 MEMORY = 2**24
 """Numbers of a similarity matrix that are held at once."""
 
@@ -40,19 +40,23 @@ MEMORY = 2**24
 class ReferenceConfig(PrompterConfig):
     """Base of the configurations of methods that are shown references."""
 
-    tap: str | int = NECK
-    """Whose cells are compared: "neck", or an encoder block (negative: counted from the last)."""
+    tap: str | int = MIDDLE
+    """Whose cells are compared: "neck", "middle" (the block after half of them), or a block (negative: from the end)."""
     centre: bool = True
     """Take the mean over all cells of the references from every feature: what all cells share tells nothing."""
-    position: float = 0.0
-    """Weight of where a cell lies, against 1 for features; above 0 for images that show the same view."""
+    position: float = 2.0
+    """Weight of where a cell lies, against 1 for features. For images that show the same view; 0 where objects can be
+    anywhere, as in tiles of a map.
+    """
     appearance: float = 0.0
     """Weight of mean and spread of the colours in a cell, against 1 for features."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if isinstance(self.tap, str) and self.tap != NECK:
-            raise ConfigError(f"{self.method}: tap is {self.tap!r}; expected 'neck' or the number of a block")
+        if isinstance(self.tap, str) and self.tap not in (NECK, MIDDLE):
+            raise ConfigError(
+                f"{self.method}: tap is {self.tap!r}; expected 'neck', 'middle' or the number of a block"
+            )
         for name in ("position", "appearance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected a weight of at least 0")
@@ -64,7 +68,7 @@ class ReferenceConfig(PrompterConfig):
             ConfigError: there is no such block.
         """
         if isinstance(self.tap, str):
-            return None
+            return None if self.tap == NECK else num_blocks // 2
         if not -num_blocks <= self.tap < num_blocks:
             raise ConfigError(f"{self.method}: tap {self.tap} is no block; the backbone has 0..{num_blocks - 1}")
         return self.tap % num_blocks
@@ -186,10 +190,11 @@ def nearest(queries: Tensor, memory: Tensor, number: int, *, bound: int = MEMORY
     for some in queries.split(rows):
         best, where = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64, device=some.device)
         for start in range(0, len(memory), columns):
-            product = some @ memory[start : start + columns].T
-            index = torch.arange(start, start + product.shape[1], device=some.device).expand_as(product)
-            best, chosen = torch.cat([best, product], dim=1).topk(min(k, best.shape[1] + product.shape[1]), dim=1)
-            where = torch.cat([where, index], dim=1).gather(1, chosen)
+            tile = memory[start : start + columns]
+            value, index = (some @ tile.T).topk(min(k, len(tile)), dim=1)
+            best, where = torch.cat([best, value], dim=1), torch.cat([where, start + index], dim=1)
+            best, chosen = best.topk(min(k, best.shape[1]), dim=1)
+            where = where.gather(1, chosen)
         values.append(best)
         places.append(where)
     return torch.cat(values), torch.cat(places)

@@ -6,15 +6,16 @@ in seconds, mix them:
     mask = (1 - w1 - w2) M0 + w1 M1 + w2 M2
 
 The point is where the new image is most similar to the reference object (half the largest, half the mean value of
-every channel over the object's cells). The mask is refined twice, with its logits and its box as prompts.
+every channel over the object's cells). The mask can be refined, with its logits and its box as prompts.
 
 Source:
     PerSAM, arXiv:2305.03048, section 3.4; github.com/ZrrSkywalker/Personalize-SAM, persam_f.py (dice plus focal loss
     with alpha 0.25 and gamma 2, AdamW at 1e-3 with eps 1e-4, cosine, 1000 steps).
 Deviations:
     The loss is taken at the resolution of the decoder, against the share of every pixel that is object. Several
-    references and several kinds of objects, each with numbers of its own, are possible. ``mixed`` lets refinements
-    use the trained mixture instead of the mask with the highest predicted IoU.
+    references and several kinds of objects, each with numbers of its own, are possible. The mask is not refined unless
+    asked for (twice is published); ``mixed`` lets refinements use the trained mixture instead of the mask with the
+    highest predicted IoU. Features come from any block, may be centred, and are compared by place too.
 """
 
 from collections.abc import Mapping
@@ -52,8 +53,10 @@ class PersamFConfig(ReferenceConfig):
     """Of :meth:`PersamFPrompter.fit`."""
     lr: float = 1e-3
     """Of AdamW, falling to zero along a cosine."""
-    refinements: int = 2
-    """Times that the decoder is asked again, with its mask and the mask's box."""
+    refinements: int = 0
+    """Times that the decoder is asked again, with its mask and the mask's box (2 are published; the masks of graft-tiny
+    grow beyond the object with each).
+    """
     mixed: bool = True
     """Mix the masks of refinements too, instead of taking the one with the highest predicted IoU (as published)."""
 

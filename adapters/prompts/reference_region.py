@@ -72,7 +72,6 @@ class ReferenceRegionPrompter(ReferencePrompter):
         """Remember the options."""
         super().__init__(config, backbone)
         self.config = config
-        self.patch = backbone.spec.patch_size
 
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of points, padded; scores are similarities of the first point, 0 to 1."""
@@ -80,13 +79,14 @@ class ReferenceRegionPrompter(ReferencePrompter):
         seen, shown = self.cells(features, image, references)
         valid = valid_cells(context, features)
         grid = (int(seen.shape[1]), int(seen.shape[2]))
-        centres = cell_centres(grid, self.patch).to(seen)
+        patch = image.shape[-2] / grid[0]
+        centres = cell_centres(grid, patch).to(seen)
         rows, labels, scores = [], [], []
         for one, cells in enumerate(seen):
             allowed = valid[one].flatten() if bool(valid[one].any()) else torch.ones_like(valid[one]).flatten()
             for kind in range(references.num_objects):
                 own, other = self._support(cells.flatten(0, 1), shown, references, kind)
-                places, marks = self._chosen(own, other, allowed, centres)
+                places, marks = self._chosen(own, other, allowed, centres, apart=self.config.apart * patch)
                 rows.append(places)
                 labels.append(marks)
                 scores.append(((1 + own[allowed].max()) / 2).clamp(0, 1))
@@ -106,14 +106,16 @@ class ReferenceRegionPrompter(ReferencePrompter):
             return own, None
         return own, nearest(cells, memory[outside], 1)[0][:, 0]
 
-    def _chosen(self, own: Tensor, other: Tensor | None, allowed: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    def _chosen(
+        self, own: Tensor, other: Tensor | None, allowed: Tensor, centres: Tensor, *, apart: float
+    ) -> tuple[Tensor, Tensor]:
         """Points (points + 1, 2) and their labels: the best supported places, then the background point."""
         support = own if other is None else own - other
         left = support.masked_fill(~allowed, -torch.inf)
         number = self.config.points
         places = centres.new_zeros(number + 1, 2)
         labels = torch.full((number + 1,), PADDING, dtype=torch.int64, device=centres.device)
-        least, distance = -torch.inf, self.config.apart * self.patch
+        least = -torch.inf
         for row in range(number):
             best = left.argmax()
             if not float(left[best]) > least:
@@ -122,7 +124,7 @@ class ReferenceRegionPrompter(ReferencePrompter):
                 spread = float(left[best]) - float(support[allowed].mean())
                 least = float(left[best]) - (1 - self.config.alike) * spread - 1e-9
             places[row], labels[row] = centres[best], 1
-            left = left.masked_fill((centres - centres[best]).norm(dim=1) < max(distance, 1e-6), -torch.inf)
+            left = left.masked_fill((centres - centres[best]).norm(dim=1) < max(apart, 1e-6), -torch.inf)
         if self.config.negative and other is not None:
             worst = support.masked_fill(~allowed, torch.inf).argmin()
             places[number], labels[number] = centres[worst], 0

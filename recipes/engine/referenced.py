@@ -106,7 +106,7 @@ def segment_like(
     scene = target if isinstance(target, Scene) else open_scene(target)
     references, values = load_references(given.files, size=chosen, bands=bands)
     plane, axis, index = _plane(scene, given.axis, given.slice, bands)
-    prompter = _prompter(given, backbone, len(values))
+    prompter = _prompter(given, backbone, len(values), anywhere=scene.kind == "raster")
     device = next(backbone.parameters()).device
     fit = Fit(source=plane.shape, size=chosen)
     image, inside = _square(plane, fit)
@@ -229,8 +229,9 @@ def _square(plane: Plane, fit: Fit) -> tuple[Tensor, Tensor]:
     return fit.image(plane.whole()), fit.labels(known, outside=0) > 0
 
 
-def _prompter(given: Examples, backbone: Backbone, kinds: int) -> ObjectPrompter:
-    options = {"method": given.method, **given.options}
+def _prompter(given: Examples, backbone: Backbone, kinds: int, *, anywhere: bool) -> ObjectPrompter:
+    """The method; in a raster, where objects can be anywhere, their place in the picture does not count."""
+    options = {"method": given.method, **({"position": 0.0} if anywhere else {}), **given.options}
     if given.method == "persam_f":
         options["objects"] = kinds
     built = config_from_dict(PROMPTERS, options).build(backbone).to(next(backbone.parameters()).device)

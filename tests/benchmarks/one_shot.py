@@ -147,19 +147,21 @@ def built(backbone: Backbone, config: Any, shown: References) -> ObjectPrompter:
     return prompter
 
 
-def centre_points(backbone: Backbone, *, size: int) -> dict[str, Answer]:
-    """One point from the label, on the same picture; its three masks chosen by predicted IoU; and the engine's way."""
+def centre(item: Item) -> Prompts:
+    """The point deepest inside the label, in pixels of the network input."""
+    x, y = inner_point(item.truth)
+    scale, (top, left) = item.image.shape[-1] / item.fit.side, item.fit.corner
+    point = torch.tensor([[[(x + left + 0.5) * scale - 0.5, (y + top + 0.5) * scale - 0.5]]])
+    zero = torch.zeros(1, dtype=torch.int64)
+    return Prompts(image_index=zero, points=point, labels=torch.ones(1, 1).long(), from_ground_truth=True)
 
-    def prompts(item: Item) -> Prompts:
-        x, y = inner_point(item.truth)
-        scale, (top, left) = size / item.fit.side, item.fit.corner
-        point = torch.tensor([[[(x + left + 0.5) * scale - 0.5, (y + top + 0.5) * scale - 0.5]]])
-        zero = torch.zeros(1, dtype=torch.int64)
-        return Prompts(image_index=zero, points=point, labels=torch.ones(1, 1).long(), from_ground_truth=True)
+
+def centre_points(backbone: Backbone) -> dict[str, Answer]:
+    """One point from the label, on the same picture; its three masks chosen by predicted IoU; and the engine's way."""
 
     def one(item: Item, *, multimask: bool) -> NDArray[np.bool_]:
         with torch.no_grad():
-            return item.native(decode_best(backbone, item.features, prompts(item), multimask=multimask)[0][0])
+            return item.native(decode_best(backbone, item.features, centre(item), multimask=multimask)[0][0])
 
     def engine(item: Item) -> NDArray[np.bool_]:
         found = segment_points(backbone, item.picture, torch.tensor([[inner_point(item.truth)]]).float())[0]
@@ -170,6 +172,17 @@ def centre_points(backbone: Backbone, *, size: int) -> dict[str, Answer]:
         "one look, best of 3 by IoU": lambda item: one(item, multimask=True),
         "engine": engine,
     }
+
+
+def told(prompter: Any, backbone: Backbone) -> Answer:
+    """PerSAM-F that is told the place by the label: what is left is its choice of the mask."""
+
+    def call(item: Item) -> NDArray[np.bool_]:
+        with torch.no_grad():
+            found = decode_best(backbone, item.features, centre(item), multimask=True, mix=prompter.mixture())
+        return item.native(found[0][0])
+
+    return call
 
 
 def score(call: Answer, seen: Sequence[Item]) -> float:
@@ -188,8 +201,11 @@ def compare(backbone: Backbone, name: str, options: argparse.Namespace) -> list[
     train = items(backbone, name, "train", size=options.size, most=max(*SHOTS, options.runs))
     val = items(backbone, name, "val", size=options.size, most=options.images)
     rows = []
-    for label, call in centre_points(backbone, size=options.size).items():
+    for label, call in centre_points(backbone).items():
         rows.append(row(name, f"centre point: {label}", 0, [score(call, val)], from_ground_truth=True))
+    shown = draws(train, 1, options.runs)
+    scores = [score(told(built(backbone, PersamFConfig(), one), backbone), val) for one in shown]
+    rows.append(row(name, "centre point: persam_f, only the place is told", 1, scores, from_ground_truth=True))
     for method, config in CONFIGS.items():
         for shots in SHOTS if isinstance(config, InContextConfig) else SHOTS[:1]:
             start = time.process_time()
@@ -235,7 +251,12 @@ def taps(backbone: Backbone, name: str, options: argparse.Namespace) -> list[dic
     rows = []
     for tap in ("neck", *range(backbone.spec.num_blocks)):
         for position, appearance, centre in options.extras:
-            extra: dict[str, Any] = {"tap": tap, "position": position, "appearance": appearance, "centre": bool(centre)}
+            extra: dict[str, Any] = {
+                "tap": tap,
+                "position": position,
+                "appearance": appearance,
+                "centre": bool(centre),
+            }
             hits, found = [], []
             for i in evenly(len(shown), options.runs):
                 few = references([shown[i]])

@@ -85,9 +85,9 @@ def unit(*rows: tuple[float, float]) -> torch.Tensor:
 def test_assignment_where_greed_is_wrong() -> None:
     """Greedy takes (0, 0) at 0.70 and is left with 0.10; the other way round gives 0.65 + 0.68."""
     memory, cells = unit((0.70, 0.65), (0.68, 0.10)), torch.eye(3)[:2]
-    matches = match(memory, torch.ones(2), cells, torch.ones(2, dtype=torch.bool))
-    assert matches.cells.tolist() == [1, 0]
-    assert matches.similarity.tolist() == pytest.approx([0.65, 0.68])
+    chosen, similarity = match(memory, torch.ones(2), cells, torch.ones(2, dtype=torch.bool))
+    assert chosen.tolist() == [1, 0]
+    assert similarity.tolist() == pytest.approx([0.65, 0.68])
 
 
 def test_matches_that_come_back_outside_are_dropped() -> None:
@@ -95,17 +95,17 @@ def test_matches_that_come_back_outside_are_dropped() -> None:
     memory = torch.cat([unit((0.70, 0.65), (0.68, 0.10)), torch.eye(3)[1:2]])
     shares = torch.tensor([1.0, 0.2, 0.0])
     allowed = torch.ones(2, dtype=torch.bool)
-    assert match(memory, shares, torch.eye(3)[:2], allowed).cells.tolist() == [0]
+    assert match(memory, shares, torch.eye(3)[:2], allowed)[0].tolist() == [0]
     allowed[0] = False  # only the cell that comes back outside is left: then all matches are kept
-    assert match(memory, shares, torch.eye(3)[:2], allowed).cells.tolist() == [1]
+    assert match(memory, shares, torch.eye(3)[:2], allowed)[0].tolist() == [1]
 
 
 def test_many_matches_are_halved_and_large_objects_thinned() -> None:
     generator = torch.Generator().manual_seed(0)
     cells = torch.nn.functional.normalize(torch.randn(60, 80, generator=generator), dim=1)
     everywhere = torch.ones(60, dtype=torch.bool)
-    assert len(match(cells, torch.ones(60), cells, everywhere).cells) == 30
-    assert match(cells, torch.ones(60), cells, everywhere, max_cells=4).cells.tolist() == [0, 20, 39, 59]
+    assert len(match(cells, torch.ones(60), cells, everywhere)[0]) == 30
+    assert match(cells, torch.ones(60), cells, everywhere, max_cells=4)[0].tolist() == [0, 20, 39, 59]
     assert thinned(torch.arange(9), 3).tolist() == [0, 4, 8]
 
 
@@ -121,8 +121,8 @@ def test_points_are_matched_places_far_from_each_other() -> None:
 
 
 def test_box_and_earth_mover() -> None:
-    matches = Matches(cells=torch.tensor([9, 10, 21]), similarity=torch.ones(3))  # rows 0, 0, 1 of 12 columns
-    assert around(matches, (8, 12), 8).tolist() == [72.0, 0.0, 87.0, 15.0]
+    matches = Matches(cells=torch.tensor([9, 10, 21]), similarity=torch.ones(3), grid=(8, 12), patch=8)  # rows 0, 0, 1
+    assert around(matches).tolist() == [72.0, 0.0, 87.0, 15.0]
     a = torch.eye(3)
     assert float(earth_mover(a, a.flip(0))) == 0
     assert float(earth_mover(a[:1], -a[:1])) == 1

@@ -193,13 +193,13 @@ def test_further_objects_are_found_one_after_the_other() -> None:
 
 
 class PartWholeRest(Oracle):
-    """Three masks: a corner of the object, the object, everything; the single one is everything."""
+    """Three masks: none of the object, the object, everything with larger logits; the single one is everything."""
 
     def decode(self, features: Features, prompts: Prompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
         bright = (features.neck[:, 0] - 0.5)[prompts.image_index] * 20
         part = bright.clone()
-        part[..., :10, :] = -10
-        masks = torch.stack([part, bright, torch.full_like(bright, 10.0)], dim=1)
+        part[..., :, :] = -10
+        masks = torch.stack([part, bright, torch.full_like(bright, 30.0)], dim=1)
         iou = torch.tensor([0.1, 0.2, 0.9]).expand(len(prompts), -1)
         return (masks, iou) if multimask else (masks[:, 2:], iou[:, 2:])
 
