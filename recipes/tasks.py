@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.decoders.base import SemanticOutput
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import CheckpointError
 from samgraft.recipes.assemble import build_network
@@ -121,22 +122,29 @@ class SegmentationTask(lightning.LightningModule):
         if mesh is not None and not isinstance(self, FSDPModule):
             fully_shard(self, mesh=mesh["data_parallel"])
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor | None]:
         """Class logits, background first.
 
         Args:
             image: (B, 3, S, S) in [0, 1].
+            labels: (B, S, S) classes, in training only.
 
         Returns:
             (B, 1 + classes, s, s). A head that answers per class through a sigmoid gets a background channel of zeros,
-            so that the largest channel is the class with the most certain "yes", or background if all say "no".
+            so that the largest channel is the class with the most certain "yes", or background if all say "no". With
+            ``labels`` also what else the parts learn, a scalar or None: both in one call, for processes that gather
+            split weights before it.
         """
         image = image.to(self.device)
-        features = self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
-        output = self.grafted.predict(image, features=features)
-        if output.activation == "softmax":
-            return output.logits
-        return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1)
+        features = self._features(image)
+        if labels is None:
+            return with_background(self.grafted.predict(image, features=features))
+        output, further = self.grafted.learn(image, labels.to(self.device), features=features)
+        return with_background(output), further
+
+    def _features(self, image: Tensor) -> Features | None:
+        """Features from the store; None where they are not worth keeping."""
+        return self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
 
     def leaves_unused(self) -> bool:
         """Whether some attached parameter gets no gradient, since the head does not look where it lies."""
@@ -154,7 +162,7 @@ class SegmentationTask(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Augment, predict, compare; the loss is that of the batch of all processes, on every process.
 
-        A penalty of the grafts (balance of a gate) is added; it is of the images of this process.
+        What else the parts learn (``Grafted.learn``) is added; it is of the images of this process.
         """
         del index
         if self.config.train.minutes is not None:  # one clock: the rate and the last step follow from it
@@ -167,11 +175,11 @@ class SegmentationTask(lightning.LightningModule):
         else:
             image, label = augment(image, label, self.randomness, self.augmentation, share=share)
         target = self._targets(label).to(image.device)
+        logits, penalty = self(image, target)
         logits = functional.interpolate(
-            at_least_float(self(image)), size=image.shape[-2:], mode="bilinear", align_corners=False
+            at_least_float(logits), size=image.shape[-2:], mode="bilinear", align_corners=False
         )
         loss: Tensor = self.loss(logits, target)
-        penalty = self.grafted.penalty()
         if penalty is not None:
             self.log("train/penalty", penalty)
             loss = loss + penalty
@@ -327,6 +335,13 @@ class SegmentationTask(lightning.LightningModule):
             raise CheckpointError(f"checkpoint has non-finite values in {bad[:5]}; resume from an earlier one")
         if "randomness" in checkpoint:
             self.randomness.set_state(checkpoint["randomness"].cpu())
+
+
+def with_background(output: SemanticOutput) -> Tensor:
+    """Logits (B, 1 + classes, h', w') whose largest channel is the label; zeros stand for background under sigmoids."""
+    if output.activation == "softmax":
+        return output.logits
+    return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1)
 
 
 def _known_foreground(truth: Any) -> Any:

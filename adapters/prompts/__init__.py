@@ -1,6 +1,7 @@
 """Prompts, and generators that write them without a person, by name."""
 
 from samgraft.adapters.prompts.autosam import AutoSamConfig
+from samgraft.adapters.prompts.autosam_pyramid import AutoSamPyramidConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, chunk_prompts, grid_points
 from samgraft.adapters.prompts.manual import ManualConfig, check_prompts, make_prompts
@@ -9,12 +10,13 @@ from samgraft.registry import Registry
 PROMPTERS: Registry[type[PrompterConfig]] = Registry("prompter")
 """Name -> configuration class; ``config.build(backbone)`` gives the generator."""
 
-for _config in (AutoSamConfig, GridConfig, ManualConfig):
+for _config in (AutoSamConfig, AutoSamPyramidConfig, GridConfig, ManualConfig):
     PROMPTERS.register(_config.method)(_config)
 
 __all__ = [
     "PROMPTERS",
     "AutoSamConfig",
+    "AutoSamPyramidConfig",
     "GridConfig",
     "ManualConfig",
     "PromptGenerator",

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.backbones.base import Features, Promptable
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.errors import PromptError, ShapeError
 from samgraft.recipes.engine.box_fit import fit_logits, mean_logits
@@ -76,7 +76,7 @@ class ObjectMask:
         return float(x[0] + cols.start), float(y[0] + rows.start), float(x[-1] + cols.start), float(y[-1] + rows.start)
 
 
-def network_size(backbone: Backbone, size: int | None) -> int:
+def network_size(backbone: Promptable, size: int | None) -> int:
     """The asked network size, or the backbone's native one.
 
     Raises:
@@ -118,7 +118,7 @@ class View:
 
 
 def decode_views(
-    backbone: Backbone, crops: Crops, views: Sequence[View], *, shape: tuple[int, int], multimask: bool, depth: int
+    backbone: Promptable, crops: Crops, views: Sequence[View], *, shape: tuple[int, int], multimask: bool, depth: int
 ) -> Generator[tuple[int, int, tuple["ObjectMask", ...]], None, None]:
     """Encode what the views show and decode their prompts, a few at a time: memory does not follow their number.
 
@@ -169,7 +169,7 @@ def _masks(window: Window, logits: Tensor, iou: Tensor, shape: tuple[int, int]) 
 
 
 def segment_boxes(
-    backbone: Backbone,
+    backbone: Promptable,
     image: Tensor,
     boxes: Tensor | NDArray[np.floating],
     *,
@@ -217,7 +217,7 @@ def segment_boxes(
 
 
 def boxes_in(
-    backbone: Backbone,
+    backbone: Promptable,
     crops: Crops,
     boxes: Tensor,
     *,
@@ -270,7 +270,7 @@ def _one_of(looks: Sequence[ObjectMask], box: Sequence[float] | None) -> ObjectM
 
 
 def segment_points(
-    backbone: Backbone,
+    backbone: Promptable,
     image: Tensor,
     points: Tensor | NDArray[np.floating],
     labels: Tensor | NDArray[np.integer] | None = None,
@@ -326,7 +326,7 @@ def segment_points(
 
 
 def points_in(
-    backbone: Backbone,
+    backbone: Promptable,
     crops: Crops,
     points: Tensor,
     labels: Tensor,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Promptable
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.recipes.engine.focus import CONTEXTS, ObjectMask, boxes_in, network_size, points_in
@@ -21,7 +21,7 @@ POINT_VIEW = 1024
 
 def segment_prompted(
     scene: Scene,
-    backbone: Backbone,
+    backbone: Promptable,
     prompts: UserPrompts,
     *,
     size: int | None = None,
@@ -75,7 +75,7 @@ def segment_prompted(
 
 def _objects(
     plane: Plane,
-    backbone: Backbone,
+    backbone: Promptable,
     prompts: UserPrompts,
     *,
     size: int,

@@ -47,8 +47,9 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts``, the objects that they name; with an ``adapter`` and no prompts, what the adapter was trained for;
-    with neither, everything that looks like an object (pictures and rasters).
+    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts); with an ``adapter``
+    and no prompts, what the adapter was trained for; with neither, everything that looks like an object (pictures and
+    rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
@@ -88,7 +89,8 @@ def segment(
     common: dict[str, Any] = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
         if prompts is not None:
-            result = segment_prompted(source, network, prompts, context=context, fit=tight_boxes, **common)
+            asked = network if grafted is None or not grafted.answers_prompts else grafted
+            result = segment_prompted(source, asked, prompts, context=context, fit=tight_boxes, **common)
         elif grafted is not None:
             if network_size is not None or bands is not None:
                 raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")
