@@ -5,12 +5,13 @@ from samgraft.adapters.prompts.autosam_pyramid import AutoSamPyramidConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, chunk_prompts, grid_points
 from samgraft.adapters.prompts.manual import ManualConfig, check_prompts, make_prompts
+from samgraft.adapters.prompts.rsprompter_query import RSPrompterQueryConfig
 from samgraft.registry import Registry
 
 PROMPTERS: Registry[type[PrompterConfig]] = Registry("prompter")
 """Name -> configuration class; ``config.build(backbone)`` gives the generator."""
 
-for _config in (AutoSamConfig, AutoSamPyramidConfig, GridConfig, ManualConfig):
+for _config in (AutoSamConfig, AutoSamPyramidConfig, GridConfig, ManualConfig, RSPrompterQueryConfig):
     PROMPTERS.register(_config.method)(_config)
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PromptGenerator",
     "PrompterConfig",
     "Prompts",
+    "RSPrompterQueryConfig",
     "check_prompts",
     "chunk_prompts",
     "grid_points",

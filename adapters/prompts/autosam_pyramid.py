@@ -5,8 +5,8 @@
       -> conv, norm, ReLU -> conv -> tanh -> the neck's grid: one dense prompt (C, h, w) per class
 
 There are no points, and SAM stays frozen: the gradient goes through its mask decoder to the prompt. The image is
-reduced by a quarter of the patch, so that the pyramid's 1/4 is the neck's grid, as with the published 256 pixels beside
-SAM's 1024. With stages of (192, 320, 720) channels and C = 256 the decoder has 6,168,576 parameters.
+reduced by a factor of a quarter of the patch, so that the pyramid's 1/4 is the neck's grid, as with the published 256
+pixels beside SAM's 1024. With stages of (192, 320, 720) channels and C = 256 the decoder has 6,168,576 parameters.
 
 With ``init="identity"`` tanh(0) is added to the embedding of "no mask", so that at step 0 the masks are those of the
 unprompted model; published, tanh takes its place. Logits are read through a sigmoid, so that an empty answer is
@@ -109,7 +109,7 @@ class AutoSamPyramid(PromptGenerator):
         """Dense prompts (B * classes, C, h, w), image-major; no points, no boxes."""
         del context
         batch, _, height, width = features.neck.shape
-        seen = image * 4 - 2
+        seen = (image * 4 - 2).to(features.neck.dtype)
         if self.shrink > 1:
             size = [-(-side // self.shrink) for side in image.shape[-2:]]
             seen = functional.interpolate(seen, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,120 @@
+"""Transformer layers of a small DETR: pre-norm, positions added to queries and keys of every attention.
+
+Source:
+    DETR, arXiv:2005.12872, appendix A.3, with the norm in front of each part; attention within a mask: Mask2Former,
+    arXiv:2112.01527, section 3.2.1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then a two-layer perceptron.
+
+    Args:
+        dim: Width; a multiple of ``heads``.
+        heads: Attention heads.
+        ffn: Hidden width of the perceptron.
+        dropout: On what each part adds.
+    """
+
+    def __init__(self, dim: int, heads: int, ffn: int, dropout: float = 0.0) -> None:
+        """Create the parts."""
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ffn = mlp((dim, ffn, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        """Tokens (B, S, dim) -> (B, S, dim); ``place`` (S, dim) or (B, S, dim)."""
+        y = self.norms[0](x)
+        x = x + self.dropout(_attend(self.attention, y + place, y + place, y))
+        grown: Tensor = x + self.dropout(self.ffn(self.norms[1](x)))
+        return grown
+
+
+class DecoderLayer(nn.Module):
+    """Attention of queries to image tokens, attention among queries, then a two-layer perceptron.
+
+    The image comes first, as in Mask2Former, so that queries have something to tell each other.
+
+    Args:
+        dim: Width; a multiple of ``heads``.
+        heads: Attention heads.
+        ffn: Hidden width of the perceptron.
+        dropout: On what each part adds.
+    """
+
+    def __init__(self, dim: int, heads: int, ffn: int, dropout: float = 0.0) -> None:
+        """Create the parts."""
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.look = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.talk = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ffn = mlp((dim, ffn, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, x_place: Tensor, image: Tensor, image_place: Tensor, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Queries (B, Q, dim) -> (B, Q, dim).
+
+        Args:
+            x: Queries.
+            x_place: (B, Q, dim), or what broadcasts to it.
+            image: (B, S, dim), normalised.
+            image_place: (S, dim).
+            hidden: (B, Q, S) bool, True where a query does not look; not everywhere for any query.
+        """
+        y = self.norms[0](x)
+        x = x + self.dropout(_attend(self.look, y + x_place, image + image_place, image, hidden))
+        y = self.norms[1](x)
+        x = x + self.dropout(_attend(self.talk, y + x_place, y + x_place, y))
+        grown: Tensor = x + self.dropout(self.ffn(self.norms[2](x)))
+        return grown
+
+
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers from ``widths[0]`` to ``widths[-1]`` with ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def outside(logits: Tensor) -> Tensor:
+    """(B, Q, S) bool: cells outside a query's mask, from logits (B, Q, h, w); False for a query with an empty mask."""
+    hidden = logits.flatten(2) < 0
+    return hidden & ~hidden.all(dim=-1, keepdim=True)
+
+
+def upscaler(dim: int, out: int) -> nn.Sequential:
+    """(B, dim, h, w) -> (B, out, 4h, 4w)."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(dim, dim // 4, 2, stride=2),
+        nn.GroupNorm(1, dim // 4),
+        nn.GELU(),
+        nn.ConvTranspose2d(dim // 4, out, 2, stride=2),
+    )
+
+
+def pooled(pixels: Tensor) -> Tensor:
+    """(B, m, 4h, 4w) -> (B, m, h, w), means; a product with them is the mean of the product."""
+    return functional.avg_pool2d(pixels, 4)
+
+
+def _attend(layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None = None) -> Tensor:
+    if hidden is not None:
+        hidden = hidden.repeat_interleave(layer.num_heads, dim=0)  # (B * heads, Q, S), image-major
+    found: Tensor = layer(query, key, value, attn_mask=hidden, need_weights=False)[0]
+    return found
+
+
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, K) of x (B, S, dim): (B, K, dim)."""
+    return torch.gather(x, 1, rows[..., None].expand(-1, -1, x.shape[-1]))
