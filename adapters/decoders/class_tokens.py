@@ -39,6 +39,7 @@ from samgraft.errors import ConfigError
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
 
+
 @dataclass(frozen=True, kw_only=True)
 class ClassTokensConfig(SemanticConfig):
     """Semantic decoder with explicit background."""

@@ -15,8 +15,8 @@ good enough there is nothing. With ``prompts="box"`` one box around the whole im
 use, and there is no IoU.
 
 Source:
-    DeSAM, arXiv:2306.00499; prompts, losses and layers from its code (yifangao112/DeSAM: desam/modeling/mask_decoder.py,
-    utils/datasets.py, desam/training.py).
+    DeSAM, arXiv:2306.00499; prompts, losses and layers from its code (yifangao112/DeSAM,
+    desam/modeling/mask_decoder.py, utils/datasets.py and desam/training.py).
 Deviations:
     Several classes: the IoU branch and the mask branch have one output each, and a point in a class is one in a class
     drawn evenly from those that the image has. The IoU loss is the mean over classes (L1, as published; weight 1).
@@ -198,7 +198,9 @@ class DesamDecoder(DecoderPatch):
             found = []
             for some in rows.split(few):
                 embedding, _ = self.prompt_branch(backbone, features, every.select(some))
-                found.append(self.mask_branch(embedding, [level[number].expand(len(some), -1, -1, -1) for level in levels]))
+                found.append(
+                    self.mask_branch(embedding, [level[number].expand(len(some), -1, -1, -1) for level in levels])
+                )
             maps.append(self._union(torch.cat(found), iou[number, chosen[good]]))
         return SemanticOutput(logits=torch.stack(maps), activation="sigmoid", scores=iou.amax(dim=1))
 

@@ -149,9 +149,7 @@ class HqTokenDecoder(PromptedDecoder):
         found: Tensor = self.from_early(early.permute(0, 3, 1, 2)) + self.from_neck(features.neck)
         return found
 
-    def losses(
-        self, backbone: Backbone, features: Features, image: Tensor, objects: "Objects"
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: Backbone, features: Features, image: Tensor, objects: "Objects") -> dict[str, Tensor]:
         """Cross-entropy ("bce") and Dice loss ("dice") of the HQ logits, each the mean over objects.
 
         Args:
@@ -173,9 +171,7 @@ class HqTokenDecoder(PromptedDecoder):
             prompts = training_prompts(kind, objects, rows, cells).to(features.neck.device)
             logits, _ = sam_backbone(backbone).decode(features, prompts, patch=patch)
             index = objects.image_index[rows]
-            found = mask_losses(
-                logits[:, 0], objects.masks[rows], objects.known[index], points=self.config.points
-            )
+            found = mask_losses(logits[:, 0], objects.masks[rows], objects.known[index], points=self.config.points)
             bce.append(found.bce)
             dice.append(found.dice)
         if not bce:

@@ -88,7 +88,7 @@ class MaskBranch(nn.Module):
         self.context = nn.ModuleList(_context(embed_dim, own, level) for level, own in enumerate(widths))
         self.join = SqueezeResidual(embedding + width, width)
         pairs = list(zip(widths, widths[1:], strict=False))
-        self.double = nn.ModuleList(_double(coarse, fine) for coarse, fine in pairs)
+        self.doubling = nn.ModuleList(_double(coarse, fine) for coarse, fine in pairs)
         self.merge = nn.ModuleList(SqueezeResidual(2 * fine, fine) for _, fine in pairs)
         self.classifier = nn.Conv2d(widths[-1], outputs, 1)
 
@@ -110,7 +110,7 @@ class MaskBranch(nn.Module):
             levels: What :meth:`levels` gave, one row per prompt.
         """
         x: Tensor = self.join(torch.cat([embedding, levels[0]], dim=1))
-        for double, merge, level in zip(self.double, self.merge, levels[1:], strict=True):
+        for double, merge, level in zip(self.doubling, self.merge, levels[1:], strict=True):
             x = merge(torch.cat([double(x), level], dim=1))
         logits: Tensor = self.classifier(x)
         return logits

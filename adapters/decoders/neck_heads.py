@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class LinearHeadConfig(SemanticConfig):
     """Upscaling as in SAM's mask decoder, and two 1x1 convolutions.
 
-        neck (B, C, h, w) -> transposed conv to C / 4 -> norm over channels -> GELU -> transposed conv to C / 8 -> GELU
-          -> 1x1 -> ReLU -> 1x1 -> (B, K, 4h, 4w)
+    neck (B, C, h, w) -> transposed conv to C / 4 -> norm over channels -> GELU -> transposed conv to C / 8 -> GELU
+      -> 1x1 -> ReLU -> 1x1 -> (B, K, 4h, 4w)
     """
 
     method: ClassVar[str] = "linear_head"
@@ -56,9 +56,9 @@ class LinearHeadConfig(SemanticConfig):
 class CnnHeadConfig(SemanticConfig):
     """A convolutional network without skips on the neck.
 
-        neck -> 1x1 to 2^depth w -> ReLU -> 1x1 -> ReLU -> depth stages of [3x3 -> ReLU -> 3x3 -> ReLU], each of which
-          halves the channels, the last two also by a transposed convolution that doubles the resolution
-          -> 3x3 -> 1x1 -> (B, K, 4h, 4w)
+    neck -> 1x1 to 2^depth w -> ReLU -> 1x1 -> ReLU -> depth stages of [3x3 -> ReLU -> 3x3 -> ReLU], each of which
+      halves the channels, the last two also by a transposed convolution that doubles the resolution
+      -> 3x3 -> 1x1 -> (B, K, 4h, 4w)
     """
 
     method: ClassVar[str] = "cnn_head"

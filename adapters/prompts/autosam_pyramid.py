@@ -112,7 +112,7 @@ class AutoSamPyramid(PromptGenerator):
         seen = (image * 4 - 2).to(features.neck.dtype)
         if self.shrink > 1:
             size = [-(-side // self.shrink) for side in image.shape[-2:]]
-            seen = functional.interpolate(seen, size=size, mode="bilinear", align_corners=False, antialias=True)
+            seen = functional.interpolate(seen, size=size, mode="area")
         prompt = self.decoder(self.encoder(seen))
         prompt = prompt.tanh() if self.config.tanh else prompt
         dense = resize(prompt, (height, width)).unflatten(1, (self.num_classes, -1)).flatten(0, 1)
