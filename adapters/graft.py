@@ -156,13 +156,11 @@ class Grafted(nn.Module):
         features: Features | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> tuple[SemanticOutput, Tensor | None]:
-        """:meth:`predict` for training, where labels are known, and what is to be added to the loss (or None).
-
-        Added are what the decoder learns beside class maps (``DecoderPatch.learn``) and the :meth:`penalty` of grafts.
+        """:meth:`predict` for training, and what the decoder learns beside class maps: a scalar to add, or None.
 
         Args:
             image: (B, 3, H, W) in [0, 1].
-            labels: (B, H, W) int64: 0 background, 1 .. C classes, below 0 unknown.
+            labels: What the class maps will be compared with, see ``DecoderPatch.learn``.
             features: As for :meth:`predict`.
             context: As for :meth:`predict`.
 
@@ -171,9 +169,7 @@ class Grafted(nn.Module):
         """
         decoder, features, prompts = self._asked(image, features, context)
         output, further = decoder.learn(self.backbone, features, image, prompts, labels)
-        penalty = self.penalty()
-        total = penalty if further is None else further if penalty is None else further + penalty
-        return self._finished(output, prompts), total
+        return self._finished(output, prompts), further
 
     def _asked(
         self, image: Tensor, features: Features | None, context: Mapping[str, Any] | None

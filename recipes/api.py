@@ -1,12 +1,15 @@
 """The public functions of ``samgraft`` that need more than one folder; re-exported lazily by the root."""
 
 from samgraft.recipes.engine.everything import EverythingConfig
+from samgraft.recipes.engine.referenced import Example, Examples
 from samgraft.recipes.engine.run import adapter_meta, load_adapter, segment, with_meta
 from samgraft.recipes.predicting import Outcome, find_inputs, predict
 from samgraft.recipes.prompting import UserPrompts
 
 __all__ = [
     "EverythingConfig",
+    "Example",
+    "Examples",
     "Outcome",
     "UserPrompts",
     "adapter_meta",

@@ -167,6 +167,8 @@ def _warp(image: Tensor, label: Tensor, draws: _Draws, config: AugmentConfig) ->
 
 def _intensity(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     count, channels = image.shape[:2]
+    if config.invert:
+        image = image + _chance(draws, count, config.invert, image) * (1 - 2 * image)
     gamma = torch.exp(_uniform(draws, (count, 1, 1, 1), -config.gamma, config.gamma, image))
     gamma = 1 + (gamma - 1) * _chance(draws, count, config.probability, image)
     contrast = 1 + _uniform(draws, (count, 1, 1, 1), -config.contrast, config.contrast, image)

@@ -55,6 +55,8 @@ class AugmentConfig:
     """Largest additive change, in units of the [0, 1] range."""
     colour: float = 0.0
     """Largest independent gain per channel; for colour images, not for neighbouring slices."""
+    invert: float = 0.0
+    """Chance of the negative of an image: dark cells on a bright ground where they are bright on a dark one."""
     noise: float = 0.03
     """Largest standard deviation of white noise."""
     blur: float = 1.0
@@ -71,7 +73,8 @@ class AugmentConfig:
             self.views is None or 0 <= self.views <= MAX_VIEWS,
             f"augment.views is {self.views}; expected 0 to {MAX_VIEWS}",
         )
-        _check(0.0 <= self.probability <= 1.0, f"augment.probability is {self.probability}; expected 0 to 1")
+        for name in ("probability", "invert"):
+            _check(0.0 <= getattr(self, name) <= 1.0, f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
         for name in (
             "rotate",
             "scale",
@@ -157,13 +160,15 @@ class TaskConfig:
     """Which network is trained and how."""
 
     kind: Kind = "semantic"
-    """"semantic": a class per pixel; "instance": separate objects from interior and border probabilities."""
+    """"semantic": a class per pixel; "instance": separate objects, from the distances of head "distances" or from
+    interior and border probabilities of the other heads."""
     backbone: str = "graft-tiny"
     """Name, folder or file for ``samgraft.load_backbone``."""
     grafts: dict[str, dict[str, Any]] = field(default_factory=lambda: {"lora": {}})
     """Graft name -> its options."""
     head: str = "class_tokens"
-    """"class_tokens" (decoder), or the name of an automatic prompter such as "autosam"."""
+    """"class_tokens" (decoder), "distances" (decoder, for instance), or the name of an automatic prompter such as
+    "autosam"."""
     head_options: dict[str, Any] = field(default_factory=dict)
     """Options of the head."""
     class_names: tuple[str, ...] | None = None
@@ -182,7 +187,9 @@ class TaskConfig:
     ce_weight: float = 1.0
     """Weight of cross-entropy in the loss."""
     class_weights: tuple[float, ...] | None = None
-    """Cross-entropy weight per class, background first; None weighs all alike."""
+    """Cross-entropy weight per class, background first; None weighs all alike. Distances have no classes: no effect."""
+    distance_weight: float = 2.0
+    """Weight of the distances in the loss, for head "distances"."""
     clip: float = 1.0
     """Largest gradient norm."""
     border: int = 1

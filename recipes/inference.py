@@ -11,14 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
-from samgraft.recipes.instances import instances_from_probabilities
-from samgraft.recipes.losses import as_multiclass
+from samgraft.recipes.joining import Joining
+from samgraft.recipes.representations import BorderMaps, ObjectMaps
+from samgraft.recipes.representations.classes import class_probabilities
 
 Network = Callable[[Tensor], Tensor]
 """(B, 3, S, S) in [0, 1] -> logits (B, K, s, s)."""
+Maps = Callable[[Tensor], Tensor]
+"""Blended logits (K, h, w) -> maps in [0, 1] of the same shape."""
 Place = tuple[slice, slice]
+BORDERS = BorderMaps()
 
 
 def slice_probabilities(
@@ -29,8 +34,9 @@ def slice_probabilities(
     window: int | None = None,
     overlap: float = 0.25,
     batch_size: int = 8,
+    maps: Maps = class_probabilities,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (slice index, class probabilities (K, h, w)) of every slice in order.
+    """Yield (slice index, class probabilities or other maps (K, h, w)) of every slice in order.
 
     Args:
         network: Maps squares to logits; called without gradients.
@@ -39,10 +45,12 @@ def slice_probabilities(
         window: Native side of windows, or None for whole slices.
         overlap: Overlap of windows as a share of their side.
         batch_size: Squares per call; a batch may hold windows of several slices.
+        maps: What blended logits become.
     """
     places = windows(case.plane, window, overlap)
     batches = squares(map(case.picture, range(case.num_slices)), places, size=size, batch=batch_size)
-    yield from enumerate(probabilities(map(without_gradients(network), batches), case.plane, places, size=size))
+    logits = map(without_gradients(network), batches)
+    yield from enumerate(probabilities(logits, case.plane, places, size=size, maps=maps))
 
 
 def without_gradients(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -80,19 +88,25 @@ def squares(
 
 
 def probabilities(
-    batches: Iterable[Tensor], shape: tuple[int, int], places: Sequence[Place], *, size: int
+    batches: Iterable[Tensor],
+    shape: tuple[int, int],
+    places: Sequence[Place],
+    *,
+    size: int,
+    maps: Maps = class_probabilities,
 ) -> Iterator[Tensor]:
-    """Class probabilities (K, h, w) of every picture of ``shape``, from the logits of what :func:`squares` gave.
+    """Maps (K, h, w) of every picture of ``shape``, from the logits of what :func:`squares` gave.
 
     Args:
         batches: Logits (B, K, s, s).
         shape: (h, w) of the pictures.
         places: Windows of every picture; logits are blended where they overlap.
         size: Side of the network input.
+        maps: What blended logits become.
     """
-    logits = (one for batch in batches for one in as_multiclass(batch.float().cpu()))
+    logits = (one for batch in batches for one in batch.float().cpu())
     for first in logits:
-        yield _on_picture(first, logits, shape, places, size).softmax(dim=0)
+        yield maps(_on_picture(first, logits, shape, places, size))
 
 
 def _on_picture(
@@ -119,19 +133,64 @@ def predict_semantic(network: Network, case: CaseArrays, **options: int | float 
     return labels
 
 
+def find_instances(
+    find: Callable[[Tensor], FoundObjects],
+    case: CaseArrays,
+    *,
+    size: int,
+    window: int | None = None,
+    overlap: float = 0.25,
+    batch_size: int = 8,
+    min_area: int = 12,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Objects of a picture, found window by window and joined: labels (h, w) 1..n and scores (n,).
+
+    Args:
+        find: Objects of squares (B, 3, S, S) in [0, 1]; called without gradients.
+        case: One slice (a picture or raster).
+        size: Side of the network input.
+        window: Native side of windows, or None for the whole.
+        overlap: Overlap of windows as a share of their side.
+        batch_size: Squares per call.
+        min_area: Smallest object in network pixels; converted to native ones.
+    """
+    places = windows(case.plane, window, overlap)
+    waiting, joining = iter(places), Joining(case.plane, size)
+    for batch in squares([case.picture(0)], places, size=size, batch=batch_size):
+        found = without_gradients(find)(batch)
+        for number in range(len(batch)):
+            own = found.select(found.image_index == number)
+            joining.add(next(waiting), own)
+    return joining.finish(min_area=native_area(min_area, case.plane, size, window))
+
+
+def native_area(min_area: int, plane: tuple[int, int], size: int, window: int | None) -> int:
+    """An area of network pixels in pixels of a plane (h, w); at least 1."""
+    scale = (min(float(window), *map(float, plane)) if window else float(max(plane))) / size
+    return max(1, round(min_area * scale**2))
+
+
 def predict_instances(
-    network: Network, case: CaseArrays, *, size: int, min_area: int = 12, **options: int | float | None
+    network: Network,
+    case: CaseArrays,
+    *,
+    size: int,
+    min_area: int = 12,
+    representation: ObjectMaps = BORDERS,
+    **options: int | float | None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Objects of a picture: labels (h, w) 1..n and scores (n,).
 
     Args:
-        network: Gives background, interior and border.
+        network: Gives the logits of the representation.
         case: One slice (a picture or raster).
         size: Side of the network input.
         min_area: Smallest object in network pixels; converted to native ones.
+        representation: How objects are made of the maps; by default of background, interior and border.
         options: As in :func:`slice_probabilities`.
     """
-    _, found = next(iter(slice_probabilities(network, case, size=size, **options)))  # type: ignore[arg-type]
+    slices = slice_probabilities(network, case, size=size, maps=representation.maps, **options)  # type: ignore[arg-type]
+    _, found = next(iter(slices))
     window = options.get("window")
-    scale = (min(float(window), *map(float, case.plane)) if window else float(max(case.plane))) / size
-    return instances_from_probabilities(found.numpy(), min_area=max(1, round(min_area * scale**2)))
+    area = native_area(min_area, case.plane, size, None if window is None else int(window))
+    return representation.objects(found.numpy(), min_area=area)

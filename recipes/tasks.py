@@ -1,45 +1,48 @@
 """The training task: a frozen backbone with grafts and a head, trained with Dice + cross-entropy, judged case by case.
 
-Two kinds: "semantic" (a class per pixel) and "instance" (background, interior and border per pixel; objects are made
-from these by ``samgraft.recipes.instances``). Metrics are of validation cases only, on the case's own grid.
+Two kinds: "semantic" (a class per pixel) and "instance" (maps per pixel that separate objects are made of). What the
+network's channels mean, learn and become is said by ``samgraft.recipes.representations``. Metrics are of validation
+cases only, on the case's own grid.
 """
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.adapters.decoders.base import SemanticOutput
 from samgraft.adapters.graft import Grafted
-from samgraft.errors import CheckpointError
+from samgraft.adapters.prompts.objects import FoundObjects
+from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.assemble import build_network
 from samgraft.recipes.augment import augment, augment_views
 from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.config import AugmentConfig, FitConfig
 from samgraft.recipes.data.cases import CaseArrays
-from samgraft.recipes.inference import predict_instances, predict_semantic
+from samgraft.recipes.inference import find_instances, predict_instances, predict_semantic
 from samgraft.recipes.instances import (
     InstanceMatch,
     average_precision,
-    border_target,
     match_instances,
     mean_matched_iou,
 )
-from samgraft.recipes.losses import IGNORE, SegmentationLoss, at_least_float
+from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
 from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
+from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects, head_of, represent
 
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
 """Figure by which the best checkpoint is chosen."""
@@ -86,12 +89,10 @@ class SegmentationTask(lightning.LightningModule):
         task = config.task
         channels = len(INSTANCE_CLASSES) if task.kind == "instance" else len(self.class_names)
         self.grafted = grafted or build_network(task, num_classes=channels, backbone=backbone)
-        self.loss = SegmentationLoss(
-            dice_weight=task.dice_weight,
-            ce_weight=task.ce_weight,
-            class_weights=task.class_weights,
-            reduce=sum_over_ranks,
+        self.representation = represent(
+            task.kind, head_of(self.grafted), classes=len(self.class_names), border=task.border
         )
+        self.loss = self.representation.loss(task, reduce=sum_over_ranks)
         self.augmentation: AugmentConfig = config.augment
         self.encoder: CachedEncoder | None = None
         if config.train.cache:
@@ -122,28 +123,19 @@ class SegmentationTask(lightning.LightningModule):
         if mesh is not None and not isinstance(self, FSDPModule):
             fully_shard(self, mesh=mesh["data_parallel"])
 
-    def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Class logits, background first.
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, s, s) of the representation, such as class logits with background first.
 
         Args:
             image: (B, 3, S, S) in [0, 1].
-            labels: (B, S, S) classes, in training only.
-
-        Returns:
-            (B, 1 + classes, s, s). A head that answers per class through a sigmoid gets a background channel of zeros,
-            so that the largest channel is the class with the most certain "yes", or background if all say "no". With
-            ``labels`` also what else the parts learn, a scalar or None: both in one call, for processes that gather
-            split weights before it.
         """
-        image = image.to(self.device)
-        features = self._features(image)
-        if labels is None:
-            return with_background(self.grafted.predict(image, features=features))
-        output, further = self.grafted.learn(image, labels.to(self.device), features=features)
-        return with_background(output), further
+        representation, there = self.representation, image.to(self.device)
+        if not isinstance(representation, Maps):
+            raise ConfigError(f"{type(representation).__name__} gives no maps to be blended; ask for objects")
+        return representation.logits(self.grafted.predict(there, features=self._features(there)))
 
     def _features(self, image: Tensor) -> Features | None:
-        """Features from the store; None where they are not worth keeping."""
+        """Kept features of ``image``; None where they are not worth keeping."""
         return self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
 
     def leaves_unused(self) -> bool:
@@ -162,7 +154,7 @@ class SegmentationTask(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Augment, predict, compare; the loss is that of the batch of all processes, on every process.
 
-        What else the parts learn (``Grafted.learn``) is added; it is of the images of this process.
+        A penalty of the grafts (balance of a gate) is added; it is of the images of this process.
         """
         del index
         if self.config.train.minutes is not None:  # one clock: the rate and the last step follow from it
@@ -174,25 +166,13 @@ class SegmentationTask(lightning.LightningModule):
             image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, share=share)
         else:
             image, label = augment(image, label, self.randomness, self.augmentation, share=share)
-        target = self._targets(label).to(image.device)
-        logits, penalty = self(image, target)
-        logits = functional.interpolate(
-            at_least_float(logits), size=image.shape[-2:], mode="bilinear", align_corners=False
-        )
-        loss: Tensor = self.loss(logits, target)
+        loss = self.representation.learn(self.loss, self.grafted, self._features(image), image, label)
+        penalty = self.grafted.penalty()
         if penalty is not None:
             self.log("train/penalty", penalty)
             loss = loss + penalty
         self.log("train/loss", loss, prog_bar=True)
         return loss
-
-    def _targets(self, label: Tensor) -> Tensor:
-        """(B, S, S) int64 classes; instance maps become background, interior, border."""
-        if self.config.task.kind == "semantic":
-            return label.long()
-        maps = label.cpu().numpy()
-        targets = torch.stack([torch.from_numpy(border_target(m, border=self.config.task.border)) for m in maps]).long()
-        return torch.where(label.cpu() == IGNORE, IGNORE, targets)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
@@ -206,7 +186,7 @@ class SegmentationTask(lightning.LightningModule):
         if case is None:
             return
         part = ALONE if self.config.train.strategy == "fsdp" else current()
-        instances = self.config.task.kind == "instance"
+        instances = self.representation.kind == "instance"
         validate = self._validate_instances if instances else self._validate_semantic
         self.results.append(validate(case, index * part.world + part.rank))
 
@@ -228,7 +208,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def _validate_instances(self, case: CaseArrays, number: int) -> CaseResult:
         panel = None
-        predicted, scores = predict_instances(self, case, min_area=self.config.task.min_area, **self._options())
+        predicted, scores = self.objects(case)
         truth = case.labels[0]
         match = match_instances(case.id, predicted, scores, truth)
         name = self.class_names[0] if self.class_names else "object"
@@ -240,6 +220,20 @@ class SegmentationTask(lightning.LightningModule):
             caption = f"{hits} of {match.num_truth} objects at IoU 0.5, {len(match.scores)} predicted; IoU {iou:.2f}"
             panel = self._panel(case, 0, predicted, case.id, caption)
         return CaseResult(number=number, scores=rows, match=match, panel=panel)
+
+    def objects(self, case: CaseArrays) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Labels (h, w) 1..n and scores (n,) of a picture; for ``task.kind: instance``."""
+        options = self._options() | {"min_area": self.config.task.min_area}
+        representation = self.representation
+        if isinstance(representation, WindowObjects):
+            return find_instances(partial(self._find, representation), case, **options)
+        if isinstance(representation, ObjectMaps):
+            return predict_instances(self, case, representation=representation, **options)
+        raise ConfigError(f"{type(representation).__name__} gives no objects; train with task.kind instance")
+
+    def _find(self, representation: WindowObjects, image: Tensor) -> FoundObjects:
+        there = image.to(self.device)
+        return representation.find(self.grafted, self._features(there) or self.grafted.encode(there), there)
 
     def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> Panel:
         image = case.picture(index)
@@ -335,13 +329,6 @@ class SegmentationTask(lightning.LightningModule):
             raise CheckpointError(f"checkpoint has non-finite values in {bad[:5]}; resume from an earlier one")
         if "randomness" in checkpoint:
             self.randomness.set_state(checkpoint["randomness"].cpu())
-
-
-def with_background(output: SemanticOutput) -> Tensor:
-    """Logits (B, 1 + classes, h', w') whose largest channel is the label; zeros stand for background under sigmoids."""
-    if output.activation == "softmax":
-        return output.logits
-    return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1)
 
 
 def _known_foreground(truth: Any) -> Any:

@@ -57,24 +57,21 @@ def absolute_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return resized.permute(0, 2, 3, 1)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None, grid: tuple[int, int]
-) -> Tensor:
-    """Attention over all tokens of ``grid``; exact, in the way that suits the device (``attention_ways``).
+def attend(query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Attention over all tokens of a map; exact, in the way that suits the device (``attention_ways``).
 
     Args:
-        query: (B, heads, h * w, d).
-        key: (B, heads, h * w + p, d): the last p keys belong to tokens without a position, which get no bias.
+        query: (B, heads, h * w, d): the first h rows and w columns of the map ask.
+        key: (B, heads, H * W + p, d): the last p keys belong to tokens without a position, which get no bias.
         value: As ``key``.
-        rel: Tables of :func:`relative_table`, (h, h, d) and (w, w, d); None for no relative positions.
-        grid: (h, w) in tokens.
+        rel: Tables of :func:`relative_table`, (h, H, d) and (w, W, d); None for no relative positions.
 
     Returns:
         (B, heads, h * w, d).
     """
     if rel is None:
         return functional.scaled_dot_product_attention(query, key, value)
-    rows, cols = position_terms(query, rel, grid)
+    rows, cols = position_terms(query, rel)
     if exporting():
         return recorded_attention(query, key, value, rows, cols)
     return WAYS[choose(query, rows, cols, WAYS)](query, key, value, rows, cols)
@@ -88,10 +85,10 @@ def recorded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, 
 
     Args:
         query: (B, heads, h * w, d).
-        key: (B, heads, h * w + p, d), as for :func:`attend`.
+        key: (B, heads, H * W + p, d), as for :func:`attend`.
         value: As ``key``.
-        rows: (B, heads, h * w, h), from :func:`position_terms`.
-        cols: (B, heads, h * w, w), likewise.
+        rows: (B, heads, h * w, H), from :func:`position_terms`.
+        cols: (B, heads, h * w, W), likewise.
 
     Returns:
         (B, heads, h * w, d).
@@ -108,14 +105,14 @@ def recorded_attention(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, 
     return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
 
-def position_terms(query: Tensor, rel: tuple[Tensor, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The two factors of the bias: (B, heads, h * w, h) for rows and (B, heads, h * w, w) for columns."""
-    batch, heads, _, width = query.shape
-    cells = query.reshape(batch * heads, *grid, width)
+def position_terms(query: Tensor, rel: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The two factors of the bias: (B, heads, h * w, H) for rows and (B, heads, h * w, W) for columns."""
+    batch, heads, count, width = query.shape
+    cells = query.reshape(batch * heads, len(rel[0]), len(rel[1]), width)
     down = torch.einsum("bhwc,hkc->bhwk", cells, rel[0])
     across = torch.einsum("bhwc,wkc->bhwk", cells, rel[1])
-    shape = (batch, heads, grid[0] * grid[1])
-    return down.reshape(*shape, grid[0]).to(query.dtype), across.reshape(*shape, grid[1]).to(query.dtype)
+    shape = (batch, heads, count, -1)
+    return down.reshape(shape).to(query.dtype), across.reshape(shape).to(query.dtype)
 
 
 Part = tuple[slice, slice, slice]

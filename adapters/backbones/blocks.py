@@ -26,6 +26,16 @@ from samgraft.adapters.backbones.sites import (
     add_deltas,
     add_qkv_deltas,
 )
+from samgraft.adapters.backbones.windowing import (
+    by_head,
+    cut,
+    from_heads,
+    pad_to,
+    partition,
+    spans,
+    unpartition,
+    window_layout,
+)
 
 MLP_TOKENS = 1024
 """Tokens that go through an MLP together: the four times wider layer between then stays in the cache."""
@@ -102,71 +112,97 @@ def attention_forward(
     """Self-attention of the tokens of ``x`` (B, h, w, D), in windows if ``context`` says so; returns the same shape.
 
     Padded tokens are keys and values like any other, but no linear layer is run on them: their projection is that of
-    one zero vector. Extra ``tokens`` are keys and values of every window.
+    one zero vector. They ask nothing. Extra ``tokens`` are keys and values of every window.
     """
     windows = context.windows
     if windows is not None and tokens is None and _in_strips(sites, x, windows):
         strips = x.split(windows.size, dim=1)
         return torch.cat([attention_forward(attn, sites, s, _strip_context(s, context)) for s in strips], dim=1)
-    query, key, value = project_heads(attn, sites, x, context).unbind(0)
+    qkv = project(attn, sites, x, context)
     height, width = context.grid_size if windows is None else (windows.size, windows.size)
     rel = (relative_table(attn.rel_pos_h, height), relative_table(attn.rel_pos_w, width)) if attn.use_rel_pos else None
     if tokens is None:
-        seen = attend(query, key, value, rel, (height, width))
+        seen = attend_windows(attn, qkv, rel, context)
     else:
-        seen = _attend_with(attn, tokens, (query, key, value), rel, (height, width))
-    out = seen.transpose(1, 2).reshape(-1, height, width, x.shape[-1])
+        seen = _attend_with(attn, tokens, qkv, rel, context)
+    projected: Tensor = attn.proj(seen)
+    if windows is None or not sites.attention_output:
+        return add_deltas(sites.attention_output, projected, context)
+    return unpartition(
+        add_deltas(sites.attention_output, partition(projected, windows), context), windows, context.grid_size
+    )
+
+
+def project(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
+    """Queries, keys and values of ``x`` (B, h, w, D) side by side: (B, h, w, 3 D), padded to whole windows."""
+    windows, qkv = context.windows, attn.qkv(x)
     if windows is None:
-        return add_deltas(sites.attention_output, attn.proj(out), context)
-    projected: Tensor = attn.proj(unpartition(out, windows, context.grid_size))
-    if not sites.attention_output:
-        return projected
-    changed = add_deltas(sites.attention_output, partition(projected, windows), context)
-    return unpartition(changed, windows, context.grid_size)
+        return add_qkv_deltas(sites.qkv, x, qkv, context) if sites.qkv else qkv
+    fill = attn.qkv(x.new_zeros(x.shape[-1])) if windows.padded != context.grid_size else None
+    qkv = pad_to(qkv, windows, fill)
+    if sites.qkv:
+        changed = add_qkv_deltas(sites.qkv, partition(x, windows), cut(qkv, windows), context)
+        qkv = unpartition(changed, windows, windows.padded)
+    return qkv
+
+
+def attend_windows(attn: Any, qkv: Tensor, rel: tuple[Tensor, Tensor] | None, context: SiteContext) -> Tensor:
+    """Attention within every window, or over the whole image: (B, h, w, D).
+
+    Windows that reach beyond the image are computed apart from the others, so that no padded token asks. Large images
+    go one row of windows at a time, grafted or not: the roundings of a product depend on the number of its rows.
+
+    Args:
+        attn: Tells the number of heads.
+        qkv: (B, H, W, 3 D) of :func:`project`.
+        rel: Tables of :func:`relative_table` for one window, or None.
+        context: Size of the image in tokens, and its windows.
+    """
+    heads, grid = attn.num_attention_heads, context.grid_size
+    size = grid if context.windows is None else (context.windows.size, context.windows.size)
+    lines = []
+    for rows in spans(grid[0], size[0], apart=grid[0] * grid[1] > STRIP_TOKENS):
+        line = []
+        for cols in spans(grid[1], size[1]):
+            region, inside = qkv[:, rows.place, cols.place], (rows.inside, cols.inside)
+            if inside == size:
+                query, key, value = by_head(region, heads, size).unbind(0)
+            else:
+                asking, width = region[:, : rows.length, : cols.length], region.shape[-1] // 3
+                query = by_head(asking[..., :width], heads, inside, of=1)[0]
+                key, value = by_head(region[..., width:], heads, size, of=2).unbind(0)
+            near = None if rel is None else (rel[0][: inside[0]], rel[1][: inside[1]])
+            line.append(from_heads(attend(query, key, value, near), inside, (rows.length, cols.length)))
+        lines.append(torch.cat(line, dim=2) if len(line) > 1 else line[0])
+    return torch.cat(lines, dim=1) if len(lines) > 1 else lines[0]
 
 
 def _attend_with(
-    attn: Any,
-    tokens: Tokens,
-    image: tuple[Tensor, Tensor, Tensor],
-    rel: tuple[Tensor, Tensor] | None,
-    grid: tuple[int, int],
+    attn: Any, tokens: Tokens, qkv: Tensor, rel: tuple[Tensor, Tensor] | None, context: SiteContext
 ) -> Tensor:
-    """Attention of image tokens to each other and to extra tokens, which have no relative position."""
-    query, key, value = image
+    """What image tokens see of each other and of extra tokens, which have no relative position: (B, h, w, D).
+
+    Args:
+        attn: Projects the extra tokens.
+        tokens: Keys and values of every window; what they read themselves is written into them.
+        qkv: (B, H, W, 3 D) of :func:`project`.
+        rel: Tables for one window, or None.
+        context: Size of the image in tokens, and its windows.
+    """
+    heads, (height, width), windows = attn.num_attention_heads, context.grid_size, context.windows
+    size = context.grid_size if windows is None else (windows.size, windows.size)
+    query, key, value = by_head(qkv, heads, size).unbind(0)
     count = len(query) // len(tokens.normed)  # windows per image
-    projected = attn.qkv(tokens.normed).unflatten(-1, (3, attn.num_attention_heads, -1)).permute(2, 0, 3, 1, 4)
+    projected = attn.qkv(tokens.normed).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     own_query, own_key, own_value = projected.repeat_interleave(count, dim=1).unbind(0)
     keys, values = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
     read = functional.scaled_dot_product_attention(own_query, keys, values)  # (B * windows, heads, p, d)
     tokens.answer = attn.proj(read.unflatten(0, (-1, count)).mean(dim=1).transpose(1, 2).flatten(2))
-    joint = attend(query, keys, values, rel, grid)
+    joint = from_heads(attend(query, keys, values, rel), size, (qkv.shape[1], qkv.shape[2]))[:, :height, :width]
     if tokens.gate is None:
         return joint
-    alone = attend(query, key, value, rel, grid)
+    alone = attend_windows(attn, qkv, rel, context)
     return alone + tokens.gate * (joint - alone)
-
-
-def project_heads(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
-    """Queries, keys and values of ``x`` (B, h, w, D) by head: (3, B * windows, heads, tokens, d), in one piece.
-
-    One copy here, or slower products for every head.
-    """
-    heads, windows = attn.num_attention_heads, context.windows
-    qkv = attn.qkv(x)
-    if windows is None:
-        counts = (1, 1)
-    else:
-        fill = attn.qkv(x.new_zeros(x.shape[-1])) if windows.padded != context.grid_size else None
-        qkv, counts = pad_to(qkv, windows, fill), windows.counts
-    if sites.qkv:
-        if windows is not None:
-            x, qkv, counts = partition(x, windows), cut(qkv, windows), (1, 1)
-        qkv = add_qkv_deltas(sites.qkv, x, qkv, context)
-    cells = qkv.unflatten(3, (3, heads, -1)).unflatten(2, (counts[1], -1)).unflatten(1, (counts[0], -1))
-    batch, rows, height, columns, width, _, _, depth = cells.shape
-    split: Tensor = cells.permute(5, 0, 1, 3, 6, 2, 4, 7)
-    return split.reshape(3, batch * rows * columns, heads, height * width, depth).contiguous()
 
 
 def _in_strips(sites: BlockSites, x: Tensor, windows: WindowInfo) -> bool:
@@ -192,38 +228,3 @@ def mlp_forward(mlp: Any, x: Tensor) -> Tensor:
     for part, change in pairs:
         change.copy_(mlp(part))
     return changes
-
-
-def window_layout(grid: tuple[int, int], size: int) -> WindowInfo:
-    """Windows of ``size`` tokens that cover ``grid`` (h, w), padded at the bottom and right."""
-    rows, columns = -(-grid[0] // size), -(-grid[1] // size)
-    return WindowInfo(size=size, counts=(rows, columns), padded=(rows * size, columns * size))
-
-
-def partition(x: Tensor, windows: WindowInfo, fill: Tensor | None = None) -> Tensor:
-    """Cut (B, h, w, D) into (B * windows, s, s, D), padding with ``fill`` (D,), or zeros."""
-    return cut(pad_to(x, windows, fill), windows)
-
-
-def pad_to(x: Tensor, windows: WindowInfo, fill: Tensor | None = None) -> Tensor:
-    """Pad (B, h, w, D) to whole windows, at the bottom and right, with ``fill`` (D,), or zeros."""
-    _, height, width, _ = x.shape
-    if windows.padded == (height, width):
-        return x
-    x = functional.pad(x, (0, 0, 0, windows.padded[1] - width, 0, windows.padded[0] - height))
-    if fill is not None:
-        x[:, height:], x[:, :height, width:] = fill, fill
-    return x
-
-
-def cut(x: Tensor, windows: WindowInfo) -> Tensor:
-    """Cut (B, H, W, D) of whole windows into (B * windows, s, s, D)."""
-    (rows, columns), size, dim = windows.counts, windows.size, x.shape[-1]
-    return x.reshape(-1, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size, size, dim)
-
-
-def unpartition(x: Tensor, windows: WindowInfo, grid: tuple[int, int]) -> Tensor:
-    """Undo :func:`partition`: (B * windows, s, s, D) to (B, h, w, D) of ``grid``, padding dropped."""
-    (rows, columns), size, dim = windows.counts, windows.size, x.shape[-1]
-    x = x.reshape(-1, rows, columns, size, size, dim).transpose(2, 3).reshape(-1, *windows.padded, dim)
-    return x[:, : grid[0], : grid[1]]

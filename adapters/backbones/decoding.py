@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from samgraft.adapters.backbones.base import Features, MaskDecoderPatch, MaskDecoderState
-from samgraft.errors import PromptError, ShapeError
+from samgraft.adapters.backbones.guidance import Guidance, guided
+from samgraft.errors import ConfigError, PromptError, ShapeError
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
@@ -144,6 +145,7 @@ def decode_masks(
     *,
     multimask: bool | None,
     patch: MaskDecoderPatch | None = None,
+    guidance: Guidance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the mask decoder once for n prompts.
 
@@ -155,6 +157,7 @@ def decode_masks(
         image_index: (n,), which image each prompt belongs to.
         multimask: Three masks instead of one; None for all four, the single one first.
         patch: Extra tokens and another ending, or None.
+        guidance: Where these n prompts shall look and what for, or None.
 
     Returns:
         Mask logits (n, K, 4h, 4w) and predicted IoU (n, K).
@@ -166,7 +169,7 @@ def decode_masks(
     added = own[:0] if extra is None else extra.to(own.dtype)
     image = features.neck.index_select(0, image_index) + dense
     apart = patch is not None and patch.apart and len(added) > 0
-    queries, seen, keys = two_way(decoder.transformer, own, added, sparse, image, code, apart=apart)
+    queries, seen, keys = two_way(decoder.transformer, own, added, sparse, image, code, apart=apart, guidance=guidance)
     image = keys.transpose(1, 2).reshape(number, channels, height, width)
     upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
     upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
@@ -193,7 +196,15 @@ def decode_masks(
 
 
 def two_way(
-    transformer: Any, own: Tensor, added: Tensor, sparse: Tensor, image: Tensor, code: Tensor, *, apart: bool
+    transformer: Any,
+    own: Tensor,
+    added: Tensor,
+    sparse: Tensor,
+    image: Tensor,
+    code: Tensor,
+    *,
+    apart: bool = False,
+    guidance: Guidance | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """SAM's two-way transformer with further tokens.
 
@@ -205,22 +216,23 @@ def two_way(
         image: (n, C, h, w).
         code: (1, C, h, w), from :func:`image_code`.
         apart: The added tokens see everything, and nothing sees them: all else is what it is without them, bit by bit.
+        guidance: For these n prompts, or None; not with ``apart``.
 
     Returns:
         What became of ``own`` and ``sparse``, (n, T + k, C), of ``added``, (n, t, C), and of the image, (n, h w, C).
+
+    Raises:
+        ConfigError: guidance of tokens that stand apart.
     """
     number, first = sparse.shape[0], len(own)  # not len(sparse): torch.export records it as a symbol
     if not apart:
         tokens = torch.cat([own, added]) if len(added) else own
         start = torch.cat([tokens.expand(number, -1, -1), sparse.to(tokens.dtype)], dim=1)[:, None]
-        queries, keys = transformer(
-            point_embeddings=start,
-            image_embeddings=image,
-            image_positional_embeddings=code,
-            attention_similarity=None,
-        )
+        queries, keys = guided(transformer, start, image, code, guidance)
         rest = torch.cat([queries[:, 0, :first], queries[:, 0, len(tokens) :]], dim=1) if len(added) else queries[:, 0]
         return rest, queries[:, 0, first : len(tokens)], keys[:, 0]
+    if guidance is not None:
+        raise ConfigError("guidance cannot steer a decoder patch whose tokens stand apart; use joined tokens with it")
     start = torch.cat([own.expand(number, -1, -1), sparse.to(own.dtype)], dim=1)[:, None]  # (n, 1, T + k, C)
     watching = added.expand(number, 1, -1, -1)
     place = torch.cat([watching, start], dim=2)

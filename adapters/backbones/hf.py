@@ -17,6 +17,7 @@ from samgraft.adapters.backbones.attention import absolute_table
 from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch, Prefix
 from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
+from samgraft.adapters.backbones.guidance import Guidance
 from samgraft.adapters.backbones.shared_decoding import SharedImage, can_share
 from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, add_deltas
 from samgraft.errors import CheckpointError, InputError, NoMatchError, PromptError, ShapeError
@@ -191,6 +192,7 @@ class HFSamBackbone(Backbone):
         *,
         multimask: bool = False,
         patch: MaskDecoderPatch | None = None,
+        guidance: Guidance | None = None,
         chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decode N prompts: mask logits (N, K, 4h, 4w) and predicted IoU (N, K); K = 3 if ``multimask`` else 1.
@@ -200,12 +202,15 @@ class HFSamBackbone(Backbone):
             prompts: N prompts; ``image_index`` says which image each belongs to.
             multimask: Three masks instead of one.
             patch: Extra decoder tokens and another ending; it decides on K.
+            guidance: Where each of the N prompts shall look, and what for.
             chunk: Prompts decoded at once; None: as many as :data:`DECODE_TOKENS` allows. Bounds the memory.
 
         Raises:
             PromptError: an image index outside 0 .. B - 1.
+            ShapeError: guidance of another number of prompts or another grid.
         """
-        found = list(self.decode_parts(features, prompts, multimask=multimask, patch=patch, chunk=chunk))
+        options: dict[str, Any] = {"multimask": multimask, "patch": patch, "guidance": guidance, "chunk": chunk}
+        found = list(self.decode_parts(features, prompts, **options))
         order = torch.cat([rows for rows, _, _ in found]).argsort()
         return torch.cat([part for _, part, _ in found])[order], torch.cat([part for _, _, part in found])[order]
 
@@ -216,6 +221,7 @@ class HFSamBackbone(Backbone):
         *,
         multimask: bool = False,
         patch: MaskDecoderPatch | None = None,
+        guidance: Guidance | None = None,
         chunk: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """:meth:`decode` in parts, so that thousands of prompts take the memory of a few.
@@ -225,6 +231,7 @@ class HFSamBackbone(Backbone):
 
         Raises:
             PromptError: an image index outside 0 .. B - 1.
+            ShapeError: guidance of another number of prompts or another grid.
         """
         batch, channels, height, width = features.neck.shape
         index = prompts.image_index
@@ -240,7 +247,10 @@ class HFSamBackbone(Backbone):
             logits, iou = decode_masks(decoder, features, blank, code, first, multimask=multimask, patch=patch)
             yield index, logits[:0], iou[:0]
             return
-        alone = patch is None and prompts.masks is None and prompts.dense is None and can_share(decoder)
+        if guidance is not None:
+            guidance.check(len(prompts), (height, width), channels)
+        plain = patch is None and guidance is None
+        alone = plain and prompts.masks is None and prompts.dense is None and can_share(decoder)
         for rows, image in _groups(index, batch, SHARED_FROM if alone else None):
             tokens = DECODE_TOKENS if image is None else SHARED_TOKENS
             shared = None
@@ -249,7 +259,14 @@ class HFSamBackbone(Backbone):
                 sparse, dense = self.embed(some, size)
                 if image is None:
                     found = decode_masks(
-                        decoder, features, (sparse, dense), code, some.image_index, multimask=multimask, patch=patch
+                        decoder,
+                        features,
+                        (sparse, dense),
+                        code,
+                        some.image_index,
+                        multimask=multimask,
+                        patch=patch,
+                        guidance=None if guidance is None else guidance.select(few),
                     )
                 else:
                     shared = shared or SharedImage(decoder, features.neck[image] + dense[0], code)

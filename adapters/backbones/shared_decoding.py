@@ -134,7 +134,8 @@ def answer(attention: Any, query: Tensor, key: Tensor, value: Tensor, onto: Tens
     weights = logits.add_(bias).softmax(2).flatten(1, 2)  # (n, H T, S); the fast direction, for T is small
     spread = _weight(attention.out_proj, heads, output=True)  # (H, d, C)
     values = _heads(attention.v_proj(value), heads) @ spread + attention.out_proj.bias / heads  # weights sum to one
-    keep = torch.is_grad_enabled() or query.ndim == 2  # else nobody reads the former image tokens again
+    same = onto.dtype == weights.dtype == values.dtype  # not so under autocast, which leaves in-place products alone
+    keep = torch.is_grad_enabled() or query.ndim == 2 or not same  # else nobody reads the former image tokens again
     add = torch.baddbmm if keep else Tensor.baddbmm_
     summed: Tensor = add(onto, weights.transpose(1, 2), values.flatten(1, 2))
     return summed
@@ -153,7 +154,10 @@ def upscale(decoder: Any, image: Tensor, weights: Tensor, grid: tuple[int, int])
         for own, kernels, drawn in zip(*tensors, strict=True):
             for cells, pixels in zip(own.split(UPSCALE_TOKENS, 1), drawn.split(16 * UPSCALE_TOKENS, 1), strict=True):
                 fine = _finish(decoder, layers, cells.flatten(0, 1)).unflatten(0, (len(own), -1))
-                torch.bmm(fine, kernels, out=pixels)
+                if fine.dtype == kernels.dtype == pixels.dtype:
+                    torch.bmm(fine, kernels, out=pixels)
+                else:  # under autocast
+                    pixels.copy_(fine @ kernels)
     split: Tensor = masks.view(number, height, width, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
     return split.reshape(number, -1, 4 * height, 4 * width)
 

@@ -5,8 +5,10 @@ from samgraft.adapters.decoders.class_masks import ClassMasksConfig
 from samgraft.adapters.decoders.class_tokens import ClassTokensConfig
 from samgraft.adapters.decoders.conv_head import ConvHeadConfig
 from samgraft.adapters.decoders.desam import DesamConfig
+from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.decoders.hq_token import HqTokenConfig
 from samgraft.adapters.decoders.neck_heads import CnnHeadConfig, LinearHeadConfig
+from samgraft.adapters.decoders.sam_seg import SamSegConfig
 from samgraft.registry import Registry
 
 DECODERS: Registry[type[DecoderConfig]] = Registry("decoder")
@@ -18,9 +20,11 @@ for _config in (
     CnnHeadConfig,
     ConvHeadConfig,
     DesamConfig,
+    DistancesConfig,
     HqTokenConfig,
     LinearHeadConfig,
     MaskConfig,
+    SamSegConfig,
 ):
     DECODERS.register(_config.method)(_config)
 
@@ -33,9 +37,11 @@ __all__ = [
     "DecoderConfig",
     "DecoderPatch",
     "DesamConfig",
+    "DistancesConfig",
     "HqTokenConfig",
     "LinearHeadConfig",
     "MaskConfig",
     "PromptedDecoder",
+    "SamSegConfig",
     "SemanticOutput",
 ]

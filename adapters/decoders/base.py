@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -27,6 +27,8 @@ class SemanticOutput:
     """How logits become probabilities."""
     scores: Tensor | None = None
     """(B, K) predicted IoU, where the decoder gives one."""
+    channels: ClassVar[tuple[str, ...]] = ()
+    """Names of the channels where they are not classes."""
 
     @property
     def num_classes(self) -> int:
@@ -38,7 +40,7 @@ class SemanticOutput:
         if tuple(self.logits.shape[-2:]) == tuple(size):
             return self
         logits = functional.interpolate(self.logits.float(), size=size, mode="bilinear", align_corners=False)
-        return SemanticOutput(logits=logits, activation=self.activation, scores=self.scores)
+        return replace(self, logits=logits)
 
     def foreground(self) -> Tensor:
         """(B, classes, h', w') float32 in [0, 1]: probability of each foreground class."""

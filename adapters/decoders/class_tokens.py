@@ -136,7 +136,7 @@ class ClassTokenDecoder(DecoderPatch):
         return tokens[:, 0, 1:], keys[:, 0].transpose(1, 2).unflatten(2, (height, width))
 
 
-def resolve_taps(taps: str | tuple[int, ...], num_blocks: int, *, owner: str = "class_tokens") -> tuple[int, ...]:
+def resolve_taps(taps: str | tuple[int, ...], num_blocks: int, owner: str = "class_tokens") -> tuple[int, ...]:
     """Block indices that ``taps`` means for an encoder of ``num_blocks``; never the last block for "auto".
 
     Args:

@@ -146,7 +146,7 @@ def export_adapter(
         about = _about(backbone, (height, width)) | {
             "adapter": meta.to_dict(),
             "activation": first.activation,
-            "channels": _channels(first.logits.shape[1], first.activation, meta.classes),
+            "channels": list(first.channels) or _channels(first.logits.shape[1], first.activation, meta.classes),
         }
         with _merged(grafted):
             return write_graphs([graph], Path(folder), about)

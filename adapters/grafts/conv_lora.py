@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.backbones.blocks import partition, unpartition
 from samgraft.adapters.backbones.sites import SiteContext
+from samgraft.adapters.backbones.windowing import partition, unpartition
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.grafts.base import SITE_LABELS, GraftConfig, SiteGraft
 from samgraft.adapters.grafts.targets import SLICES, check_lora

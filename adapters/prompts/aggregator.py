@@ -4,8 +4,8 @@
     x = 0;  for each i:  x <- x + f_i;  x <- x + CNR_i(x)          (CNR: 3x3, norm, ReLU)
     x -> 1x1 to `out`, norm, ReLU -> 3x3, norm, ReLU -> 3x3 -> (B, out, h, w)
 
-A pyramid of the map (:class:`SimpleFpn`) has strides of patch / 4, patch / 2, patch, 2 patch and 4 patch pixels. What is
-read from these maps knows no place, so :func:`sine_positions` is added where a place is needed; :func:`sine_tokens`
+A pyramid of the map (:class:`SimpleFpn`) has strides of patch / 4, patch / 2, patch, 2 patch and 4 patch pixels. What
+is read from these maps knows no place, so :func:`sine_positions` is added where a place is needed; :func:`sine_tokens`
 keeps learned prompt tokens in the range of SAM's own.
 
 Source:

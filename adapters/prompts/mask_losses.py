@@ -1,9 +1,9 @@
 """Losses between N mask logits and N true masks, where parts of the image may be unknown.
 
-Each mask has a binary cross-entropy (mean over its known pixels) and a Dice loss. Both are computed on the whole grid of
-the logits, with targets that are the true share of every cell, or at points of the continuous image plane, most of them
-where the logits are least certain. A cell of (h, w) logits covers H / h by W / w pixels of the network input; nothing
-moves by half a pixel on the way.
+Each mask has a binary cross-entropy (mean over its known pixels) and a Dice loss. Both are computed on the whole grid
+of the logits, with targets that are the true share of every cell, or at points of the continuous image plane, most of
+them where the logits are least certain. A cell of (h, w) logits covers H / h by W / w pixels of the network input;
+nothing moves by half a pixel on the way.
 
 Source:
     Dice: V-Net, arXiv:1606.04797, section 3, with 1 added above and below as in DETR, arXiv:2005.12872, A.2. Points:
@@ -127,7 +127,9 @@ def cell_share(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tens
     fine = size[0] > masks.shape[1] or size[1] > masks.shape[2]
     mode = "nearest-exact" if fine else "area"
     parts = [
-        functional.interpolate(few[:, None].to(dtype), size=size, mode=mode)[:, 0] for few in masks.split(CHUNK) if len(few)
+        functional.interpolate(few[:, None].to(dtype), size=size, mode=mode)[:, 0]
+        for few in masks.split(CHUNK)
+        if len(few)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, *size, device=masks.device, dtype=dtype)
 

@@ -1,137 +1,195 @@
-"""One-to-one matching of queries with the true objects of an image, and the targets that follow from it.
+"""Describing cells so that those of two images can be compared, and what methods built on that have in common.
 
-Every object is given to one query so that the sum of costs is least. The cost of a pair is
-``class x -p(class) + bce x cross-entropy + dice x Dice``, with mask terms at the same places for all pairs of an image:
-every cell of the mask logits, or random points where that would be many.
+A cell is described by the encoder (neck or a tap), and optionally by where it lies and how it looks. The similarity of
+two cells is a weighted mean of cosines,
+
+    (cos(features) + position * cos(places) + appearance * cos(looks)) / (1 + position + appearance)
+
+so one matrix product of unit vectors gives it. Place and look are angles: a coordinate that runs from 0 to 1 over the
+image becomes (cos pi x, sin pi x), for which the nearest are the most alike.
 
 Source:
-    DETR, arXiv:2005.12872, section 3.1; costs at points as in Mask2Former, arXiv:2112.01527, section 3.3; weights 2, 5, 5
-    of RSPrompter, arXiv:2306.16269 (KyanChen/RSPrompter, branch lightning).
-Deviations:
-    Pixels that are not known count in no cost.
+    This project; which tap describes cells best was measured with ``python -m tests.benchmarks.one_shot --taps``.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn import functional
 
-from samgraft.adapters.prompts.mask_losses import (
-    MaskLosses,
-    at_least_float,
-    cell_share,
-    mask_bce,
-    mask_dice,
-    mask_losses,
-    pairwise_losses,
-    pixels_at,
-    read_at,
-    share_of_known,
-)
-from samgraft.adapters.prompts.objects import Objects
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.prompts.base import PrompterConfig, Prompts
+from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter, Objects
+from samgraft.adapters.prompts.references import References, prototypes, references_of
+from samgraft.adapters.prompts.refining import decode_best, found_objects
+from samgraft.errors import ConfigError
 
-UNUSABLE = 1e6
-"""Stands for a cost that is not finite, as after an overflow in half precision: the step is skipped later."""
+if TYPE_CHECKING:
+    from samgraft.adapters.backbones.base import Backbone
+
+NECK = "neck"
+MEMORY = 2**24
+"""Numbers of a similarity matrix that are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchWeights:
-    """Weights of the parts of a cost, and of the losses of the same name."""
+class ReferenceConfig(PrompterConfig):
+    """Base of the configurations of methods that are shown references."""
 
-    classes: float = 2.0
-    bce: float = 5.0
-    dice: float = 5.0
+    tap: str | int = NECK
+    """Whose cells are compared: "neck", or an encoder block (negative: counted from the last)."""
+    centre: bool = True
+    """Take the mean over all cells of the references from every feature: what all cells share tells nothing."""
+    position: float = 0.0
+    """Weight of where a cell lies, against 1 for features; above 0 for images that show the same view."""
+    appearance: float = 0.0
+    """Weight of mean and spread of the colours in a cell, against 1 for features."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if isinstance(self.tap, str) and self.tap != NECK:
+            raise ConfigError(f"{self.method}: tap is {self.tap!r}; expected 'neck' or the number of a block")
+        for name in ("position", "appearance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected a weight of at least 0")
+
+    def block(self, num_blocks: int) -> int | None:
+        """Encoder block that is read, or None for the neck.
+
+        Raises:
+            ConfigError: there is no such block.
+        """
+        if isinstance(self.tap, str):
+            return None
+        if not -num_blocks <= self.tap < num_blocks:
+            raise ConfigError(f"{self.method}: tap {self.tap} is no block; the backbone has 0..{num_blocks - 1}")
+        return self.tap % num_blocks
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageTargets:
-    """The n objects of one image at P places."""
+class ReferencePrompter(ObjectPrompter):
+    """Writes prompts for every image and each of the K objects of ``context["references"]``, image-major.
 
-    rows: Tensor
-    """(n,) rows of ``Objects``."""
-    classes: Tensor
-    """(n,) int64."""
-    targets: Tensor
-    """(n, P) in [0, 1]."""
-    weights: Tensor
-    """(P,): how well each place is known, 0 to 1."""
-    points: Tensor | None
-    """(1, P, 2) shares of the image; None where the places are the cells of the logits."""
-
-    def read(self, logits: Tensor) -> Tensor:
-        """Mask logits (Q, P) at the places, from maps (Q, h, w)."""
-        return logits.flatten(1) if self.points is None else read_at(logits, self.points.expand(len(logits), -1, -1))
-
-
-class Truth:
-    """The objects of a batch as targets for mask logits of one size; worked out once, used for every layer.
-
-    Args:
-        objects: Of the batch.
-        size: (h, w) of the mask logits.
-        points: Places per mask, where it has more than twice as many cells; otherwise all cells are compared, which
-            is exact and costs less than drawing.
-        dtype: Of targets and weights.
+    ``context["valid"]`` (B, H, W) bool, if given, is False on padding, where nothing is looked for.
     """
 
-    def __init__(self, objects: Objects, size: tuple[int, int], *, points: int, dtype: torch.dtype) -> None:
-        """Prepare the targets."""
-        self.objects = objects
-        self.points = points if size[0] * size[1] > 2 * points else 0
-        images = range(len(objects.known))
-        if self.points:
-            self.images = [self._drawn(image, dtype) for image in images]
-            return
-        self.weights = cell_share(objects.known, size, dtype).flatten(1)  # (B, P)
-        index = objects.image_index
-        inside = cell_share(objects.masks & objects.known[index], size, dtype).flatten(1)
-        self.targets = share_of_known(inside, self.weights[index])  # (N, P)
-        self.images = [self._celled(image) for image in images]
+    def __init__(self, config: ReferenceConfig, backbone: "Backbone") -> None:
+        """Remember what is read; ``backbone`` is only read."""
+        super().__init__()
+        self.settings = config
+        self.block = config.block(backbone.spec.num_blocks)
+        self.taps = () if self.block is None else (self.block,)
 
-    def losses(self, logits: Tensor, rows: Tensor) -> MaskLosses:
-        """Losses of masks (n, h, w) that should be the objects ``rows`` (n,)."""
-        index = self.objects.image_index[rows]
-        if self.points:
-            return mask_losses(logits, self.objects.masks[rows], self.objects.known[index], points=self.points)
-        found, targets, weights = at_least_float(logits).flatten(1), self.targets[rows], self.weights[index]
-        return MaskLosses(bce=mask_bce(found, targets, weights), dice=mask_dice(found, targets, weights))
+    def losses(self, backbone: "Backbone", features: Features, image: Tensor, objects: Objects) -> dict[str, Tensor]:
+        """Nothing is trained."""
+        del backbone, features, image, objects
+        return {}
 
-    def _celled(self, image: int) -> ImageTargets:
-        rows = self.objects.of(image)
-        classes = self.objects.classes[rows]
-        return ImageTargets(
-            rows=rows, classes=classes, targets=self.targets[rows], weights=self.weights[image], points=None
-        )
+    def find(self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]) -> FoundObjects:
+        """The best of the decoder's masks for each prompt; references without features are encoded.
 
-    def _drawn(self, image: int, dtype: torch.dtype) -> ImageTargets:
-        rows, known = self.objects.of(image), self.objects.known[image][None]
-        points = torch.rand(1, self.points, 2, device=known.device, dtype=dtype)
-        targets = pixels_at(self.objects.masks[rows], points.expand(len(rows), -1, -1), dtype)
-        weights = pixels_at(known, points, dtype)[0]
-        return ImageTargets(
-            rows=rows, classes=self.objects.classes[rows], targets=targets, weights=weights, points=points
-        )
+        Raises:
+            ConfigError: no references.
+        """
+        context = {**context, "references": references_of(context).encode(backbone, self.taps)}
+        prompts: Prompts = self(features, image, context)
+        logits, scores = decode_best(backbone, features, prompts, multimask=self.multimask)
+        return found_objects(prompts, logits, scores, references_of(context).num_objects)
+
+    def cells(self, features: Features, image: Tensor, references: References) -> tuple[Tensor, Tensor]:
+        """Unit vectors of the cells of images (B, h, w, D) and of references (R, h', w', D).
+
+        Raises:
+            ConfigError: features of images or references lack a tap.
+        """
+        shown, seen = (self._raw(f) for f in (references.ready(self.taps), features))
+        if self.settings.centre:
+            mean = prototypes(shown, references.known()[:, None])[0]
+            shown, seen = shown - mean, seen - mean
+        return self._extended(seen, image), self._extended(shown, references.images)
+
+    def _raw(self, features: Features) -> Tensor:
+        if self.block is None:
+            return features.neck.permute(0, 2, 3, 1)
+        if self.block not in features.taps:
+            raise ConfigError(
+                f"{self.settings.method} reads block {self.block}; features have {sorted(features.taps)}; encode with "
+                "taps=prompter.taps"
+            )
+        return features.taps[self.block]
+
+    def _extended(self, raw: Tensor, image: Tensor) -> Tensor:
+        config, grid = self.settings, (raw.shape[1], raw.shape[2])
+        parts = [functional.normalize(raw, dim=-1)]
+        if config.position > 0:
+            parts.append(math.sqrt(config.position) * place_code(grid).to(raw).expand(len(raw), -1, -1, -1))
+        if config.appearance > 0:
+            parts.append(math.sqrt(config.appearance) * look_code(image, grid).to(raw.dtype))
+        return torch.cat(parts, dim=-1) / math.sqrt(1 + config.position + config.appearance)
 
 
-@torch.no_grad()
-def match(class_logits: Tensor, found: Tensor, wanted: ImageTargets, weights: MatchWeights) -> tuple[Tensor, Tensor]:
-    """Queries and the objects they are given: two tensors (min(Q, n),) int64, ascending by query.
+def angles(values: Tensor) -> Tensor:
+    """Unit vectors (..., 2 n) of values (..., n) in [0, 1]: the mean cosine of pi times their differences."""
+    turned = math.pi * values
+    return torch.cat([turned.cos(), turned.sin()], dim=-1) / math.sqrt(values.shape[-1])
+
+
+def place_code(grid: tuple[int, int]) -> Tensor:
+    """Unit vectors (1, h, w, 4) of where cells lie."""
+    y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) / n for n in grid)
+    return angles(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1))[None]
+
+
+def look_code(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Unit vectors (B, h, w, 12) of mean and spread (twice the deviation) of the colours of (B, 3, H, W) in [0, 1]."""
+    mean = functional.adaptive_avg_pool2d(image.float(), grid)
+    square = functional.adaptive_avg_pool2d(image.float().square(), grid)
+    spread = 2 * (square - mean.square()).clamp_min(0).sqrt()
+    return angles(torch.cat([mean, spread.clamp(0, 1)], dim=1).permute(0, 2, 3, 1))
+
+
+def valid_cells(context: Mapping[str, Any], features: Features) -> Tensor:
+    """(B, h, w) bool: cells that are not all padding, by ``context["valid"]`` (B, H, W) bool or None."""
+    neck = features.neck
+    batch, _, height, width = neck.shape
+    valid: Tensor | None = context.get("valid")
+    if valid is None:
+        return torch.ones(batch, height, width, dtype=torch.bool, device=neck.device)
+    return functional.adaptive_avg_pool2d(valid[:, None].to(neck), (height, width))[:, 0] > 0
+
+
+def cell_centres(grid: tuple[int, int], patch: float) -> Tensor:
+    """(h w, 2) places (x, y) in pixels of the centres of cells of ``patch`` pixels, row by row."""
+    y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) * patch - 0.5 for n in grid)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+def nearest(queries: Tensor, memory: Tensor, number: int, *, bound: int = MEMORY) -> tuple[Tensor, Tensor]:
+    """The ``number`` most similar rows of a memory for each query, a tile of the product at a time.
 
     Args:
-        class_logits: (Q, C + 1), "no object" last.
-        found: (Q, P) mask logits at the places of ``wanted``.
-        wanted: n objects; the second result counts them from 0.
-        weights: Of the parts of the cost.
+        queries: (Q, D).
+        memory: (M, D).
+        number: At most this many; fewer if the memory is smaller.
+        bound: Numbers of the product that are held at once.
+
+    Returns:
+        Similarities (Q, k), falling, and rows of the memory (Q, k).
     """
-    probabilities = class_logits.float().softmax(dim=-1)
-    masks = pairwise_losses(found, wanted.targets, wanted.weights)
-    cost = weights.bce * masks.bce + weights.dice * masks.dice - weights.classes * probabilities[:, wanted.classes]
-    return assign(cost)
-
-
-def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (min(Q, n),) of a cost (Q, n) whose sum is least, each used at most once; ascending rows."""
-    usable = torch.nan_to_num(cost.detach().double(), nan=UNUSABLE, posinf=UNUSABLE, neginf=UNUSABLE)
-    rows, columns = linear_sum_assignment(usable.cpu().numpy())
-    return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
+    k = min(number, len(memory))
+    columns = max(k, min(len(memory), bound))
+    rows = max(1, bound // columns)
+    values, places = [], []
+    for some in queries.split(rows):
+        best, where = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64, device=some.device)
+        for start in range(0, len(memory), columns):
+            product = some @ memory[start : start + columns].T
+            index = torch.arange(start, start + product.shape[1], device=some.device).expand_as(product)
+            best, chosen = torch.cat([best, product], dim=1).topk(min(k, best.shape[1] + product.shape[1]), dim=1)
+            where = torch.cat([where, index], dim=1).gather(1, chosen)
+        values.append(best)
+        places.append(where)
+    return torch.cat(values), torch.cat(places)

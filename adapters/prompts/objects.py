@@ -7,12 +7,13 @@ input; a box names its first and last pixel, as in :class:`~samgraft.adapters.pr
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.prompts.base import PromptGenerator, Prompts
 from samgraft.errors import ConfigError, ShapeError
 
@@ -81,9 +82,7 @@ class ObjectHead(ABC):
     """Kinds of objects."""
 
     @abstractmethod
-    def losses(
-        self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """Named scalar losses, to be added up; finite and attached to the graph also for images without an object.
 
         Args:
@@ -110,6 +109,9 @@ class ObjectHead(ABC):
 class ObjectPrompter(PromptGenerator, ObjectHead):
     """Writes one prompt per object, with ``scores`` and (for several classes) ``class_logits``."""
 
+    score_by_iou: bool = False
+    """Multiply scores by the IoU that the mask decoder predicts, cut to [0, 1]."""
+
     def find(
         self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
@@ -121,18 +123,26 @@ class ObjectPrompter(PromptGenerator, ObjectHead):
         prompts: Prompts = self(features, image, context)
         if prompts.scores is None:
             raise ConfigError(f"{type(self).__name__} wrote prompts without scores; objects need them to be ranked")
-        found = [(rows, logits[:, 0]) for rows, logits, _ in backbone.decode_parts(features, prompts)]
-        order = torch.cat([rows for rows, _ in found]).argsort()
+        found = [(rows, logits[:, 0], iou[:, 0]) for rows, logits, iou in backbone.decode_parts(features, prompts)]
+        order = torch.cat([rows for rows, _, _ in found]).argsort()
+        scores = prompts.scores
+        if self.score_by_iou:
+            scores = scores * torch.cat([iou for _, _, iou in found])[order].clamp(0, 1).to(scores.dtype)
         classes = torch.zeros_like(prompts.image_index)
         if prompts.class_logits is not None:
             classes = prompts.class_logits[:, : self.object_classes].argmax(dim=1)
         return FoundObjects(
             image_index=prompts.image_index,
-            logits=torch.cat([logits for _, logits in found])[order],
-            scores=prompts.scores,
+            logits=torch.cat([logits for _, logits, _ in found])[order],
+            scores=scores,
             classes=classes,
             from_ground_truth=prompts.from_ground_truth,
         )
+
+
+def finds_objects(config: MethodConfig | type[MethodConfig] | None) -> bool:
+    """Whether a configuration builds an :class:`ObjectHead`; these have a field ``object_classes``."""
+    return config is not None and any(field.name == "object_classes" for field in fields(config))
 
 
 def objects_from_labels(labels: Tensor, *, ignore: int = -1, min_area: int = 1) -> Objects:

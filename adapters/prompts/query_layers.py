@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samgraft.adapters.prompts.mask_losses import at_least_float
+
 
 class EncoderLayer(nn.Module):
     """Self-attention, then a two-layer perceptron.
@@ -108,7 +110,35 @@ def pooled(pixels: Tensor) -> Tensor:
     return functional.avg_pool2d(pixels, 4)
 
 
-def _attend(layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None = None) -> Tensor:
+def with_places(pixels: Tensor) -> Tensor:
+    """(B, m, 4h, 4w) with four more channels: x^2 + y^2, x, y and 1 of cell centres, in tokens (4 cells)."""
+    height, width = pixels.shape[-2:]
+    wide = at_least_float(pixels)
+    x = ((torch.arange(width, device=pixels.device, dtype=wide.dtype) + 0.5) / 4).expand(height, width)
+    y = ((torch.arange(height, device=pixels.device, dtype=wide.dtype) + 0.5) / 4)[:, None].expand(height, width)
+    places = torch.stack([x.square() + y.square(), x, y, torch.ones_like(x)])
+    return torch.cat([wide, places.expand(len(pixels), -1, -1, -1)], dim=1)
+
+
+def mask_products(weights: Tensor, pixels: Tensor) -> Tensor:
+    """Mask logits (B, Q, h, w) of weights (B, Q, m + 4) on pixels from :func:`with_places`.
+
+    Not in half precision, which cannot tell neighbouring places apart.
+    """
+    with torch.autocast(device_type=pixels.device.type, enabled=False):
+        return (weights @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with zeros in it."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _attend(
+    layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None = None
+) -> Tensor:
     if hidden is not None:
         hidden = hidden.repeat_interleave(layer.num_heads, dim=0)  # (B * heads, Q, S), image-major
     found: Tensor = layer(query, key, value, attn_mask=hidden, need_weights=False)[0]

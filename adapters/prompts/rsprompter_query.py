@@ -6,7 +6,7 @@
                                                     m . upscaled(x) -> (4h, 4w) logits           dense prompt
     frozen mask decoder (tokens, coarse mask) -> mask
 
-In training, each object is matched with one query by class and coarse mask (matching.py). The class loss is on every
+In training, each object is matched with one query by class and coarse mask (assignment.py). The class loss is on every
 layer; the loss on masks of the frozen decoder, which cost most, is on the last layer and for matched queries only. The
 coarse mask reaches the decoder detached, and has losses of its own.
 
@@ -36,24 +36,33 @@ from torch.nn import functional
 
 from samgraft.adapters.config import check_choice, check_positive
 from samgraft.adapters.prompts.aggregator import FeatureAggregator, Norm, sine_positions, sine_tokens, taps_for
+from samgraft.adapters.prompts.assignment import MatchWeights, Truth, match
 from samgraft.adapters.prompts.base import PrompterConfig, Prompts
+from samgraft.adapters.prompts.centre_map import best_cells, centre_loss
 from samgraft.adapters.prompts.mask_losses import POINTS, at_least_float
-from samgraft.adapters.prompts.matching import MatchWeights, Truth, match
+from samgraft.adapters.prompts.object_masks import certainty, in_the_unknown, mask_nms
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter, Objects
 from samgraft.adapters.prompts.query_layers import (
     DecoderLayer,
     EncoderLayer,
     gather_rows,
+    mask_products,
     mlp,
     outside,
     pooled,
     upscaler,
+    with_places,
+    zeroed,
 )
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.backbones.base import Backbone, Features
 
+RARE = -2.2
+"""Logit of an object's centre to begin with: one cell in ten."""
+WIDTH = 2.0
+"""Tokens: the standard deviation of the bell around a query with which coarse masks begin."""
 NO_OBJECT = 0.1
 """Weight of queries without an object in the class loss."""
 
@@ -127,7 +136,13 @@ class _Seen:
     states: list[Tensor]
     """(B, Q, dim) after the start (where it is supervised) and after each decoder layer, normalised."""
     pixels: Tensor | None
-    """(B, m, 4h, 4w): coarse masks are products with it."""
+    """(B, m + 4, 4h, 4w): coarse masks are products with it."""
+    small: Tensor | None
+    """(B, m + 4, h, w): their means over tokens."""
+    promise: Tensor | None
+    """(B, h, w) logits of object centres; None for learned queries."""
+    centres: Tensor
+    """(B, Q, 2): where queries stand at the start, (x, y) in tokens."""
 
 
 class RSPrompterQuery(ObjectPrompter):
@@ -147,12 +162,16 @@ class RSPrompterQuery(ObjectPrompter):
             self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
             self.image_norm, self.query_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
             self.start = nn.Linear(dim, dim) if config.start == "image" else _Learned(config.queries, dim)
+            if config.start == "image":
+                self.promise = nn.Linear(dim, 1)
+                nn.init.constant_(self.promise.bias, RARE)
             self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(config.decoder_layers))
             self.class_head = mlp((dim, dim // 2, config.object_classes + 1))
             self.token_head = mlp((dim, dim, dim, config.tokens * 2 * spec.neck_channels))
             if config.coarse_mask:
                 self.upscale = upscaler(dim, dim // 8)
                 self.mask_head = mlp((dim, dim, dim // 8))
+                self.place_head = zeroed(nn.Linear(dim, 4))
         self.to(like.dtype)
 
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
@@ -161,9 +180,8 @@ class RSPrompterQuery(ObjectPrompter):
         seen = self._see(features)
         class_logits = self.class_head(seen.states[-1])  # (B, Q, C + 1)
         scores = class_logits.float().softmax(dim=-1)[..., :-1].amax(dim=-1)
-        coarse = None
-        if seen.pixels is not None:
-            coarse = self._coarse(seen.states[-1], seen.pixels)
+        coarse = self._coarse(seen.states[-1], seen.pixels, seen.centres)
+        if coarse is not None:
             scores = scores * certainty(coarse.flatten(0, 1)).reshape(scores.shape)
         where, query = (scores > self.config.score).nonzero().unbind(dim=1)
         return Prompts(
@@ -181,9 +199,7 @@ class RSPrompterQuery(ObjectPrompter):
         found = super().find(backbone, features, image, context)
         return found.select(mask_nms(found, self.config.nms))
 
-    def losses(
-        self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """``class``, ``bce`` and ``dice`` of decoded masks; ``coarse_bce`` and ``coarse_dice`` of the head's own.
 
         Each is weighted; class and coarse losses are sums over layers, mask losses means over objects.
@@ -192,16 +208,18 @@ class RSPrompterQuery(ObjectPrompter):
         height, width = features.neck.shape[-2:]
         dtype = at_least_float(seen.states[-1]).dtype
         truth = Truth(objects, (4 * height, 4 * width), points=self.config.points, dtype=dtype)
-        pairs = self._match(backbone, features, seen, truth)
+        pairs = self._match(backbone, features, seen, Truth(objects, (height, width), dtype=dtype))
         total: dict[str, Tensor] = {"class": torch.zeros((), device=image.device, dtype=dtype)}
         if seen.pixels is not None:
             total |= dict.fromkeys(("coarse_bce", "coarse_dice"), total["class"])
         for state, matched in zip(seen.states, pairs, strict=True):
-            coarse = None if seen.pixels is None else self._coarse(state, seen.pixels)
-            total["class"] = total["class"] + self._class_loss(state, coarse, matched, objects)
+            total["class"] = total["class"] + self._class_loss(state, seen, matched, objects)
+            coarse = self._coarse_of(state, seen, matched)
             if coarse is not None:
-                bce, dice = _mask_loss(coarse[matched.image, matched.query], truth, matched.row)
+                bce, dice = _mask_loss(coarse, truth, matched.row)
                 total["coarse_bce"], total["coarse_dice"] = total["coarse_bce"] + bce, total["coarse_dice"] + dice
+        if seen.promise is not None:
+            total["centre"] = centre_loss(seen.promise, objects)
         total["bce"], total["dice"] = self._decoded_loss(backbone, features, seen, pairs[-1], truth)
         return total
 
@@ -215,36 +233,57 @@ class RSPrompterQuery(ObjectPrompter):
             tokens = layer(tokens, spots)
         pixels = small = None
         if self.config.coarse_mask:
-            pixels = self.upscale(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+            pixels = with_places(self.upscale(tokens.transpose(1, 2).unflatten(2, x.shape[2:])))
             small = pooled(pixels)
         tokens = self.image_norm(tokens)
-        queries, query_place = self._first(tokens, spots)
+        queries, query_place, centres, promise = self._first(tokens, spots, (x.shape[2], x.shape[3]))
         masked = self.config.masked and small is not None
         states = [self.query_norm(queries)] if masked or self.config.start == "image" else []
         for layer in self.decoder:
             hidden = None
             if masked and small is not None:
                 with torch.no_grad():
-                    hidden = outside(self._coarse(states[-1], small))
+                    hidden = outside(mask_products(self._weights(states[-1], centres), small))
             queries = layer(queries, query_place, tokens, spots, hidden)
             states.append(self.query_norm(queries))
-        return _Seen(states=states, pixels=pixels)
+        return _Seen(states=states, pixels=pixels, small=small, promise=promise, centres=centres)
 
-    def _first(self, tokens: Tensor, spots: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and their places, each (B, Q, dim)."""
+    def _first(
+        self, tokens: Tensor, spots: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries and their place codes, (B, Q, dim), where they stand, (B, Q, 2) in tokens, and centres (B, h, w)."""
+        batch = len(tokens)
         if isinstance(self.start, _Learned):
-            return self.start.content.expand(len(tokens), -1, -1), self.start.place.expand(len(tokens), -1, -1)
-        ready = self.start(tokens)
-        with torch.no_grad():
-            logits = self.class_head(self.query_norm(ready))
-            promise = logits[..., :-1].logsumexp(dim=-1) - logits[..., -1]
-            best = promise.topk(min(self.config.queries, promise.shape[1]), dim=1).indices  # (B, Q)
-        return gather_rows(ready, best), spots[best]
+            stand = self.start.place[:, :2].sigmoid() * tokens.new_tensor([grid[1], grid[0]])
+            content, place, stand = (
+                part.expand(batch, -1, -1) for part in (self.start.content, self.start.place, stand)
+            )
+            return content, place, stand, None
+        promise = at_least_float(self.promise(tokens)).squeeze(-1).unflatten(1, grid)
+        best = best_cells(promise.detach(), self.config.queries)  # (B, Q)
+        stand = torch.stack([best % grid[1], best // grid[1]], dim=-1).to(spots.dtype) + 0.5
+        return self.start(gather_rows(tokens, best)), spots[best], stand, promise
 
-    def _coarse(self, state: Tensor, pixels: Tensor) -> Tensor:
-        """(B, Q, 4h, 4w) mask logits, not in half precision."""
-        weights = self.mask_head(state)  # (B, Q, m)
-        return at_least_float((weights @ pixels.flatten(2)).unflatten(2, pixels.shape[2:]))
+    def _coarse(self, state: Tensor, pixels: Tensor | None, centres: Tensor) -> Tensor | None:
+        """(B, Q, ...) mask logits of a state, not in half precision."""
+        return None if pixels is None else mask_products(self._weights(state, centres), pixels)
+
+    def _coarse_of(self, state: Tensor, seen: _Seen, pairs: "_Pairs") -> Tensor | None:
+        """(n, 4h, 4w): the same of matched queries only."""
+        if seen.pixels is None:
+            return None
+        weights = self._weights(state, seen.centres)
+        rows = [weights[image, pairs.query[pairs.image == image]][None] for image in range(len(weights))]
+        return torch.cat([mask_products(w, p[None])[0] for w, p in zip(rows, seen.pixels, strict=True)])
+
+    def _weights(self, state: Tensor, centres: Tensor) -> Tensor:
+        """(B, Q, m + 4) weights of pixels, and of the places that :func:`with_places` adds to them."""
+        shift, spread, bias = at_least_float(self.place_head(state)).split((2, 1, 1), dim=-1)
+        centre, narrow = centres + shift, spread.clamp(-8, 8).exp() / (2 * WIDTH**2)
+        # 1 + bias - narrow * |p - centre|^2, written as a product with (|p|^2, x, y, 1)
+        square = centre.square().sum(dim=-1, keepdim=True)
+        places = torch.cat([-narrow, 2 * narrow * centre, bias + 1 - narrow * square], dim=-1)
+        return torch.cat([self.mask_head(state).to(places.dtype), places], dim=-1)
 
     def _tokens(self, state: Tensor) -> Tensor:
         """(..., dim) -> (..., Kp, C)."""
@@ -253,37 +292,42 @@ class RSPrompterQuery(ObjectPrompter):
     @torch.no_grad()
     def _match(self, backbone: "Backbone", features: "Features", seen: _Seen, truth: Truth) -> "list[_Pairs]":
         """Matched queries of every layer: each by its own coarse masks, or all by the decoder's masks of the last."""
-        states, pixels = seen.states, seen.pixels
-        if pixels is None:
-            last = self._match_layer(states[-1], self._decode_all(backbone, features, states[-1]), truth)
-            return [last] * len(states)
-        return [self._match_layer(state, self._coarse(state, pixels), truth) for state in states]
+        pairs: list[_Pairs] = []
+        for state in seen.states:
+            coarse = self._coarse(state, seen.small, seen.centres)
+            if coarse is None:
+                last = seen.states[-1]
+                return [self._match_layer(last, self._decode_all(backbone, features, last), truth)] * len(seen.states)
+            pairs.append(self._match_layer(state, coarse, truth))
+        return pairs
 
     def _match_layer(self, state: Tensor, masks: Tensor, truth: Truth) -> "_Pairs":
         """Match every image; ``masks`` (B, Q, h', w')."""
         classes = self.class_head(state)
         images, queries, rows = [], [], []
-        for image, (logits, maps, wanted) in enumerate(zip(classes, masks, truth.images, strict=True)):
-            query, column = match(logits, wanted.read(maps), wanted, MatchWeights())
+        for image, (logits, maps) in enumerate(zip(classes, masks, strict=True)):
+            query, row = match(logits, maps, truth, image, MatchWeights())
             images.append(torch.full_like(query, image))
             queries.append(query)
-            rows.append(wanted.rows[column])
+            rows.append(row)
         return _Pairs(image=torch.cat(images), query=torch.cat(queries), row=torch.cat(rows))
 
     def _decode_all(self, backbone: "Backbone", features: "Features", state: Tensor) -> Tensor:
-        """(B, Q, 4h, 4w) masks of all queries."""
+        """(B, Q, h, w) masks of all queries, as means over tokens."""
         batch, count, _ = state.shape
         index = torch.arange(batch, device=state.device).repeat_interleave(count)
         logits, _ = backbone.decode(features, Prompts(image_index=index, sparse=self._tokens(state).flatten(0, 1)))
-        return at_least_float(logits).reshape(batch, count, *logits.shape[-2:])
+        return pooled(at_least_float(logits)).reshape(batch, count, *features.neck.shape[-2:])
 
-    def _class_loss(self, state: Tensor, coarse: Tensor | None, pairs: "_Pairs", objects: Objects) -> Tensor:
+    def _class_loss(self, state: Tensor, seen: _Seen, pairs: "_Pairs", objects: Objects) -> Tensor:
         logits = at_least_float(self.class_head(state))
         wanted = logits.new_full(logits.shape[:2], self.object_classes, dtype=torch.int64)
         wanted[pairs.image, pairs.query] = objects.classes[pairs.row]
         weights = torch.where(wanted == self.object_classes, NO_OBJECT, 1.0).to(logits.dtype)
+        with torch.no_grad():
+            coarse = self._coarse(state, seen.small, seen.centres)
         if coarse is not None:
-            free = (wanted == self.object_classes) & in_the_unknown(coarse.detach(), objects.known)
+            free = (wanted == self.object_classes) & in_the_unknown(coarse, objects.known)
             weights = weights.masked_fill(free, 0.0)
         each = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
         loss = (each * weights.flatten()).sum() / weights.sum().clamp_min(NO_OBJECT)
@@ -298,10 +342,13 @@ class RSPrompterQuery(ObjectPrompter):
         if len(some.row) == 0:
             nothing = self._tokens(state).sum() * 0
             return nothing, nothing
-        masks = None
-        if seen.pixels is not None:
-            masks = self._coarse(state.detach(), seen.pixels.detach())[some.image, some.query][:, None].detach()
-        prompts = Prompts(image_index=some.image, sparse=self._tokens(state[some.image, some.query]), masks=masks)
+        with torch.no_grad():
+            coarse = self._coarse_of(state, seen, some)
+        prompts = Prompts(
+            image_index=some.image,
+            sparse=self._tokens(state[some.image, some.query]),
+            masks=None if coarse is None else coarse[:, None],
+        )
         logits, _ = backbone.decode(features, prompts)
         return _mask_loss(logits[:, 0], truth, some.row)
 
@@ -324,7 +371,7 @@ class _Pairs:
 
 
 class _Learned(nn.Module):
-    """Learned queries: what they begin as, and where."""
+    """Learned queries: what they begin as, and a code of their place, whose first two numbers give a point."""
 
     def __init__(self, queries: int, dim: int) -> None:
         super().__init__()
@@ -336,38 +383,6 @@ def _mask_loss(logits: Tensor, truth: Truth, rows: Tensor) -> tuple[Tensor, Tens
     """Weighted mean losses of masks (n, h', w') of the objects ``rows``; 0 with a graph where there are none."""
     each, count, weights = truth.losses(logits, rows), max(len(rows), 1), MatchWeights()
     return weights.bce * each.bce.sum() / count, weights.dice * each.dice.sum() / count
-
-
-def certainty(logits: Tensor) -> Tensor:
-    """(N,) in [0.5, 1): mean probability within each mask (N, h, w); 0 for an empty one."""
-    inside = logits > 0
-    total = (logits.sigmoid() * inside).sum(dim=(1, 2))
-    return total / inside.sum(dim=(1, 2)).clamp_min(1)
-
-
-def in_the_unknown(logits: Tensor, known: Tensor) -> Tensor:
-    """(B, Q) bool: whether more than half of a mask (B, Q, h, w) lies where ``known`` (B, H, W) is False."""
-    size = (logits.shape[-2], logits.shape[-1])
-    unknown = 1 - functional.adaptive_avg_pool2d(known[:, None].to(logits.dtype), size)
-    inside = (logits > 0).to(logits.dtype)
-    return (inside * unknown).sum(dim=(2, 3)) > 0.5 * inside.sum(dim=(2, 3))
-
-
-def mask_nms(found: FoundObjects, threshold: float) -> Tensor:
-    """Rows (n,) of objects to keep, by falling score: none overlaps a better one of its image by more than this IoU."""
-    order = found.scores.argsort(descending=True, stable=True)
-    if threshold >= 1 or len(order) < 2:
-        return order
-    masks = (found.logits[order] > 0).flatten(1).float()
-    area, both = masks.sum(dim=1), masks @ masks.T
-    iou = both / (area[:, None] + area - both).clamp_min(1)
-    image = found.image_index[order]
-    rivals = ((iou > threshold) & (image[:, None] == image)).cpu().tolist()
-    kept: list[int] = []
-    for row, near in enumerate(rivals):
-        if not any(near[better] for better in kept):
-            kept.append(row)
-    return order[torch.tensor(kept, device=order.device)]
 
 
 def _check(config: RSPrompterQueryConfig, dim: int, taps: tuple[int, ...], num_blocks: int) -> None:

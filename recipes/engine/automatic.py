@@ -30,15 +30,16 @@ from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.engine.slices import pictures
 from samgraft.recipes.inference import probabilities, squares
-from samgraft.recipes.instances import instances_from_probabilities
+from samgraft.recipes.joining import Joining
 from samgraft.recipes.prompting import coarsest_axis
+from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 
 T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
 """Wraps a loop to show its progress."""
 Part = tuple[slice, slice]
 IN_MEMORY = 2**30
-"""Probabilities of a raster up to this many bytes stay in memory, larger ones in a temporary file (instances only)."""
+"""Maps of a raster up to this many bytes stay in memory, larger ones in a temporary file (instances only)."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Steps:
 
     encode: Callable[[Tensor], tuple[Tensor, Features]]
     """(B, 3, S, S) in [0, 1] -> the same on the network's device, and its features."""
-    decode: Callable[[tuple[Tensor, Features]], Tensor]
-    """-> logits (B, 1 + classes, s, s), float on the CPU."""
+    decode: Callable[[tuple[Tensor, Features]], Any]
+    """-> logits (B, K, s, s) of the representation, float on the CPU; or per window the objects found there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ class Strip:
     """Finished rows of a plane, over its whole width."""
 
     rows: slice
-    probabilities: Tensor
-    """(K, rows, W)."""
+    maps: Tensor
+    """(K, rows, W), such as class probabilities."""
     valid: NDArray[np.bool_]
     """(rows, W): where the scene has data."""
 
@@ -91,22 +92,24 @@ def segment_automatic(
     chosen = encode_batch(grafted.backbone, recorded.size, batch)
     if scene.kind == "volume":
         return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
-    plane = Plane(scene, recorded.look(scene))
-    with closing(strips(steps(grafted), plane, recorded, batch=chosen, depth=depth, track=track)) as found:
-        if recorded.kind == "instance":
-            return _instances(scene, plane, recorded, found)
+    plane, representation = Plane(scene, recorded.look(scene)), recorded.representation
+    if isinstance(representation, WindowObjects):
+        network = steps(grafted, representation)
+        objects = _by_window(network, plane, recorded, batch=chosen, depth=depth, track=track)
+        return _instances(scene, recorded, *objects)
+    network = steps(grafted, recorded.maps)
+    with closing(strips(network, plane, recorded, batch=chosen, depth=depth, track=track)) as found:
+        if isinstance(representation, ObjectMaps):
+            return _instances(scene, recorded, *_from_maps(plane, recorded, representation, found))
         labels = np.zeros(plane.shape, dtype=label_dtype(max(recorded.classes)))
         for strip in found:
-            labels[strip.rows] = strip.probabilities.argmax(dim=0).numpy()
+            labels[strip.rows] = strip.maps.argmax(dim=0).numpy()
             labels[strip.rows][~strip.valid] = 0
     return _semantic(scene, labels, recorded)
 
 
-def steps(grafted: Grafted) -> Steps:
-    """The network, encoder and decoder apart.
-
-    Heads that answer through a sigmoid get a background channel of zeros, as in training.
-    """
+def steps(grafted: Grafted, representation: Maps | WindowObjects) -> Steps:
+    """The network, encoder and decoder apart; logits as in training."""
     device = next(grafted.backbone.parameters()).device
 
     def encode(image: Tensor) -> tuple[Tensor, Features]:
@@ -114,12 +117,14 @@ def steps(grafted: Grafted) -> Steps:
             there = image.to(device)
             return there, grafted.encode(there)
 
-    def decode(encoded: tuple[Tensor, Features]) -> Tensor:
+    def decode(encoded: tuple[Tensor, Features]) -> Any:
         image, features = encoded
         with torch.no_grad():
+            if isinstance(representation, WindowObjects):
+                found = representation.find(grafted, features, image)
+                return [found.select(found.image_index == number) for number in range(len(image))]
             output = grafted.predict(image, features=features)
-        logits = output.logits.float().cpu()
-        return logits if output.activation == "softmax" else torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return representation.logits(output).float().cpu()
 
     return Steps(encode, decode)
 
@@ -131,7 +136,7 @@ def _volume(
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
-    shape, network = plane_shape(scene.grid.shape, axis), steps(grafted)
+    shape, network = plane_shape(scene.grid.shape, axis), steps(grafted, recorded.maps)
     places = windows(shape, recorded.window, recorded.overlap)
     known: deque[NDArray[np.bool_]] = deque()  # the reading thread puts in a slice before its answer comes out
     shown = pictures(scene, recorded.look(scene), axis, neighbours=recorded.recipe.neighbours, known=known)
@@ -157,17 +162,38 @@ def strips(
 
     Logits of overlapping windows are blended; windows without valid pixels are not computed.
     """
-    places = windows(plane.shape, recorded.window, recorded.overlap)
-    rows = _Blend(recorded.channels_out, plane.shape)
-    stages = [_on_squares(network.encode), _on_squares(network.decode)]
-    with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
-        answers = (answer for chunk in chunks for answer in chunk.answers())
-        for _ in track(range(len(places)), "windows") if track else range(len(places)):
-            place, valid, logits = next(answers)
+    rows = _Blend(recorded.maps, plane.shape)
+    with closing(_walk(network, plane, recorded, batch=batch, depth=depth, track=track)) as answers:
+        for place, valid, logits in answers:
             if place[0].start > rows.top:  # rows above the next windows are finished
                 yield rows.finish(place[0].start)
             rows.add(place, valid, logits, recorded.size)
         yield rows.finish(plane.shape[0])
+
+
+def _walk(
+    network: Steps, plane: Plane, recorded: Recorded, *, batch: int, depth: int, track: Track | None
+) -> Generator[tuple[Part, NDArray[np.bool_], Any], None, None]:
+    """Every window in order: its place, where it is valid, and what the network gave (None where nothing is valid)."""
+    places = windows(plane.shape, recorded.window, recorded.overlap)
+    stages = [_on_squares(network.encode), _on_squares(network.decode)]
+    with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
+        answers = (answer for chunk in chunks for answer in chunk.answers())
+        for _ in track(range(len(places)), "windows") if track else range(len(places)):
+            yield next(answers)
+
+
+def _by_window(
+    network: Steps, plane: Plane, recorded: Recorded, *, batch: int, depth: int, track: Track | None
+) -> tuple[Array, NDArray[np.float32]]:
+    """Objects that are found in each window and joined: labels (H, W) and scores (n,)."""
+    joining, known = Joining(plane.shape, recorded.size), np.zeros(plane.shape, dtype=np.bool_)
+    with closing(_walk(network, plane, recorded, batch=batch, depth=depth, track=track)) as answers:
+        for place, valid, found in answers:
+            known[place] = valid
+            if found is not None:
+                joining.add(place, found)
+    return joining.finish(min_area=_area(recorded, plane.shape), valid=known)
 
 
 @dataclass(eq=False)
@@ -180,13 +206,13 @@ class _Chunk:
     useful: list[bool]
     """Which windows have valid pixels, and therefore a row in ``content``."""
     content: Any
-    """Squares, then features, then logits (B, K, s, s) on the CPU; None if no window is useful."""
+    """Squares, then features, then what the network gave per window (see ``Steps``); None if no window is useful."""
 
-    def answers(self) -> Iterator[tuple[Part, NDArray[np.bool_], Tensor | None]]:
-        """Per window its place, where it is valid, and its logits (K, s, s)."""
-        logits = iter(() if self.content is None else self.content)
+    def answers(self) -> Iterator[tuple[Part, NDArray[np.bool_], Any]]:
+        """Per window its place, where it is valid, and its logits (K, s, s) or objects; None where nothing is valid."""
+        given = iter(() if self.content is None else self.content)
         for part, valid, useful in zip(self.parts, self.valid, self.useful, strict=True):
-            yield part, valid, next(logits) if useful else None
+            yield part, valid, next(given) if useful else None
 
 
 def _chunks(plane: Plane, places: Sequence[Part], size: int, batch: int) -> Iterator[_Chunk]:
@@ -224,8 +250,9 @@ def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
 class _Blend:
     """Rows in the making: sums of weighted logits over the width of the plane."""
 
-    def __init__(self, channels: int, shape: tuple[int, int]) -> None:
-        self.channels, self.shape, self.top = channels, shape, 0
+    def __init__(self, representation: Maps, shape: tuple[int, int]) -> None:
+        channels = representation.channels
+        self.channels, self.maps, self.shape, self.top = channels, representation.maps, shape, 0
         self._total, self._mass = torch.zeros(channels, 0, shape[1]), torch.zeros(0, shape[1])
         self._valid = np.zeros((0, shape[1]), dtype=np.bool_)
 
@@ -244,7 +271,7 @@ class _Blend:
     def finish(self, stop: int) -> Strip:
         """Rows up to ``stop``, which are then let go of."""
         rows = stop - self.top
-        found = (self._total[:, :rows] / self._mass[:rows]).softmax(dim=0)
+        found = self.maps(self._total[:, :rows] / self._mass[:rows])
         strip = Strip(slice(self.top, stop), found, self._valid[:rows])
         self._total, self._mass = self._total[:, rows:].clone(), self._mass[rows:].clone()
         self._valid, self.top = self._valid[rows:].copy(), stop
@@ -259,23 +286,33 @@ class _Blend:
             self._valid = np.concatenate([self._valid, np.zeros((missing, self.shape[1]), dtype=np.bool_)])
 
 
-def _instances(scene: Scene, plane: Plane, recorded: Recorded, found: Iterator[Strip]) -> Segmentation:
-    """Objects from interior and border probabilities."""
-    shape = (3, *plane.shape)
+def _from_maps(
+    plane: Plane, recorded: Recorded, representation: ObjectMaps, found: Iterator[Strip]
+) -> tuple[Array, NDArray[np.float32]]:
+    """Objects of complete maps: labels (H, W) and scores (n,)."""
+    shape = (representation.channels, *plane.shape)
+    nothing = torch.tensor(representation.nothing)[:, None, None]
     with tempfile.TemporaryDirectory(prefix="samgraft-") as folder:
         large = 4 * int(np.prod(shape)) > IN_MEMORY
-        chances: NDArray[np.float32] = (
-            np.memmap(f"{folder}/probabilities", dtype=np.float32, mode="w+", shape=shape)
+        maps: NDArray[np.float32] = (
+            np.memmap(f"{folder}/maps", dtype=np.float32, mode="w+", shape=shape)
             if large
             else np.zeros(shape, dtype=np.float32)
         )
         for strip in found:
-            chances[:, strip.rows] = strip.probabilities.numpy()
-            chances[0, strip.rows][~strip.valid] = 1.0
-            chances[1:, strip.rows][:, ~strip.valid] = 0.0
-        area = max(1, round(recorded.recipe.min_area * recorded.scale(plane.shape) ** 2))
-        labels, scores = instances_from_probabilities(chances, min_area=area)
-        del chances
+            maps[:, strip.rows] = strip.maps.where(torch.from_numpy(strip.valid), nothing).numpy()
+        labels, scores = representation.objects(maps, min_area=_area(recorded, plane.shape))
+        del maps
+    return labels, scores
+
+
+def _area(recorded: Recorded, shape: tuple[int, int]) -> int:
+    """Least pixels of an object on a plane of ``shape``."""
+    return max(1, round(recorded.recipe.min_area * recorded.scale(shape) ** 2))
+
+
+def _instances(scene: Scene, recorded: Recorded, labels: Array, scores: NDArray[np.float32]) -> Segmentation:
+    """Objects 1..n of ``labels`` as a result."""
     records = tuple(
         InstanceRecord(id=i + 1, class_id=1, score=min(1.0, max(0.0, float(score))), box=_box(place))
         for i, (place, score) in enumerate(zip(ndimage.find_objects(labels), scores, strict=True))

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from samgraft.adapters.bundle import BundleMeta
+from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.medical.intensity import fit_intensity
 from samgraft.domains.scene import Scene
 from samgraft.errors import CheckpointError
+from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_at, look_within
+from samgraft.recipes.representations import Maps, Representation, head_of, represent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +24,10 @@ class Recorded:
     """From files to squares."""
     classes: Mapping[int, str]
     """Label value -> name."""
-    kind: Literal["semantic", "instance"] = "semantic"
-    """What the channels of the network mean."""
+    kind: Kind = "semantic"
+    """Of the task."""
+    head: MethodConfig | None = None
+    """What gives the answers; with ``kind`` it decides what the channels of the network mean."""
     modality: str = ""
     """CT, MR, ...; empty if it was not known."""
     intensity: Mapping[str, Any] | None = None
@@ -46,9 +51,21 @@ class Recorded:
         return self.recipe.overlap
 
     @property
-    def channels_out(self) -> int:
-        """Channels of the network: background and classes; or background, interior and border."""
-        return 3 if self.kind == "instance" else 1 + len(self.classes)
+    def representation(self) -> Representation:
+        """What the channels of the network mean."""
+        return represent(self.kind, self.head, classes=len(self.classes))
+
+    @property
+    def maps(self) -> Maps:
+        """The same, where it has maps that are blended.
+
+        Raises:
+            CheckpointError: it has none.
+        """
+        found = self.representation
+        if not isinstance(found, Maps):
+            raise CheckpointError(f"the adapter gives {type(found).__name__}, which has no maps to be blended")
+        return found
 
     def scale(self, shape: tuple[int, int]) -> float:
         """Native pixels per network pixel, of a plane of ``shape``."""
@@ -101,6 +118,7 @@ def recorded(grafted: Grafted, meta: BundleMeta) -> Recorded:
         recipe=InputRecipe.from_meta(meta),
         classes=meta.classes,
         kind="instance" if meta.task == "instance" else "semantic",
+        head=head_of(grafted),
         modality=meta.modality,
         intensity=meta.intensity,
         about={"backbone": grafted.backbone.spec.name},

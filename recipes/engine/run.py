@@ -22,6 +22,7 @@ from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.pipeline import DEPTH
 from samgraft.recipes.engine.prompted import segment_prompted
 from samgraft.recipes.engine.recorded import recorded
+from samgraft.recipes.engine.referenced import Examples, segment_like
 from samgraft.recipes.prompting import UserPrompts
 
 DEFAULT_BACKBONE = "graft-tiny"
@@ -34,6 +35,7 @@ def segment(
     adapter: str | PathLike[str] | Grafted | None = None,
     backbone: str | PathLike[str] | Backbone | None = None,
     prompts: UserPrompts | None = None,
+    references: Examples | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
     context: float | Sequence[float] = CONTEXTS,
@@ -47,18 +49,19 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts); with an ``adapter``
-    and no prompts, what the adapter was trained for; with neither, everything that looks like an object (pictures and
-    rasters).
+    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts); with ``references``,
+    what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for; with none of
+    them, everything that looks like an object (pictures and rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
         adapter: A file written by ``samgraft fit``, or what ``samgraft.load_adapter`` gives.
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         prompts: Boxes and points in pixels of the input.
+        references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
-        network_size: Side in pixels of the network input for prompts; None takes the backbone's own. With an adapter
-            and no prompts the header decides.
+        network_size: Side in pixels of the network input for prompts; None takes the backbone's own (twice that with
+            references). With an adapter and no prompts the header decides.
         context: Side of the view around a box, over the box's longest side; several views are averaged.
         tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
         batch: Network inputs encoded together; None chooses by their size.
@@ -81,6 +84,8 @@ def segment(
         GeometryError: a format that cannot keep the grid.
         OutputError: an output cannot be written; nothing half written is left.
     """
+    if references is not None and prompts is not None:
+        raise ConfigError("references and prompts both say what to segment; give one of them")
     targets = _targets(output)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
@@ -91,6 +96,8 @@ def segment(
         if prompts is not None:
             asked = network if grafted is None or not grafted.answers_prompts else grafted
             result = segment_prompted(source, asked, prompts, context=context, fit=tight_boxes, **common)
+        elif references is not None:
+            result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             if network_size is not None or bands is not None:
                 raise ConfigError("network_size and bands are decided by the adapter's header; leave them out")

@@ -21,6 +21,7 @@ from samgraft.recipes.plan.machine import resident_bytes
 from samgraft.recipes.plan.network import (
     at_input_size,
     autocast,
+    blank_target,
     class_logits,
     frozen_part,
     loss_function,
@@ -90,8 +91,8 @@ def _steps(task: dict[str, Any]) -> Measured:
     trained = grafted.trainable_parameters()
     optimizer = make_optimizer(config.task.optimizer, trained, lr=1e-4, weight_decay=config.task.weight_decay)
     shape = (config.data.batch_size, -(-config.data.size // grafted.backbone.spec.patch_size))
-    image, target = make_batch((shape[0], shape[1] * grafted.backbone.spec.patch_size), "real", grafted)
-    loss_of = loss_function(config).to(device)
+    image, labels = make_batch((shape[0], shape[1] * grafted.backbone.spec.patch_size), "real", grafted)
+    target, loss_of = blank_target(config, grafted, labels), loss_function(config, grafted).to(device)
     kept = None
     if task["cached"]:
         with autocast(config, device), torch.no_grad():

@@ -7,7 +7,7 @@ times slower. Where code looks at values (some prompters), the step is done for 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -24,12 +24,14 @@ from samgraft.adapters.backbones.base import Features, Prefix
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.graft import Grafted
+from samgraft.errors import ConfigError
 from samgraft.recipes.assemble import build_network
 from samgraft.recipes.config import FitConfig
 from samgraft.recipes.data.fit import round_up
-from samgraft.recipes.losses import SegmentationLoss
 from samgraft.recipes.optimiser import STATE_BYTES_8BIT, make_optimizer
 from samgraft.recipes.plan.trace import Trace, Tracer, Work, saved_bytes
+from samgraft.recipes.representations import Maps, head_of, represent
+from samgraft.recipes.representations.classes import with_background
 
 Mode = Literal["meta", "fake", "real"]
 SHAPES = {
@@ -139,7 +141,8 @@ def _follow(
     weights = list(grafted.parameters())
     trained = grafted.trainable_parameters()
     step = _optimizer(tracer, config, trained)
-    image, target = make_batch(shape, mode, grafted)
+    image, labels = make_batch(shape, mode, grafted)
+    target = blank_target(config, grafted, labels)
     begun = tracer.done()
     with autocast(config), torch.no_grad():
         class_logits(grafted, image, None)
@@ -151,7 +154,7 @@ def _follow(
     given = kept if cached else None
     del kept
     tracer.adopt([image, target, *([] if given is None else given.values())], "batch")
-    loss_of = loss_function(config)
+    loss_of = loss_function(config, grafted)
     before = tracer.done()
     with saved_bytes([*weights, target]) as saved:
         with autocast(config):
@@ -237,11 +240,9 @@ class Kept:
 
 
 def class_logits(grafted: Grafted, image: Tensor, kept: "Kept | None") -> Tensor:
-    """Class logits (B, 1 + classes, s, s), as ``SegmentationTask.forward`` makes them, in float32."""
+    """Class logits (B, 1 + classes, s, s) or other maps, as ``SegmentationTask.forward`` makes them, in float32."""
     output = grafted.predict(image, features=None if kept is None else kept.use(grafted, image))
-    if output.activation == "softmax":
-        return output.logits.float()
-    return torch.cat([torch.zeros_like(output.logits[:, :1]), output.logits], dim=1).float()
+    return with_background(output).float()
 
 
 def at_input_size(logits: Tensor, image: Tensor) -> Tensor:
@@ -249,9 +250,21 @@ def at_input_size(logits: Tensor, image: Tensor) -> Tensor:
     return functional.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def loss_function(config: FitConfig) -> SegmentationLoss:
+def loss_function(config: FitConfig, grafted: Grafted) -> nn.Module:
     """The configured loss; class weights do not change what it costs."""
-    return SegmentationLoss(dice_weight=config.task.dice_weight, ce_weight=config.task.ce_weight)
+    return _representation(config, grafted).loss(replace(config.task, class_weights=None))
+
+
+def blank_target(config: FitConfig, grafted: Grafted, labels: Tensor) -> Tensor:
+    """A target of the shape and type of the run's, for labels (B, S, S)."""
+    return _representation(config, grafted).blank(labels)
+
+
+def _representation(config: FitConfig, grafted: Grafted) -> Maps:
+    found = represent(config.task.kind, head_of(grafted), classes=1)
+    if not isinstance(found, Maps):
+        raise ConfigError(f"head {config.task.head!r} gives objects and no maps; such a run cannot be planned yet")
+    return found
 
 
 def materialise(grafted: Grafted, mode: Mode, dtype: torch.dtype = torch.float32) -> None:

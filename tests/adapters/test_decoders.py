@@ -30,7 +30,7 @@ CONFIGS = [
 
 
 def test_names() -> None:
-    assert DECODERS.names() == ("class_tokens", "conv_head", "mask")
+    assert DECODERS.names() == ("class_tokens", "conv_head", "distances", "mask")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.to_dict().values())))

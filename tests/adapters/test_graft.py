@@ -64,7 +64,7 @@ def test_registries() -> None:
     published |= {"dora", "fact", "high_frequency", "ia3", "learnable_prompt", "lora", "ssf", "vera", "vpt"}
     assert set(GRAFTS.names()) == published | {"bias", "full", "full_decoder", "layer_norm"}
     assert adapters.GRAFTS is GRAFTS
-    assert adapters.PROMPTERS.names() == ("autosam", "grid", "manual")
+    assert adapters.PROMPTERS.names() == ("autosam", "grid", "manual", "rsprompter_query")
     assert adapters.DECODERS.names() == ("class_tokens", "conv_head", "mask")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         adapters.nothing  # noqa: B018

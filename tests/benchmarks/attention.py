@@ -59,7 +59,7 @@ def row(name: str, device: str, dtype: torch.dtype, threads: int, repeats: int) 
         if way == "flex" and device == "cpu":
             continue  # not fused there
         try:
-            spent = seconds(lambda f=function: f(query, key, value, *position_terms(query, rel, grid)), device, repeats)
+            spent = seconds(lambda f=function: f(query, key, value, *position_terms(query, rel)), device, repeats)
         except RuntimeError:
             continue  # this device has no such kernel
         result[f"{way}_ms"] = spent * 1000

@@ -283,11 +283,11 @@ def test_strips_equal_the_blending_of_training(tmp_path, shape, window, overlap)
     image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     scene = samgraft.open(picture(tmp_path / "p.png", image))
     options = recorded(window=window, overlap=overlap)
-    network = automatic.steps(OracleGraft())
+    network = automatic.steps(OracleGraft(), options.representation)
     found = torch.zeros(2, *shape)
     rows = []
     for strip in automatic.strips(network, planes.Plane(scene, look_at(scene)), options, batch=3):
-        found[:, strip.rows] = strip.probabilities
+        found[:, strip.rows] = strip.maps
         rows += list(range(strip.rows.start, strip.rows.stop))
         assert strip.valid.all() and strip.valid.shape == (strip.rows.stop - strip.rows.start, shape[1])
     assert rows == list(range(shape[0]))

@@ -75,7 +75,8 @@ def test_activations_are_those_of_a_real_step(grafts: dict[str, dict[str, object
     image = torch.rand(2, 3, 64, 64)
     target = torch.randint(0, 3, (2, 64, 64))
     with saved_bytes([*grafted.parameters(), target]) as saved:
-        loss = network.loss_function(config)(network.at_input_size(class_logits(grafted, image, None), image), target)
+        logits = network.at_input_size(class_logits(grafted, image, None), image)
+        loss = network.loss_function(config, grafted)(logits, target)
         real = saved()
     found = traced(grafts)
     assert found.mode == "meta" and loss.isfinite()
@@ -124,9 +125,9 @@ def test_operations_of_known_layers() -> None:
     rel = (relative_table(torch.randn(7, 8), 4), relative_table(torch.randn(11, 8), 6))
     own, bias = 2 * 2 * 2 * 3 * 24 * 24 * 8, 2 * 2 * 3 * 24 * 8 * (4 + 6)
     assert count(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)) == (0, own)
-    assert sum(count(lambda: attend(q, k, v, rel, (4, 6)))) == own + bias
+    assert sum(count(lambda: attend(q, k, v, rel))) == own + bias
     # backward: logits again, and two products for each of forward's two; the bias likewise twice
-    both = sum(count(lambda: attend(q, k, v, rel, (4, 6)).sum().backward()))
+    both = sum(count(lambda: attend(q, k, v, rel).sum().backward()))
     assert both == pytest.approx(own * 3.5 + bias * 2, rel=0.01)  # the tables are frozen: one product, not two
 
 

@@ -72,7 +72,7 @@ def test_gradients_of_attention_in_bfloat16(magnitude: float) -> None:
         query, key, value, down, across = leaves
         rel = (relative_table(down, grid[0]), relative_table(across, grid[1]))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            out = attend(query, key, value, rel, grid)
+            out = attend(query, key, value, rel)
         (out.float() * weight).sum().backward()
         return [out.float(), *[leaf.grad.float() for leaf in leaves if leaf.grad is not None]]
 

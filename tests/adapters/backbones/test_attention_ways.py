@@ -38,7 +38,7 @@ def formula(query: Tensor, key: Tensor, value: Tensor, down: Tensor, across: Ten
 def attended(way: str, tensors: list[Tensor]) -> Tensor:
     tables = (relative_table(tensors[3], GRID[0]), relative_table(tensors[4], GRID[1]))
     with use_attention(way):
-        return attend(tensors[0], tensors[1], tensors[2], tables, GRID)
+        return attend(tensors[0], tensors[1], tensors[2], tables)
 
 
 @pytest.mark.parametrize("extra", [0, 3])

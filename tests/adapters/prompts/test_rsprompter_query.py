@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone, hash_tensors
 from samgraft.adapters.prompts import RSPrompterQueryConfig
+from samgraft.adapters.prompts.object_masks import certainty, in_the_unknown, mask_nms
 from samgraft.adapters.prompts.objects import FoundObjects, Objects, objects_from_labels
-from samgraft.adapters.prompts.query_layers import outside
-from samgraft.adapters.prompts.rsprompter_query import RSPrompterQuery, certainty, in_the_unknown, mask_nms
+from samgraft.adapters.prompts.query_layers import mask_products, outside, with_places
+from samgraft.adapters.prompts.rsprompter_query import RSPrompterQuery
 from samgraft.errors import ConfigError
 from tests.adapters.toy import toy_backbone
 
@@ -55,13 +57,14 @@ def test_every_parameter_learns_and_losses_are_finite(options: dict[str, Any], e
     backbone, prompter, features, image, objects = _case(labels * (0 if empty else 1), image, **options)
     losses = prompter.losses(backbone, features, image, objects)
     coarse = {"coarse_bce", "coarse_dice"} if prompter.config.coarse_mask else set()
-    assert set(losses) == {"class", "bce", "dice"} | coarse
+    centre = {"centre"} if prompter.config.start == "image" else set()
+    assert set(losses) == {"class", "bce", "dice"} | coarse | centre
     assert all(loss.ndim == 0 and bool(torch.isfinite(loss)) for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     without = [name for name, p in prompter.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())]
     assert without == []
     if empty:
-        assert sum(float(losses[name]) for name in losses if name != "class") == 0
+        assert sum(losses[name].item() for name in losses if name not in ("class", "centre")) == 0
     else:
         moved = [name for name, p in prompter.named_parameters() if p.grad is not None and bool(p.grad.any())]
         assert {name.split(".")[0] for name in moved} == {name.split(".")[0] for name, _ in prompter.named_parameters()}
@@ -70,20 +73,25 @@ def test_every_parameter_learns_and_losses_are_finite(options: dict[str, Any], e
 
 def test_two_pictures_are_learned_by_heart_and_the_backbone_stays() -> None:
     image, labels = _pictures()
-    backbone, prompter, features, image, objects = _case(labels, image)
+    torch.manual_seed(0)
+    backbone = load_backbone("graft-tiny")  # a decoder with random weights follows no prompt
+    prompter, objects = SMALL.build(backbone), objects_from_labels(labels)
+    with torch.no_grad():
+        features = backbone.encode(image, prompter.taps)
     before = hash_tensors(backbone.state_dict())
-    optimiser = torch.optim.AdamW(prompter.parameters(), lr=2e-3)
+    optimiser = torch.optim.AdamW(prompter.parameters(), lr=1e-3)
     sums = []
-    for _ in range(120):
+    for _ in range(70):
         loss = torch.stack(list(prompter.losses(backbone, features, image, objects).values())).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        sums.append(float(loss))
+        sums.append(loss.item())
     assert sums[-1] < 0.3 * sums[0]
     assert hash_tensors(backbone.state_dict()) == before
     assert not any(p.requires_grad for p in backbone.parameters())
-    found = prompter.eval().find(backbone, features, image, {})
+    with torch.no_grad():
+        found = prompter.eval().find(backbone, features, image, {})
     found = found.select(found.scores > 0.5)
     assert found.image_index.sort().values.tolist() == [0, 1, 1]
     masks = torch.nn.functional.interpolate(found.logits[:, None], labels.shape[1:], mode="bilinear")[:, 0] > 0
@@ -137,8 +145,8 @@ def test_autocast_gives_nearly_the_same_losses() -> None:
     exact = prompter.losses(backbone, features, image, objects)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = prompter.losses(backbone, features, image, objects)
-    assert {name: float(loss) for name, loss in rounded.items()} == pytest.approx(
-        {name: float(loss) for name, loss in exact.items()}, rel=0.1
+    assert {name: loss.item() for name, loss in rounded.items()} == pytest.approx(
+        {name: loss.item() for name, loss in exact.items()}, rel=0.1
     )
 
 
@@ -158,6 +166,16 @@ def test_an_empty_mask_hides_nothing_and_is_not_certain() -> None:
     assert outside(logits).tolist() == [[[True, False, True, False], [False] * 4]]
     probabilities = torch.tensor([2.0, 4.0]).sigmoid()
     assert torch.allclose(certainty(logits[0]), torch.tensor([float(probabilities.mean()), 0.0]))
+
+
+def test_places_of_cells_are_in_tokens_and_products_with_them_are_distances() -> None:
+    pixels = with_places(torch.full((1, 1, 8, 12), 3.0))  # 2 x 3 tokens
+    assert pixels[0, :, 5, 9].tolist() == [3.0, 2.375**2 + 1.375**2, 2.375, 1.375, 1.0]
+    x, y = 2.0, 0.5
+    weights = torch.tensor([[[0.5, -1.0, 2 * x, 2 * y, -(x**2 + y**2)]]])  # minus the squared distance from (x, y)
+    found = mask_products(weights, pixels)
+    assert found.shape == (1, 1, 8, 12)
+    assert found[0, 0, 5, 9].item() == pytest.approx(1.5 - (0.375**2 + 0.875**2), abs=1e-5)
 
 
 def test_of_two_equal_masks_the_better_one_stays_and_other_images_do_not_matter() -> None:
