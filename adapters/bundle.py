@@ -24,8 +24,9 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.decoders import DECODERS
-from samgraft.adapters.graft import Grafted, attach, check_state
+from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import GRAFTS
+from samgraft.adapters.parts import check_state
 from samgraft.adapters.prompts import PROMPTERS
 from samgraft.errors import CheckpointError, OutputError
 

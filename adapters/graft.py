@@ -8,15 +8,16 @@
 Everything is checked before anything is changed; the backbone's own tensors never ask for a gradient.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, MaskDecoder, SemanticOutput
+from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features
+from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, MaskDecoder, PromptedDecoder, SemanticOutput
 from samgraft.adapters.grafts.base import Graft, GraftConfig
+from samgraft.adapters.parts import check_state, trainable_table
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.errors import CheckpointError, ConfigError
 
@@ -70,6 +71,11 @@ class Grafted(nn.Module):
             part.train(mode)
         return self
 
+    @property
+    def spec(self) -> BackboneSpec:
+        """What the backbone is."""
+        return self.backbone.spec
+
     def taps(self) -> tuple[int, ...]:
         """Encoder blocks that prompter and decoder read."""
         wanted = [part.taps for part in (self.prompter, self.decoder) if part is not None]
@@ -101,8 +107,27 @@ class Grafted(nn.Module):
         return prompts
 
     def decode(self, features: Features, prompts: Prompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
-        """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) of the backbone's decoder for any prompts."""
-        return self.backbone.decode(features, prompts, multimask=multimask)
+        """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) for any prompts.
+
+        The answer is that of the attached decoder if it answers prompts (a ``PromptedDecoder``; ``features`` then need
+        its taps, as :meth:`encode` gives them), else that of the backbone's mask decoder.
+        """
+        return self._answering().decode(self.backbone, features, prompts, multimask=multimask)
+
+    def decode_parts(
+        self, features: Features, prompts: Prompts, *, multimask: bool = False, chunk: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`decode` in parts; see ``Backbone.decode_parts``."""
+        return self._answering().decode_parts(self.backbone, features, prompts, multimask=multimask, chunk=chunk)
+
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether the attached decoder answers prompts in the place of the backbone's."""
+        return isinstance(self.decoder, PromptedDecoder)
+
+    def _answering(self) -> PromptedDecoder:
+        """What answers prompts."""
+        return self.decoder if isinstance(self.decoder, PromptedDecoder) else MaskDecoder()
 
     def predict(
         self, image: Tensor, *, features: Features | None = None, context: Mapping[str, Any] | None = None
@@ -117,6 +142,39 @@ class Grafted(nn.Module):
         Raises:
             ConfigError: neither a decoder that needs no prompts nor a semantic prompter is attached.
         """
+        decoder, features, prompts = self._asked(image, features, context)
+        output: SemanticOutput = decoder(self.backbone, features, image, prompts)
+        return self._finished(output, prompts)
+
+    forward = predict
+
+    def learn(
+        self,
+        image: Tensor,
+        labels: Tensor,
+        *,
+        features: Features | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> tuple[SemanticOutput, Tensor | None]:
+        """:meth:`predict` for training, and what the decoder learns beside class maps: a scalar to add, or None.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            labels: What the class maps will be compared with, see ``DecoderPatch.learn``.
+            features: As for :meth:`predict`.
+            context: As for :meth:`predict`.
+
+        Raises:
+            ConfigError: as :meth:`predict`.
+        """
+        decoder, features, prompts = self._asked(image, features, context)
+        output, further = decoder.learn(self.backbone, features, image, prompts, labels)
+        return self._finished(output, prompts), further
+
+    def _asked(
+        self, image: Tensor, features: Features | None, context: Mapping[str, Any] | None
+    ) -> tuple[DecoderPatch, Features, Prompts | None]:
+        """The decoder, and what it wants to know."""
         decoder = MaskDecoder() if self.decoder is None else self.decoder
         if decoder.needs_prompts and (self.prompter is None or self.prompter.num_classes < 1):
             attached = "none" if self.prompter_config is None else self.prompter_config.method
@@ -126,11 +184,11 @@ class Grafted(nn.Module):
             )
         if features is None:
             features = self.encode(image)
-        prompts = self.prompt(features, image, context) if decoder.needs_prompts else None
-        output: SemanticOutput = decoder(self.backbone, features, image, prompts)
-        return output
+        return decoder, features, self.prompt(features, image, context) if decoder.needs_prompts else None
 
-    forward = predict
+    def _finished(self, output: SemanticOutput, prompts: Prompts | None) -> SemanticOutput:
+        """Class maps as the prompter wants them read, where it asked for them."""
+        return output if self.prompter is None or prompts is None else self.prompter.finish(output)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Every attached parameter, each once."""
@@ -305,58 +363,6 @@ def attach(
     grafted = Grafted(backbone, modules, prompter=prompter_part, decoder=decoder_part)
     grafted.install()
     return grafted.eval()
-
-
-def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Compare the tensors of a file with those that are expected.
-
-    Raises:
-        CheckpointError: unknown, missing, misshapen or non-finite tensors, by name.
-    """
-    unknown, missing = sorted(set(state) - set(own)), sorted(set(own) - set(state))
-    if unknown or missing:
-        raise CheckpointError(
-            f"adapter tensors do not fit its configuration: unknown {unknown[:5]}, missing {missing[:5]}; "
-            "the file is damaged or foreign"
-        )
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise CheckpointError(f"adapter tensor {key!r} is {tuple(value.shape)}; expected {tuple(own[key].shape)}")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"adapter tensor {key!r} holds NaN or infinity; the training diverged or the file is damaged"
-            )
-
-
-def trainable_table(grafted: Grafted) -> str:
-    """Plain text: part, method, insertion point, parameters, and their share of the backbone's."""
-    attached = {id(parameter) for parameter in grafted.trainable_parameters()}
-    frozen = sum(p.numel() for p in grafted.backbone.parameters() if id(p) not in attached)
-    rows = [("part", "method", "insertion point", "parameters", "% of backbone")]
-
-    def add(name: str, method: str, point: str, count: int) -> None:
-        rows.append((name, method, point, f"{count:,}", f"{100 * count / max(frozen, 1):.3f}"))
-
-    for name, graft in grafted._grafts().items():
-        add(name, graft.config.method, "; ".join(graft.points), _count(graft))
-    if grafted.prompter is not None and grafted.prompter_config is not None:
-        add("prompter", grafted.prompter_config.method, grafted.prompter_config.point, _count(grafted.prompter))
-    if grafted.decoder is not None and grafted.decoder_config is not None:
-        add("decoder", grafted.decoder_config.method, grafted.decoder_config.point, _count(grafted.decoder))
-    add("total", "", "", sum(parameter.numel() for parameter in grafted.trainable_parameters()))
-    rows.append(("backbone", "frozen", grafted.backbone.spec.name, f"{frozen:,}", "100.000"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        "  ".join(
-            cell.rjust(w) if i > 2 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * (sum(widths) + 8), *lines[1:]])
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _named(grafts: GraftConfigs) -> dict[str, GraftConfig]:

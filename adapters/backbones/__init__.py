@@ -1,6 +1,13 @@
 """Frozen, promptable backbones, by name."""
 
-from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch, MaskDecoderState
+from samgraft.adapters.backbones.base import (
+    Backbone,
+    BackboneSpec,
+    Features,
+    MaskDecoderPatch,
+    MaskDecoderState,
+    Promptable,
+)
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.hub import BACKBONES, BackboneEntry, load_backbone
 from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, WindowInfo
@@ -16,6 +23,7 @@ __all__ = [
     "HFSamBackbone",
     "MaskDecoderPatch",
     "MaskDecoderState",
+    "Promptable",
     "SiteContext",
     "WindowInfo",
     "load_backbone",

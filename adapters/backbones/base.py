@@ -94,11 +94,34 @@ class MaskDecoderState:
 class MaskDecoderPatch(Protocol):
     """Extra tokens for the mask decoder and another ending (an HQ token, class tokens)."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether the decoder's own tokens stay as if there were no others; the extra ones see everything."""
+
     def tokens(self) -> Tensor | None:
         """(t, C) tokens that stand behind the decoder's own, before those of prompts; None for none."""
 
     def finish(self, state: MaskDecoderState) -> tuple[Tensor, Tensor]:
         """Mask logits (n, K', 4h, 4w) and IoU (n, K')."""
+
+
+class Promptable(Protocol):
+    """What answers prompts on images: a backbone, or one with parts attached."""
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """What the backbone is."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Of the network; the first one tells the device."""
+
+    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
+        """As :meth:`Backbone.encode`."""
+
+    def decode_parts(
+        self, features: Features, prompts: "Prompts", *, multimask: bool = False, chunk: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As :meth:`Backbone.decode_parts`."""
 
 
 class Backbone(nn.Module, ABC):

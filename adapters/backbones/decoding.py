@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samgraft.adapters.backbones.base import Features, MaskDecoderPatch, MaskDecoderState
 from samgraft.adapters.backbones.guidance import Guidance, guided
-from samgraft.errors import PromptError, ShapeError
+from samgraft.errors import ConfigError, PromptError, ShapeError
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
@@ -166,12 +166,11 @@ def decode_masks(
     number, channels, height, width = dense.shape
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     extra = None if patch is None else patch.tokens()
-    tokens = own if extra is None else torch.cat([own, extra.to(own.dtype)])
-    queries = torch.cat([tokens.expand(number, -1, -1), sparse.to(tokens.dtype)], dim=1)[:, None]
+    added = own[:0] if extra is None else extra.to(own.dtype)
     image = features.neck.index_select(0, image_index) + dense
-    queries, keys = guided(decoder.transformer, queries, image, code, guidance)
-    queries = queries[:, 0]
-    image = keys[:, 0].transpose(1, 2).reshape(number, channels, height, width)
+    apart = patch is not None and patch.apart and len(added) > 0
+    queries, seen, keys = two_way(decoder.transformer, own, added, sparse, image, code, apart=apart, guidance=guidance)
+    image = keys.transpose(1, 2).reshape(number, channels, height, width)
     upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
     upscaled = decoder.activation(decoder.upscale_conv2(upscaled))
 
@@ -186,7 +185,7 @@ def decode_masks(
         features=features,
         image_index=image_index,
         mask_tokens=queries[:, 1 : 1 + count],
-        extra_tokens=queries[:, 1 + count : len(tokens)],
+        extra_tokens=seen,
         image=image,
         upscaled=upscaled,
         logits=logits,
@@ -194,3 +193,89 @@ def decode_masks(
         multimask=bool(multimask),
     )
     return patch.finish(state)
+
+
+def two_way(
+    transformer: Any,
+    own: Tensor,
+    added: Tensor,
+    sparse: Tensor,
+    image: Tensor,
+    code: Tensor,
+    *,
+    apart: bool = False,
+    guidance: Guidance | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SAM's two-way transformer with further tokens.
+
+    Args:
+        transformer: ``SamTwoWayTransformer``.
+        own: (T, C), the decoder's tokens.
+        added: (t, C), further tokens; they stand behind ``own`` and before ``sparse``.
+        sparse: (n, k, C), tokens of the prompts.
+        image: (n, C, h, w).
+        code: (1, C, h, w), from :func:`image_code`.
+        apart: The added tokens see everything, and nothing sees them: all else is what it is without them, bit by bit.
+        guidance: For these n prompts, or None; not with ``apart``.
+
+    Returns:
+        What became of ``own`` and ``sparse``, (n, T + k, C), of ``added``, (n, t, C), and of the image, (n, h w, C).
+
+    Raises:
+        ConfigError: guidance of tokens that stand apart.
+    """
+    number, first = sparse.shape[0], len(own)  # not len(sparse): torch.export records it as a symbol
+    if not apart:
+        tokens = torch.cat([own, added]) if len(added) else own
+        start = torch.cat([tokens.expand(number, -1, -1), sparse.to(tokens.dtype)], dim=1)[:, None]
+        queries, keys = guided(transformer, start, image, code, guidance)
+        rest = torch.cat([queries[:, 0, :first], queries[:, 0, len(tokens) :]], dim=1) if len(added) else queries[:, 0]
+        return rest, queries[:, 0, first : len(tokens)], keys[:, 0]
+    if guidance is not None:
+        raise ConfigError("guidance cannot steer a decoder patch whose tokens stand apart; use joined tokens with it")
+    start = torch.cat([own.expand(number, -1, -1), sparse.to(own.dtype)], dim=1)[:, None]  # (n, 1, T + k, C)
+    watching = added.expand(number, 1, -1, -1)
+    place = torch.cat([watching, start], dim=2)
+    keys = image.flatten(2).transpose(1, 2).unsqueeze(1)  # (n, 1, h w, C)
+    key_place = code.flatten(2).transpose(1, 2).unsqueeze(1)
+    queries, watched = start, watching
+    for layer in transformer.layers:
+        watched = _watch(layer, watched, queries, place, keys, key_place)
+        queries, keys, _ = layer(
+            queries=queries,
+            keys=keys,
+            query_point_embedding=start,
+            key_point_embedding=key_place,
+            attention_similarity=None,
+        )
+    last = []
+    for tokens, at in ((queries, start), (watched, watching)):
+        read, _ = transformer.final_attn_token_to_image(query=tokens + at, key=keys + key_place, value=keys)
+        last.append(transformer.layer_norm_final_attn(tokens + read)[:, 0])
+    return last[0], last[1], keys[:, 0]
+
+
+def _watch(layer: Any, watched: Tensor, queries: Tensor, place: Tensor, keys: Tensor, key_place: Tensor) -> Tensor:
+    """Tokens (n, 1, t, C) after one layer whose other tokens are ``queries`` and do not see them.
+
+    Args:
+        layer: ``SamTwoWayAttentionBlock``.
+        watched: (n, 1, t, C) before the layer.
+        queries: (n, 1, T, C), the other tokens before the layer.
+        place: (n, 1, t + T, C), what is added to both as their place.
+        keys: (n, 1, S, C), the image before the layer.
+        key_place: (1, 1, S, C).
+    """
+    everyone, own_place = torch.cat([watched, queries], dim=2), place[:, :, : watched.shape[2]]
+    if layer.skip_first_layer_pe:
+        watched, _ = layer.self_attn(query=watched, key=everyone, value=everyone)
+    else:
+        read, _ = layer.self_attn(query=watched + own_place, key=everyone + place, value=everyone)
+        watched = watched + read
+    watched = layer.layer_norm1(watched)
+    read, _ = layer.cross_attn_token_to_image(
+        query=watched + own_place, key=keys + key_place, value=keys, attention_similarity=None
+    )
+    watched = layer.layer_norm2(watched + read)
+    result: Tensor = layer.layer_norm3(watched + layer.mlp(watched))
+    return result

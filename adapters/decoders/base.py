@@ -1,6 +1,7 @@
 """What turns features into class maps: the interface of decoders, and their result."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -78,6 +79,72 @@ class DecoderPatch(nn.Module, ABC):
             prompts: Prompts of the generator, where :attr:`needs_prompts`.
         """
 
+    def learn(
+        self, backbone: Backbone, features: Features, image: Tensor, prompts: "Prompts | None", labels: Tensor
+    ) -> tuple[SemanticOutput, Tensor | None]:
+        """Class maps to compare with ``labels``, and a scalar to add to the loss or None. Called in training only.
+
+        By default what :meth:`forward` gives, and None. A decoder whose training needs more than class maps overrides
+        this: one that draws prompts where objects are, or predicts something else about them.
+
+        Args:
+            backbone: As for :meth:`forward`.
+            features: As for :meth:`forward`.
+            image: (B, 3, H, W) in [0, 1].
+            prompts: As for :meth:`forward`.
+            labels: (B, H, W) int64: 0 background, 1 .. C classes, below 0 unknown.
+        """
+        del labels
+        output: SemanticOutput = self(backbone, features, image, prompts)
+        return output, None
+
+
+class PromptedDecoder(DecoderPatch):
+    """Answers prompts in the place of the backbone's mask decoder; class maps are one answer per class and image."""
+
+    needs_prompts: ClassVar[bool] = True
+
+    @abstractmethod
+    def decode_parts(
+        self,
+        backbone: Backbone,
+        features: Features,
+        prompts: "Prompts",
+        *,
+        multimask: bool = False,
+        chunk: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As :meth:`Backbone.decode_parts`, from features with :attr:`taps`; the number of masks may be another."""
+
+    def decode(
+        self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) of N prompts, in their order."""
+        found = list(self.decode_parts(backbone, features, prompts, multimask=multimask))
+        order = torch.cat([rows for rows, _, _ in found]).argsort()
+        return torch.cat([part for _, part, _ in found])[order], torch.cat([part for _, _, part in found])[order]
+
+    def forward(
+        self, backbone: Backbone, features: Features, image: Tensor, prompts: "Prompts | None" = None
+    ) -> SemanticOutput:
+        """Class maps (B, C, 4h, 4w), to be read through a sigmoid.
+
+        Raises:
+            ConfigError: no prompts, or not the same number for each image in order.
+        """
+        batch = len(image)
+        count = 0 if prompts is None else len(prompts) // batch
+        if (
+            prompts is None
+            or count == 0
+            or not torch.equal(prompts.image_index.cpu(), torch.arange(batch).repeat_interleave(count))
+        ):
+            got = "none" if prompts is None else f"{len(prompts)} for {batch} images"
+            raise ConfigError(f"class maps need one prompt per class and image, in order; got {got}; attach autosam")
+        logits, scores = self.decode(backbone, features, prompts)
+        shape = (batch, count, *logits.shape[-2:])
+        return SemanticOutput(logits=logits.reshape(shape), activation="sigmoid", scores=scores.reshape(batch, count))
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(MethodConfig):
@@ -103,28 +170,23 @@ class MaskConfig(DecoderConfig):
         return MaskDecoder()
 
 
-class MaskDecoder(DecoderPatch):
+class MaskDecoder(PromptedDecoder):
     """One mask per prompt of the frozen decoder, arranged as one channel per class."""
 
-    needs_prompts: ClassVar[bool] = True
+    def decode_parts(
+        self,
+        backbone: Backbone,
+        features: Features,
+        prompts: "Prompts",
+        *,
+        multimask: bool = False,
+        chunk: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The backbone's own answers."""
+        return backbone.decode_parts(features, prompts, multimask=multimask, chunk=chunk)
 
-    def forward(
-        self, backbone: Backbone, features: Features, image: Tensor, prompts: "Prompts | None" = None
-    ) -> SemanticOutput:
-        """Class maps (B, C, 4h, 4w), to be read through a sigmoid.
-
-        Raises:
-            ConfigError: no prompts, or not the same number for each image in order.
-        """
-        batch = len(image)
-        count = 0 if prompts is None else len(prompts) // batch
-        if (
-            prompts is None
-            or count == 0
-            or not torch.equal(prompts.image_index.cpu(), torch.arange(batch).repeat_interleave(count))
-        ):
-            got = "none" if prompts is None else f"{len(prompts)} for {batch} images"
-            raise ConfigError(f"class maps need one prompt per class and image, in order; got {got}; attach autosam")
-        logits, scores = backbone.decode(features, prompts, multimask=False)
-        shape = (batch, count, *logits.shape[-2:])
-        return SemanticOutput(logits=logits.reshape(shape), activation="sigmoid", scores=scores.reshape(batch, count))
+    def decode(
+        self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The backbone's own answers."""
+        return backbone.decode(features, prompts, multimask=multimask)

@@ -14,36 +14,37 @@ Source:
     what was measured.
 """
 
-import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.config import check_choice
-from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, SemanticOutput
+from samgraft.adapters.decoders.base import DecoderPatch, SemanticOutput
 from samgraft.adapters.decoders.detail import DetailPath, TokenFusion, finest_stride
-from samgraft.adapters.decoders.sam_parts import image_positions, no_mask_dense, sam_mask_decoder
-from samgraft.errors import ConfigError, NoMatchError
+from samgraft.adapters.decoders.sam_parts import (
+    check_taps,
+    image_positions,
+    no_mask_dense,
+    sam_mask_decoder,
+    taps_of,
+    trainable_copy,
+)
+from samgraft.adapters.decoders.semantic import SemanticConfig
+from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
 
-M = TypeVar("M", bound=nn.Module)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ClassTokensConfig(DecoderConfig):
+class ClassTokensConfig(SemanticConfig):
     """Semantic decoder with explicit background."""
 
     method: ClassVar[str] = "class_tokens"
-    num_classes: int = 1
-    """Foreground classes C."""
-    activation: Literal["softmax", "sigmoid"] = "softmax"
-    """"softmax": C + 1 channels, background first; "sigmoid": C channels that may overlap."""
     taps: str | tuple[int, ...] = "auto"
     """Encoder blocks read beside the neck: "auto" (after a quarter, half and three quarters), "none", or indices."""
     width: int = 16
@@ -59,23 +60,14 @@ class ClassTokensConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         """Check choices and numbers."""
-        check_choice(self.method, "activation", self.activation, ("softmax", "sigmoid"))
+        super().__post_init__()
         if isinstance(self.taps, str):
             check_choice(self.method, "taps", self.taps, ("auto", "none"))
-        if self.num_classes < 1:
-            raise ConfigError(
-                f"class_tokens: num_classes is {self.num_classes}; expected at least 1 (background is not counted)"
-            )
         for name, value in (("width", self.width), ("fused", self.fused)):
             if value < 8:
                 raise ConfigError(f"class_tokens: {name} is {value}; expected at least 8 channels")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"class_tokens: dropout is {self.dropout}; expected a probability in [0, 1)")
-
-    @property
-    def num_tokens(self) -> int:
-        """K: channels of the output."""
-        return self.num_classes + (1 if self.activation == "softmax" else 0)
 
     def build(self, backbone: Backbone) -> "ClassTokenDecoder":
         """Create the decoder; ``backbone`` is only read."""
@@ -98,8 +90,8 @@ class ClassTokenDecoder(DecoderPatch):
         self.taps = resolve_taps(config.taps, spec.num_blocks)
         decoder = sam_mask_decoder(backbone)
         like = decoder.mask_tokens.weight
-        self.class_tokens = nn.Parameter(_initial_tokens(like, config.num_tokens))
-        self.transformer = _trainable_copy(decoder.transformer) if config.train_transformer else None
+        self.class_tokens = nn.Parameter(_initial_tokens(like, config.num_channels))
+        self.transformer = trainable_copy(decoder.transformer) if config.train_transformer else None
         stride = 1 if config.full_resolution else finest_stride(spec.patch_size)
         channels = spec.neck_channels
         with torch.device(like.device):
@@ -107,7 +99,7 @@ class ClassTokenDecoder(DecoderPatch):
             self.dropout = nn.Dropout2d(config.dropout)
             self.path = DetailPath(config.fused, spec.patch_size, stride=stride, width=config.width)
             fine = self.path.widths[0]
-            self.classifier = nn.Conv2d(fine, config.num_tokens, 1)
+            self.classifier = nn.Conv2d(fine, config.num_channels, 1)
             self.hypernetwork = nn.Sequential(
                 nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, fine)
             )
@@ -121,13 +113,9 @@ class ClassTokenDecoder(DecoderPatch):
     ) -> SemanticOutput:
         """Class maps (B, K, H / s, W / s) with s a quarter of the patch, or 1; ``prompts`` are not used."""
         del prompts
-        missing = [tap for tap in self.taps if tap not in features.taps]
-        if missing:
-            raise ConfigError(
-                f"class_tokens reads blocks {list(self.taps)}; features lack {missing}; encode with taps=decoder.taps"
-            )
+        taps = taps_of("class_tokens", self.taps, features)
         tokens, keys = self._attend(backbone, features.neck + no_mask_dense(backbone, features.neck))
-        fused = self.dropout(self.fusion([features.taps[tap] for tap in self.taps], keys))  # (B, fused, h, w)
+        fused = self.dropout(self.fusion(taps, keys))  # (B, fused, h, w)
         detail = self.path(image.to(fused.dtype), fused)  # (B, F, H / s, W / s)
         weights = self.hypernetwork(tokens)  # (B, K, F)
         by_token = (weights @ detail.flatten(2)).unflatten(2, detail.shape[-2:])
@@ -151,6 +139,11 @@ class ClassTokenDecoder(DecoderPatch):
 def resolve_taps(taps: str | tuple[int, ...], num_blocks: int, owner: str = "class_tokens") -> tuple[int, ...]:
     """Block indices that ``taps`` means for an encoder of ``num_blocks``; never the last block for "auto".
 
+    Args:
+        taps: "auto", "none" or indices.
+        num_blocks: Blocks of the encoder.
+        owner: Who reads them, for the message.
+
     Raises:
         NoMatchError: an index that does not exist.
     """
@@ -159,10 +152,7 @@ def resolve_taps(taps: str | tuple[int, ...], num_blocks: int, owner: str = "cla
     if isinstance(taps, str):
         chosen = {math.ceil(num_blocks * part) - 1 for part in (0.25, 0.5, 0.75)}
         return tuple(sorted(block for block in chosen if 0 <= block < num_blocks - 1))
-    bad = [tap for tap in taps if not 0 <= tap < num_blocks]
-    if bad:
-        raise NoMatchError(f"{owner}: taps {list(taps)} name {bad}; the backbone has blocks 0..{num_blocks - 1}")
-    return tuple(sorted(set(taps)))
+    return check_taps(owner, taps, num_blocks)
 
 
 def _initial_tokens(mask_tokens: Tensor, number: int) -> Tensor:
@@ -170,7 +160,3 @@ def _initial_tokens(mask_tokens: Tensor, number: int) -> Tensor:
     base = mask_tokens.detach()
     spread = 0.5 * base.std()
     return base.mean(dim=0) + spread * torch.randn(number, base.shape[1], device=base.device, dtype=base.dtype)
-
-
-def _trainable_copy(module: M) -> M:
-    return copy.deepcopy(module).requires_grad_(True)

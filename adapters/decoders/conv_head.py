@@ -18,15 +18,14 @@ Deviations:
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.adapters.config import check_choice
-from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, SemanticOutput
-from samgraft.errors import ConfigError
+from samgraft.adapters.decoders.base import DecoderPatch, SemanticOutput
+from samgraft.adapters.decoders.semantic import SemanticConfig
 
 if TYPE_CHECKING:
     from samgraft.adapters.prompts.base import Prompts
@@ -36,27 +35,10 @@ DILATIONS = (1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvHeadConfig(DecoderConfig):
+class ConvHeadConfig(SemanticConfig):
     """Semantic decoder of convolutions on the neck, with explicit background."""
 
     method: ClassVar[str] = "conv_head"
-    num_classes: int = 1
-    """Foreground classes C."""
-    activation: Literal["softmax", "sigmoid"] = "softmax"
-    """"softmax": C + 1 channels, background first; "sigmoid": C channels that may overlap."""
-
-    def __post_init__(self) -> None:
-        """Check the choice and the number."""
-        check_choice(self.method, "activation", self.activation, ("softmax", "sigmoid"))
-        if self.num_classes < 1:
-            raise ConfigError(
-                f"conv_head: num_classes is {self.num_classes}; expected at least 1 (background is not counted)"
-            )
-
-    @property
-    def num_channels(self) -> int:
-        """K: channels of the output."""
-        return self.num_classes + (1 if self.activation == "softmax" else 0)
 
     def build(self, backbone: Backbone) -> "ConvHead":
         """Create the head; ``backbone`` is only read."""
@@ -74,7 +56,7 @@ class ConvHead(DecoderPatch):
         groups = 1 + len(DILATIONS)
         half, quarter = -(-channels // 2), -(-channels // (4 * groups)) * groups
         with torch.device(like.device):
-            self.upscale = nn.Sequential(*_double(channels, half), *_double(half, quarter))
+            self.upscale = nn.Sequential(*doubled(channels, half), *doubled(half, quarter))
             self.scales = MultiScale(quarter)
             self.classifier = nn.Conv2d(quarter, config.num_channels, 1)
         self.to(like.dtype)
@@ -123,6 +105,6 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _double(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    """Twice the height and width."""
+def doubled(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    """Layers that give twice the height and width: transposed convolution, norm over channels, GELU."""
     return nn.ConvTranspose2d(inputs, outputs, 2, stride=2), ChannelNorm(outputs, eps=1e-6), nn.GELU()

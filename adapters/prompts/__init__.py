@@ -1,6 +1,7 @@
 """Prompts, and generators that write them without a person, by name."""
 
 from samgraft.adapters.prompts.autosam import AutoSamConfig
+from samgraft.adapters.prompts.autosam_pyramid import AutoSamPyramidConfig
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, chunk_prompts, grid_points
 from samgraft.adapters.prompts.improve import Improvement
@@ -24,6 +25,7 @@ PROMPTERS: Registry[type[PrompterConfig]] = Registry("prompter")
 
 for _config in (
     AutoSamConfig,
+    AutoSamPyramidConfig,
     GridConfig,
     InContextConfig,
     ManualConfig,
@@ -42,6 +44,7 @@ for _config in (
 __all__ = [
     "PROMPTERS",
     "AutoSamConfig",
+    "AutoSamPyramidConfig",
     "GridConfig",
     "Improvement",
     "InContextConfig",

@@ -71,11 +71,11 @@ class AutoSamPrompter(PromptGenerator):
         width = config.channels
         self.stem = _stem(width, backbone.spec.patch_size)
         self.from_neck = nn.Conv2d(neck, width, 1)
-        self.body = nn.ModuleList(_residual(width) for _ in range(config.depth))
+        self.body = nn.ModuleList(residual(width) for _ in range(config.depth))
         self.head = nn.Conv2d(width, neck * config.num_classes, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias if self.head.bias is not None else self.head.weight)
-        self.register_buffer("no_mask", _no_mask(backbone), persistent=False)
+        self.register_buffer("no_mask", no_mask_cell(backbone), persistent=False)
 
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Dense prompts (B * classes, C, h, w), image-major; no points, no boxes."""
@@ -110,7 +110,8 @@ def _stem(width: int, patch_size: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _residual(width: int) -> nn.Sequential:
+def residual(width: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions, to be added to their input; ``width`` is a multiple of 8."""
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1),
         nn.GroupNorm(width // 8, width),
@@ -119,7 +120,7 @@ def _residual(width: int) -> nn.Sequential:
     )
 
 
-def _no_mask(backbone: "Backbone") -> Tensor:
+def no_mask_cell(backbone: "Backbone") -> Tensor:
     """(1, C, 1, 1): what the backbone uses when no mask is given."""
     patch = backbone.spec.patch_size
     device = next(backbone.parameters()).device

@@ -13,6 +13,7 @@ from samgraft.errors import PromptError
 
 if TYPE_CHECKING:
     from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.decoders.base import SemanticOutput
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +93,10 @@ class PromptGenerator(nn.Module, ABC):
             context: What else the generator may use (classes, user prompts); never labels of the image under
                 evaluation.
         """
+
+    def finish(self, output: "SemanticOutput") -> "SemanticOutput":
+        """Class maps that the prompts led to, as they are to be read; by default unchanged."""
+        return output
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from samgraft.adapters.prompts.objects import boxes_of
 from samgraft.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Features, Promptable
 
 Kind = Literal["random", "entropy", "distance", "saliency"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -105,7 +105,7 @@ def best_answer(logits: Tensor, iou: Tensor) -> Answer:
 
 @torch.no_grad()
 def improve(
-    backbone: "Backbone", features: "Features", image: Tensor, prompts: Prompts, answer: Answer, what: Improvement
+    backbone: "Promptable", features: "Features", image: Tensor, prompts: Prompts, answer: Answer, what: Improvement
 ) -> Answer:
     """Do what ``what`` says, first the extra point, then self-correction.
 
@@ -126,7 +126,7 @@ def improve(
 
 
 def augment(
-    backbone: "Backbone",
+    backbone: "Promptable",
     features: "Features",
     image: Tensor,
     prompts: Prompts,
@@ -278,7 +278,7 @@ def saliency_map(gray: Tensor) -> Tensor:
 
 
 def refine(
-    backbone: "Backbone", features: "Features", prompts: Prompts, answer: Answer, size: tuple[int, int], rounds: int
+    backbone: "Promptable", features: "Features", prompts: Prompts, answer: Answer, size: tuple[int, int], rounds: int
 ) -> Answer:
     """Hand masks back as prompts until they stay, or their predicted IoU falls.
 

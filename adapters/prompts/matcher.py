@@ -161,9 +161,7 @@ class MatcherPrompter(ReferencePrompter):
             classes=torch.arange(kinds, device=image.device).repeat(len(image)),
         )
 
-    def _matched(
-        self, features: "Features", image: Tensor, context: Mapping[str, Any]
-    ) -> list[Matches]:
+    def _matched(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
         """Matches of every image and object, image-major."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)

@@ -54,9 +54,7 @@ class ReferenceConfig(PrompterConfig):
     def __post_init__(self) -> None:
         """Check the numbers."""
         if isinstance(self.tap, str) and self.tap not in (NECK, MIDDLE):
-            raise ConfigError(
-                f"{self.method}: tap is {self.tap!r}; expected 'neck', 'middle' or the number of a block"
-            )
+            raise ConfigError(f"{self.method}: tap is {self.tap!r}; expected 'neck', 'middle' or the number of a block")
         for name in ("position", "appearance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected a weight of at least 0")

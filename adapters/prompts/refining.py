@@ -16,12 +16,12 @@ from samgraft.adapters.prompts.objects import FoundObjects, boxes_of
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Features, Promptable
     from samgraft.adapters.backbones.guidance import Guidance
 
 
 def decode_best(
-    backbone: "Backbone",
+    backbone: "Promptable",
     features: "Features",
     prompts: Prompts,
     *,
@@ -62,7 +62,7 @@ def decode_best(
 
 
 def refine(
-    backbone: "Backbone",
+    backbone: "Promptable",
     features: "Features",
     prompts: Prompts,
     found: tuple[Tensor, Tensor],

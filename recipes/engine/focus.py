@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Promptable
 from samgraft.adapters.prompts.improve import Improvement
 from samgraft.errors import PromptError, ShapeError
 from samgraft.recipes.engine.box_fit import fit_logits, mean_logits
@@ -28,7 +28,7 @@ SCALES = (0.5, 1.0)
 """Each window is looked at at these shares of the network size: half of it sees form, all of it sees edges."""
 
 
-def network_size(backbone: Backbone, size: int | None) -> int:
+def network_size(backbone: Promptable, size: int | None) -> int:
     """The asked network size, or the backbone's native one.
 
     Raises:
@@ -42,7 +42,7 @@ def network_size(backbone: Backbone, size: int | None) -> int:
 
 
 def segment_boxes(
-    backbone: Backbone,
+    backbone: Promptable,
     image: Tensor,
     boxes: Tensor | NDArray[np.floating],
     *,
@@ -93,7 +93,7 @@ def segment_boxes(
 
 
 def boxes_in(
-    backbone: Backbone,
+    backbone: Promptable,
     crops: Crops,
     boxes: Tensor,
     *,
@@ -150,7 +150,7 @@ def _one_of(looks: Sequence[ObjectMask], box: Sequence[float] | None) -> ObjectM
 
 
 def segment_points(
-    backbone: Backbone,
+    backbone: Promptable,
     image: Tensor,
     points: Tensor | NDArray[np.floating],
     labels: Tensor | NDArray[np.integer] | None = None,
@@ -210,7 +210,7 @@ def segment_points(
 
 
 def points_in(
-    backbone: Backbone,
+    backbone: Promptable,
     crops: Crops,
     points: Tensor,
     labels: Tensor,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Promptable
 from samgraft.errors import ConfigError
 
 Stage = Callable[[Any], Any]
@@ -28,7 +28,7 @@ ENCODE_TOKENS = {"cpu": 2**11, "cuda": 2**15}
 _END = object()
 
 
-def encode_batch(backbone: Backbone, size: int, batch: int | None = None) -> int:
+def encode_batch(backbone: Promptable, size: int, batch: int | None = None) -> int:
     """Images of ``size`` x ``size`` pixels that are encoded together; at least 1.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Promptable
 from samgraft.adapters.prompts.improve import Improvement
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
@@ -27,7 +27,7 @@ POINT_CONTEXT = 2.2
 
 def segment_prompted(
     scene: Scene,
-    backbone: Backbone,
+    backbone: Promptable,
     prompts: UserPrompts | ObjectPrompts,
     *,
     size: int | None = None,
@@ -101,7 +101,7 @@ def segment_prompted(
 class _Settings:
     """How objects are looked at."""
 
-    backbone: Backbone
+    backbone: Promptable
     size: int
     contexts: tuple[float, ...]
     batch: int

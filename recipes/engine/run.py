@@ -53,9 +53,9 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts``, the objects that they name; with ``references``, what those labelled files show; with an
-    ``adapter`` and neither, what the adapter was trained for; with none of them, everything that looks like an object
-    (pictures and rasters).
+    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts); with ``references``,
+    what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for; with none of
+    them, everything that looks like an object (pictures and rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
@@ -97,8 +97,9 @@ def segment(
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
         if prompts is not None:
-            asked = _asked(prompts, source)
-            result = segment_prompted(source, network, asked, context=context, fit=tight_boxes, better=better, **common)
+            told = _asked(prompts, source)
+            asked = network if grafted is None or not grafted.answers_prompts else grafted
+            result = segment_prompted(source, asked, told, context=context, fit=tight_boxes, better=better, **common)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.backbones.base import Features, Promptable
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.improve import Improvement, best_answer, improve
 from samgraft.recipes.engine.pipeline import pipeline
@@ -116,7 +116,7 @@ def mask_logits(mask: MaskPrompt, window: Window, cells: int) -> Tensor:
 
 
 def decode_views(
-    backbone: Backbone,
+    backbone: Promptable,
     crops: Crops,
     views: Sequence[View],
     *,

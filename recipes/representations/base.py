@@ -94,12 +94,13 @@ class Maps(Representation):
     def learn(
         self, loss: nn.Module, grafted: Grafted, features: Features | None, image: Tensor, label: Tensor
     ) -> Tensor:
-        """The loss at the size of the input; see :meth:`Representation.learn`."""
+        """The loss at the size of the input, and what else the head learns; see :meth:`Representation.learn`."""
         target = self.target(label.cpu()).to(image.device)
-        logits = at_least_float(self.logits(grafted.predict(image, features=features)))
+        output, further = grafted.learn(image, target, features=features)
+        logits = at_least_float(self.logits(output))
         logits = functional.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
         total: Tensor = loss(logits, target)
-        return total
+        return total if further is None else total + further
 
 
 class ObjectMaps(Maps):

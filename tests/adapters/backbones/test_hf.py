@@ -1,6 +1,7 @@
 """The contract of a frozen backbone: freezing, hash, errors, chunks, dtypes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -190,8 +191,9 @@ def test_checkpointed_blocks_give_the_same_gradients(trained: int) -> None:
 class TwoTokens(nn.Module):
     """A patch: two more tokens; their dot product with the upscaled map is the logit."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = False) -> None:
         super().__init__()
+        self.apart = apart
         self.weight = nn.Parameter(torch.randn(2, 32))
         self.state: MaskDecoderState | None = None
 
@@ -215,6 +217,52 @@ def test_decoder_patch_adds_tokens_and_gets_gradients(backbone: HFSamBackbone, f
     logits.sum().backward()
     assert patch.weight.grad is not None and patch.weight.grad.abs().max() > 0
     assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_tokens_that_stand_apart_change_nothing_else(backbone: HFSamBackbone, features: Features) -> None:
+    """SAM's logits, tokens and image are bit-equal to those without a patch; a joined token changes them."""
+    torch.manual_seed(0)
+    expected, quality = backbone.decode(features, boxes(5))
+    seen = {}
+    for apart in (False, True):
+        patch = TwoTokens(apart=apart)
+        backbone.decode(features, boxes(5), patch=patch)
+        assert patch.state is not None
+        seen[apart] = patch.state
+    assert torch.equal(seen[True].logits, expected) and torch.equal(seen[True].iou, quality)
+    assert not torch.allclose(seen[False].logits, expected, atol=1e-4)
+
+
+def test_a_token_apart_is_a_masked_attention(
+    backbone: HFSamBackbone, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as SAM's own forward with all tokens, where nothing but the token itself may attend to it."""
+    torch.manual_seed(0)
+    patch, other = TwoTokens(apart=True), TwoTokens(apart=False)
+    other.weight = patch.weight
+    prompts = boxes(2)
+    backbone.decode(features, prompts, patch=patch)
+    for layer in backbone.sam.mask_decoder.transformer.layers:
+        for attention in (layer.self_attn, layer.cross_attn_image_to_token):
+            monkeypatch.setattr(attention, "forward", _hiding(attention, slice(5, 7)))
+    backbone.decode(features, prompts, patch=other)
+    assert patch.state is not None and other.state is not None
+    for name in ("extra_tokens", "mask_tokens", "image", "logits"):
+        torch.testing.assert_close(getattr(patch.state, name), getattr(other.state, name), atol=1e-5, rtol=1e-4)
+
+
+def _hiding(attention: nn.Module, hidden: slice) -> Any:
+    """``attention.forward`` in which keys ``hidden`` are seen by queries ``hidden`` of self attention only."""
+    forward = attention.forward
+
+    def masked(query: Tensor, key: Tensor, value: Tensor) -> Any:
+        mask = torch.zeros(query.shape[2], key.shape[2])
+        mask[:, hidden] = -torch.inf
+        if query.shape[2] == key.shape[2]:
+            mask[hidden, hidden] = 0
+        return forward(query=query, key=key, value=value, attention_similarity=mask[None, None])
+
+    return masked
 
 
 def test_float64_agrees_with_float32(backbone: HFSamBackbone) -> None:
