@@ -118,6 +118,9 @@ class Promptable(Protocol):
     def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
         """As :meth:`Backbone.encode`."""
 
+    def decode(self, features: Features, prompts: "Prompts", *, multimask: bool = False) -> tuple[Tensor, Tensor]:
+        """As :meth:`Backbone.decode`."""
+
     def decode_parts(
         self, features: Features, prompts: "Prompts", *, multimask: bool = False, chunk: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -163,7 +163,8 @@ class DesamDecoder(DecoderPatch):
             raise ShapeError(f"labels are {tuple(labels.shape)}; expected {(len(image), *image.shape[-2:])}")
         points, hit = draw_points(labels)
         index = torch.arange(len(image), device=features.neck.device)
-        logits, iou = self._answer(backbone, features, foreground_points(index, points))
+        logits, found = self._answer(backbone, features, foreground_points(index, points))
+        iou = cast(Tensor, found)  # points have one
         target = hit[:, None] == torch.arange(1, self.config.num_classes + 1, device=hit.device)
         known = (hit >= 0).to(iou.dtype)[:, None].expand_as(iou)
         error = ((iou - target.to(iou.dtype)).abs() * known).sum() / known.sum().clamp_min(1)

@@ -126,7 +126,8 @@ class SamSeg(DecoderPatch, ObjectHead):
             edges, index = edges.new_tensor([[0.0, 0.0, size[1], size[0]]]), index.new_zeros(1)
         logits = self.head(self.detector.regions(levels, edges, index, BINS))
         if len(rows) == 0:
-            return 0 * logits.sum()
+            nothing: Tensor = logits.sum() * 0
+            return nothing
         own = logits[torch.arange(len(rows), device=rows.device), objects.classes[matched]]
         own = own.to(torch.promote_types(own.dtype, torch.float32))
         targets = mask_targets(objects.masks, matched, edges, 2 * BINS).to(own.dtype)

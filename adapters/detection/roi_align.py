@@ -60,8 +60,8 @@ def roi_align(
     cell_rows = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in levels]).to(dtype)
     sizes = [(level.shape[2], level.shape[3]) for level in levels]
     first = [0]
-    for height, width in sizes:
-        first.append(first[-1] + len(levels[0]) * height * width)
+    for size in sizes:
+        first.append(first[-1] + len(levels[0]) * size[0] * size[1])
     chosen = level_of(edges, strides, cells)
     height, width, start = (
         torch.tensor(column, device=edges.device)[chosen] for column in (*zip(*sizes, strict=True), first[:-1])
@@ -75,7 +75,8 @@ def roi_align(
     bins = functional.embedding_bag(
         index.flatten(3).flatten(0, 2), cell_rows, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
     )
-    return bins.unflatten(0, (-1, out, out)).permute(0, 3, 1, 2).to(levels[0].dtype)
+    found: Tensor = bins.unflatten(0, (-1, out, out)).permute(0, 3, 1, 2).to(levels[0].dtype)
+    return found
 
 
 def level_of(edges: Tensor, strides: Sequence[float], cells: int = CELLS) -> Tensor:

@@ -112,7 +112,8 @@ class InContextPrompter(ReferencePrompter):
         )
         cells = found.reshape(len(image), height, width, references.num_objects, detail**2)
         cells = cells.permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B K, d d, h, w)
-        return functional.pixel_shuffle(cells, detail)[:, 0].unflatten(0, (len(image), -1))
+        read: Tensor = functional.pixel_shuffle(cells, detail)[:, 0].unflatten(0, (len(image), -1))
+        return read
 
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) made of the soft labels; without ``prompts`` in the configuration, masks."""

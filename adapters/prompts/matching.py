@@ -41,7 +41,7 @@ class ReferenceConfig(PrompterConfig):
     """Base of the configurations of methods that are shown references."""
 
     tap: str | int = MIDDLE
-    """Whose cells are compared: "neck", "middle" (the block after half of them), or a block (negative: from the end)."""
+    """Whose cells are compared: "neck", "middle" (the block after half of them), a block (negative: from the end)."""
     centre: bool = True
     """Take the mean over all cells of the references from every feature: what all cells share tells nothing."""
     position: float = 2.0

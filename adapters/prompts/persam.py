@@ -89,7 +89,7 @@ class PersamPrompter(ReferencePrompter):
     def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of two points, foreground and background; scores are similarities from 0 to 1."""
         similarity = self.similarity(features, image, references_of(context))
-        return location_prior(similarity, valid_cells(context, features), image.shape[-2:], negative=True)
+        return location_prior(similarity, valid_cells(context, features), size_of(image), negative=True)
 
     def similarity(self, features: "Features", image: Tensor, references: References) -> Tensor:
         """(B, K, h, w) cosine in [-1, 1] of every cell with the mean of each object's cells."""
@@ -131,7 +131,7 @@ class PersamPrompter(ReferencePrompter):
             rounds.append(found.select(going))
             if not bool(going.any()) or len(rounds) == self.config.max_objects:
                 break
-            inside = functional.adaptive_avg_pool2d((found.logits[:, None] > 0).float(), similarity.shape[-2:])
+            inside = functional.adaptive_avg_pool2d((found.logits[:, None] > 0).float(), size_of(similarity))
             left = left & (inside[:, 0] < 0.5).unflatten(0, similarity.shape[:2])
             going &= left.flatten(2).any(dim=2).flatten()
         return joined(rounds)
@@ -166,6 +166,11 @@ class PersamPrompter(ReferencePrompter):
             overlap = mask_iou(earlier.logits > 0, found.logits > 0)
             new &= ~(same & (overlap >= SAME)).any(dim=0)
         return new
+
+
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """(h, w) of maps (..., h, w)."""
+    return maps.shape[-2], maps.shape[-1]
 
 
 def location_prior(similarity: Tensor, allowed: Tensor, size: tuple[int, int], *, negative: bool) -> Prompts:

@@ -129,7 +129,7 @@ class PersamFPrompter(ReferencePrompter):
                 optimizer.zero_grad()
                 mix = self.mixture(len(references)).float()
                 loss = mask_loss((mix[there, :, None, None] * logits[there]).sum(dim=1), truth[there], known[there])
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
                 losses.append(float(loss.detach()))

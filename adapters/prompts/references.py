@@ -247,7 +247,8 @@ def draw(kind: Kind, annotation: Annotation, size: tuple[int, int], *, radius: f
         (x0, y0), (x1, y1) = (places + torch.tensor([[-0.5], [0.5]], dtype=torch.float64)).tolist()
         if x1 < x0 or y1 < y0:
             raise PromptError(f"box annotation {places.flatten().tolist()} ends before it starts; swap its corners")
-        return ((y >= y0) & (y <= y1))[:, None] & ((x >= x0) & (x <= x1))
+        inside: Tensor = ((y >= y0) & (y <= y1))[:, None] & ((x >= x0) & (x <= x1))
+        return inside
     reach = max(1.0, DRAWN_RADIUS * max(size)) if radius is None else max(float(radius), 0.5**0.5)
     ends = places[1:] if kind == "scribble" and len(places) > 1 else places
     starts = places[:-1] if kind == "scribble" and len(places) > 1 else places

@@ -9,8 +9,8 @@
 
 The bell is ``1 + b - |p - c|^2 e^s / 8`` at place p, in tokens: the query says b, s and how far c is from where it
 began. Class logits begin with what the map of centres says there. In training, each object is matched with one query by
-class and coarse mask (assignment.py), on every layer. The loss on masks of the frozen decoder, which cost most, is on the
-last layer and for matched queries only. The coarse mask reaches the decoder detached, and has losses of its own.
+class and coarse mask (assignment.py), on every layer. The loss on masks of the frozen decoder, which cost most, is on
+the last layer and for matched queries only. The coarse mask reaches the decoder detached, and has losses of its own.
 
 Source:
     RSPrompter, arXiv:2306.16269, section 3 (query-based prompter); layers, costs and weights from

@@ -216,7 +216,7 @@ class VrpPrompter(ObjectPrompter):
         prompts: Prompts = self(features, image, {"references": references})
         logits = backbone.decode(features, prompts)[0][:, 0]  # (B, 4h, 4w)
         share, weight = (
-            functional.adaptive_avg_pool2d(x[:, None].to(logits), logits.shape[-2:])[:, 0]
+            functional.adaptive_avg_pool2d(x[:, None].to(logits), (logits.shape[-2], logits.shape[-1]))[:, 0]
             for x in (truth & known, known)
         )
         entropy = functional.binary_cross_entropy_with_logits(logits, share, reduction="none")

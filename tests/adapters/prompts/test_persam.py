@@ -154,7 +154,7 @@ def test_the_reference_itself_is_found(config: PersamConfig) -> None:
 
 @each_method
 def test_two_images_and_two_kinds_stand_in_order(config: PersamConfig) -> None:
-    """Kind 0 is the bright box, kind 1 what is dark; the second image has the box elsewhere, and padding on the right."""
+    """Kind 0 is the bright box, kind 1 what is dark; the second image has the box elsewhere, and padding beside."""
     backbone = Oracle()
     image, mask = scene()
     references = make_references(image, torch.cat([mask, 1 - mask], dim=1)).encode(backbone)
