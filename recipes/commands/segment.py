@@ -1,8 +1,10 @@
 """``samgraft segment INPUT``: segment one file with an adapter, or with boxes and points."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from samgraft.errors import ConfigError, PromptError
+from samgraft.recipes.commands.everything import add_everything, everything_options
 from samgraft.recipes.commands.parsing import plain_parser, say
 
 
@@ -36,15 +38,15 @@ def run(arguments: Sequence[str]) -> None:
         metavar=("X", "Y", "LABEL"),
         help="label 1 on, 0 off; repeatable",
     )
-    parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
     parser.add_argument("--slice", type=int, default=None, help="volumes: the slice that boxes and points lie in")
     parser.add_argument("--axis", type=int, default=None, help="volumes: array axis that is cut into slices")
     parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
+    add_everything(parser)
     values = parser.parse_args(list(arguments))
-    if not values.output:
+    if not values.output and not values.records:
         raise ConfigError(
             "no output named; add -o FILE, such as mask.nii.gz, labels.tif or buildings.geojson; repeat it for several"
         )
@@ -69,7 +71,8 @@ def run(arguments: Sequence[str]) -> None:
             slice=values.slice,
             axis=values.axis,
         )
-    options = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
+    options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
+    options |= everything_options(values)
     result = segment(values.input, adapter=values.adapter, prompts=prompts, output=list(values.output), **options)
     found = (
         f"{len(result.instances)} objects"
@@ -77,5 +80,7 @@ def run(arguments: Sequence[str]) -> None:
         else f"{int((result.labels > 0).sum()):,} elements"
     )
     say(f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}")
-    for path in values.output:
+    if not result.instances and "masks" in result.meta:
+        say(f"nothing found: {result.meta['masks']}; lower those thresholds")
+    for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
