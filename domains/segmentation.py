@@ -35,6 +35,8 @@ class InstanceRecord:
     """Confidence in [0, 1]."""
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1: first and last pixel inside. For volumes, the box in the slice plane."""
+    properties: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What else was measured (diameter_m, circular, ...); columns of polygon files."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -1,7 +1,7 @@
 """The public functions of ``samgraft`` that need more than one folder; re-exported lazily by the root."""
 
 from samgraft.adapters.prompts.improve import Improvement
-from samgraft.recipes.engine.everything import EverythingConfig
+from samgraft.recipes.engine.everything import EverythingConfig, automatic_masks
 from samgraft.recipes.engine.referenced import Example, Examples
 from samgraft.recipes.engine.run import adapter_meta, load_adapter, segment, with_meta
 from samgraft.recipes.predicting import Outcome, find_inputs, predict
@@ -20,6 +20,8 @@ __all__ = [
     "Outcome",
     "UserPrompts",
     "adapter_meta",
+    "automatic_masks",
+    "automatic_masks",
     "find_inputs",
     "load_adapter",
     "predict",

@@ -14,6 +14,7 @@ from samgraft.adapters.prompts.reference_region import ReferenceRegionConfig
 from samgraft.adapters.prompts.references import References, make_references, masks_from_labels
 from samgraft.adapters.prompts.rsprompter_anchor import RSPrompterAnchorConfig
 from samgraft.adapters.prompts.rsprompter_query import RSPrompterQueryConfig
+from samgraft.adapters.prompts.sam_cls import SamClsConfig
 from samgraft.adapters.prompts.sam_det import SamDetConfig
 from samgraft.adapters.prompts.simulated import SimulatedPrompts
 from samgraft.adapters.prompts.text_boxes import TextBoxesConfig
@@ -35,6 +36,7 @@ for _config in (
     RSPrompterAnchorConfig,
     RSPrompterQueryConfig,
     ReferenceRegionConfig,
+    SamClsConfig,
     SamDetConfig,
     TextBoxesConfig,
     VrpConfig,
@@ -63,6 +65,7 @@ __all__ = [
     "SimulatedPrompts",
     "TextBoxesConfig",
     "VrpConfig",
+    "SamClsConfig",
     "check_prompts",
     "chunk_prompts",
     "grid_points",

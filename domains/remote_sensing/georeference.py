@@ -141,3 +141,29 @@ def equal_area(points: NDArray[np.float64], crs: CRS | None) -> NDArray[np.float
     sin = np.sin(points[:, 1] * to_radians)
     q = (1.0 - e2) * (sin / (1.0 - e2 * sin**2) - np.log((1.0 - e * sin) / (1.0 + e * sin)) / (2.0 * e))
     return np.stack([_WGS84_RADIUS * points[:, 0] * to_radians, _WGS84_RADIUS * q / 2.0], axis=1)
+
+
+def metres_per_unit(crs: CRS | None, *, latitude: float) -> tuple[float, float] | None:
+    """Metres of one unit of x and of one unit of y of a CRS; None if its unit of length is not known.
+
+    Projected CRS: the unit of length; the projection's own distortion stays. Geographic CRS: one degree of longitude
+    and of latitude on the WGS84 ellipsoid at ``latitude`` (in the unit of the CRS), from the radii of curvature of the
+    prime vertical and of the meridian.
+
+    Source:
+        J. P. Snyder, Map Projections: A Working Manual (USGS 1395), equations 4-18, 4-20 and 4-21.
+    """
+    if crs is None:
+        return None
+    if not crs.is_geographic:
+        try:
+            factor = float(crs.linear_units_factor[1])
+        except CRSError:
+            return None
+        return factor, factor
+    to_radians = float(crs.units_factor[1])
+    phi = latitude * to_radians
+    e2 = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
+    bend = 1.0 - e2 * math.sin(phi) ** 2
+    across, along = _WGS84_RADIUS / math.sqrt(bend), _WGS84_RADIUS * (1.0 - e2) / bend**1.5
+    return to_radians * across * math.cos(phi), to_radians * along

@@ -6,7 +6,7 @@ times the area of a pixel. See docs/adr/0003-geojson-crs.md for the coordinates 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +49,11 @@ class Record(Protocol):
         """Confidence in [0, 1]."""
         ...
 
+    @property
+    def properties(self) -> Mapping[str, float]:
+        """Further columns."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Feature:
@@ -68,6 +73,8 @@ class Feature:
     """Square metres; NaN when the world has no known unit."""
     area_px: int
     """Pixels."""
+    properties: Mapping[str, float] = field(default_factory=dict)
+    """Further columns."""
 
 
 def polygonise(
@@ -98,6 +105,7 @@ def polygonise(
         keyed = [(n, value, float("nan"), polygon) for n, (value, polygon) in enumerate(parts, start=1)]
     else:
         keyed = _by_instance(parts, {r.id: r for r in records})
+    further = {r.id: r.properties for r in records or ()}
     found = []
     for number, class_id, score, pixels in keyed:
         geometry = shapely.transform(pixels, to_world)
@@ -111,13 +119,14 @@ def polygonise(
                 score=score,
                 area=_square_metres(geometry, crs),
                 area_px=round(pixels.area),
+                properties=further.get(number, {}),
             )
         )
     return tuple(found)
 
 
 def write_vectors(path: Path | str, found: Sequence[Feature], grid: Grid) -> None:
-    """Write polygons in the CRS of the grid; fields id, class, class_name, score, area (m2), area_px.
+    """Write polygons in the CRS of the grid; fields id, class, class_name, score, area (m2), area_px, properties.
 
     Args:
         path: ``.geojson`` or ``.gpkg``; replaced only when the new file is complete. No features give an empty, valid
@@ -230,7 +239,7 @@ def _writable_crs(path: Path, driver: str, crs: CRS | None) -> str | None:
 
 def _columns(found: Sequence[Feature]) -> dict[str, NDArray[Any]]:
     """Attribute columns, in the order in which they are written."""
-    return {
+    fixed: dict[str, NDArray[Any]] = {
         "id": np.array([f.id for f in found], dtype=np.int64),
         "class": np.array([f.class_id for f in found], dtype=np.int32),
         "class_name": np.array([f.class_name for f in found], dtype=object),
@@ -238,6 +247,9 @@ def _columns(found: Sequence[Feature]) -> dict[str, NDArray[Any]]:
         "area": np.array([f.area for f in found], dtype=np.float64),
         "area_px": np.array([f.area_px for f in found], dtype=np.int64),
     }
+    names = dict.fromkeys(name for f in found for name in f.properties if name not in fixed)
+    nothing = float("nan")
+    return fixed | {name: np.array([float(f.properties.get(name, nothing)) for f in found]) for name in names}
 
 
 def _verify(path: Path, count: int) -> None:

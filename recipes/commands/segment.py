@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from samgraft.errors import ConfigError, PromptError
+from samgraft.recipes.commands.everything import add_everything, everything_options
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     scene = open_scene(values.input)
-    options = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
+    options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
+    options |= everything_options(values)
     better = Improvement(augment=values.augment_points, refine=values.refine)
     result = segment(
         scene,
@@ -45,7 +47,9 @@ def run(arguments: Sequence[str]) -> None:
         else f"{int((result.labels > 0).sum()):,} elements"
     )
     say(f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}")
-    for path in values.output:
+    if not result.instances and "masks" in result.meta:
+        say(f"nothing found: {result.meta['masks']}; lower those thresholds")
+    for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
 
 
@@ -78,7 +82,6 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "--augment-points", default=None, metavar="KIND", help="one more point: random, entropy, distance or saliency"
     )
-    parser.add_argument("--everything", action="store_true", help="pictures and rasters: all that looks like an object")
     parser.add_argument(
         "--reference", action="append", default=[], metavar="IMAGE", help="a labelled image like INPUT; repeatable"
     )
@@ -94,6 +97,7 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
+    add_everything(parser)
     return parser
 
 
@@ -104,7 +108,7 @@ def _add_many(parser: PlainParser, name: str, words: tuple[str, ...], text: str)
 
 def _check(values: argparse.Namespace) -> None:
     """Refuse calls that cannot work, before anything is loaded."""
-    if not values.output:
+    if not values.output and not values.records:
         raise ConfigError(
             "no output named; add -o FILE, such as mask.nii.gz, labels.tif or buildings.geojson; repeat it for several"
         )

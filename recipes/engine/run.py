@@ -47,6 +47,7 @@ def segment(
     pipeline: int = DEPTH,
     bands: Sequence[int] | None = None,
     everything: EverythingConfig | None = None,
+    records: str | PathLike[str] | None = None,
     quantize: str | None = None,
     better: Improvement | None = None,
     progress: bool = True,
@@ -72,7 +73,8 @@ def segment(
         pipeline: Batches that may wait between the threads that read, encode and decode; 0 uses one. Same bits.
         bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
             first.
-        everything: Thresholds for the mode without prompts and adapter.
+        everything: Options of the mode without prompts and adapter.
+        records: JSON file for all its masks, also those that overlap, as COCO RLE with score, point and form.
         quantize: "int8" runs the frozen encoder in int8 (CPU, and only one that is loaded here; docs/speed.md).
         better: Prompts only: an extra point or self-correction.
         progress: Show a bar on the terminal.
@@ -90,6 +92,8 @@ def segment(
     """
     _check_asked(prompts, references, better)
     targets = _targets(output)
+    if records is not None and (prompts is not None or adapter is not None):
+        raise ConfigError("records belong to everything mode; leave prompts and adapter out, or records")
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
@@ -106,7 +110,8 @@ def segment(
             said = _header(grafted, meta, network_size, bands)
             result = segment_automatic(source, grafted, said, batch=batch, depth=pipeline, track=track)
         else:
-            result = segment_everything(source, network, config=everything, track=track, **common)
+            target = None if records is None else Path(records)
+            result = segment_everything(source, network, config=everything, track=track, records=target, **common)
     finally:
         if opened and grafted is not None:
             grafted.detach()

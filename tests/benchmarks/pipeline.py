@@ -78,7 +78,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     size = backbone.spec.native_size
     scene = open_scene(task["path"])
     if "points" in task:
-        config = EverythingConfig(points_per_side=task["points"], tile=4 * max(scene.grid.shape), min_iou=0.0)
+        config = EverythingConfig(points_per_side=task["points"], tile=4 * max(scene.grid.shape), pred_iou_thresh=0.0)
 
         def work(depth: int) -> NDArray[Any]:
             return segment_everything(scene, backbone, config=config, depth=depth).labels

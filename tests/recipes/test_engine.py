@@ -383,7 +383,7 @@ def test_everything_finds_each_bright_thing_once(tmp_path, shape):
     boxes = [(8, 8, 39, 31), (60, 20, 99, 59), (10, 60, 49, 85)]
     boxes = [tuple(v * shape[0] // 96 for v in box) for box in boxes]
     path = picture(tmp_path / "p.png", squares(shape, boxes))
-    result = segment(path, backbone=Oracle(), everything=EverythingConfig(min_iou=0.45, max_share=0.9))
+    result = segment(path, backbone=Oracle(), everything=EverythingConfig(pred_iou_thresh=0.45, max_share=0.9))
     truth = squares(shape, boxes) > 100
     assert ((result.labels > 0) ^ truth).mean() < 0.03
     assert len(result.instances) == len(boxes) or shape[0] > 96

@@ -14,12 +14,12 @@ from samgraft.adapters.bundle import BundleMeta
 from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import LoraConfig
+from samgraft.adapters.prompts import proposals
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.proposals import best_masks, outer_boxes
 from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.errors import InputError
 from samgraft.recipes.api import EverythingConfig, UserPrompts, with_meta
-from samgraft.recipes.engine import candidates
-from samgraft.recipes.engine.candidates import best_masks, outer_boxes
 from samgraft.recipes.engine.focus import segment_boxes, segment_points
 from samgraft.recipes.engine.planes import Plane, Rows
 from samgraft.recipes.look import look_at
@@ -28,7 +28,9 @@ from tests.recipes._oracle import Oracle
 from tests.recipes.test_api import RECIPE
 from tests.recipes.test_engine import picture, raster, volume
 
-WIDE_OPEN = EverythingConfig(points_per_side=5, min_iou=-10, min_stability=0.0, max_share=1.0, min_area=0, tile=48)
+WIDE_OPEN = EverythingConfig(
+    points_per_side=5, pred_iou_thresh=-10, stability_score_thresh=0.0, max_share=1.0, min_network_area=0, tile=48
+)
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +211,7 @@ def test_masks_that_fell_out_are_decoded_again(monkeypatch, room):
     options = {"test": test, "nms": 0.3, "chunk": 16}
     plenty, little = Stamps(), Stamps()
     expected = best_masks(plenty, features, grid(100), **options)
-    monkeypatch.setattr(candidates, "KEPT_BYTES", room)
+    monkeypatch.setattr(proposals, "KEPT_BYTES", room)
     found = best_masks(little, features, grid(100), **options)
     assert len(plenty.seen) == 7 < len(little.seen)
     assert len(expected.iou) > 20 and (expected.iou.diff() <= 0).all()

@@ -1,0 +1,262 @@
+"""Everything mode against the original's algorithm: ``python -m tests.benchmarks.everything``, with nothing else on.
+
+One picture of 1024 pixels (four made-up villages), the same points, thresholds and weights, each way in a process of
+its own; ways take turns. "original" is the published algorithm written out plainly: batches of 64 points through the
+unchanged mask decoder, all masks enlarged to the picture, filtered there, boxes, run lengths, suppression by boxes.
+"original, shared" is the same on this project's decoder, so that the two kinds of gain can be told apart. Time and
+memory are given for the search alone and with the encoder; memory is what comes on top of the loaded model.
+
+    --backbone graft-tiny   embedded, at 1024 pixels: 16,384 tokens, more than it was trained with
+    --backbone sam_base     SAM-B's shape, random weights
+
+Neither believes in its masks of such a picture, so thresholds are set where a share of the masks passes each
+(``--passing``), on 64 other points; ``--thresholds`` names them instead.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.box_utils import non_max_suppression
+from torch import Tensor
+from torch.nn import functional
+
+from samgraft.adapters.backbones import load_backbone
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.backbones.decoding import decode_masks, image_code
+from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.adapters.backbones.tiny import build_graft_tiny
+from samgraft.adapters.prompts.base import Prompts
+from samgraft.recipes.engine.everything import EverythingConfig, automatic_masks
+from samgraft.recipes.engine.runs import RunMask, from_coco
+from samgraft.recipes.phantoms import make_village
+from tests.benchmarks._process import isolated, options_or_work
+from tests.benchmarks._table import markdown, write_json
+
+WAYS = ("original", "original, shared", "samgraft")
+SIDE = 1024
+BATCH = 64
+OFFSET, NMS = 1.0, 0.7
+
+
+def picture() -> Tensor:
+    """(3, 1024, 1024) in [0, 1]."""
+    tiles = [torch.from_numpy(make_village(seed).image).float() / 255 for seed in range(4)]
+    return torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
+
+
+def backbone_of(name: str) -> HFSamBackbone:
+    """The embedded backbone, or SAM-B's shape."""
+    if name != "sam_base":
+        return load_backbone(name)
+    # weights of a usual scale, also in the decoder: with those of transformers every point gets the same mask
+    return HFSamBackbone(build_graft_tiny({"vision_config": {"scale": 1}}).eval(), name=name)
+
+
+def shares(side: int) -> list[tuple[float, float]]:
+    """Points (x, y) as shares of width and height, row by row."""
+    line = (np.arange(side) + 0.5) / side
+    return [(float(x), float(y)) for y in line for x in line]
+
+
+def prompts_of(points: Tensor) -> Prompts:
+    """One positive click each."""
+    count = len(points)
+    labels = torch.ones(count, 1, dtype=torch.int64)
+    return Prompts(image_index=torch.zeros(count, dtype=torch.int64), points=points[:, None], labels=labels)
+
+
+class Memory:
+    """The largest resident memory since :meth:`start`, in MB above what it was then."""
+
+    def start(self) -> None:
+        """Forget the peak so far."""
+        Path("/proc/self/clear_refs").write_text("5")
+        self.base = self._read("VmRSS")
+
+    def peak(self) -> float:
+        """MB."""
+        return self._read("VmHWM") - self.base
+
+    @staticmethod
+    def _read(name: str) -> float:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) / 1024 if found else float("nan")
+
+
+def original(backbone: HFSamBackbone, neck: Tensor, task: dict[str, Any]) -> list[RunMask]:
+    """The published algorithm on one picture without crops."""
+    points = torch.tensor(shares(task["points"])) * SIDE - 0.5
+    code = image_code(backbone.sam.shared_image_embedding.positional_embedding, (neck.shape[2], neck.shape[3]))
+    found: list[tuple[RunMask, list[float], float]] = []
+    for some in points.split(BATCH):
+        prompts = prompts_of(some)
+        if task["way"] == "original":
+            decoder, embedded = backbone.sam.mask_decoder, backbone.embed(prompts, (SIDE, SIDE))
+            logits, iou = decode_masks(
+                decoder, Features(neck=neck), embedded, code, prompts.image_index, multimask=True
+            )
+        else:
+            logits, iou = backbone.decode(Features(neck=neck), prompts, multimask=True)
+        masks = functional.interpolate(logits, (SIDE, SIDE), mode="bilinear", align_corners=False).flatten(0, 1)
+        scores = iou.flatten()
+        keep = scores > task["pred_iou"]
+        masks, scores = masks[keep], scores[keep]
+        inner = (masks > OFFSET).sum((1, 2), dtype=torch.int32)
+        keep = inner / (masks > -OFFSET).sum((1, 2), dtype=torch.int32) >= task["stability"]
+        masks, scores = masks[keep] > 0, scores[keep]
+        found += [(*_compressed(mask), float(score)) for mask, score in zip(masks, scores, strict=True) if mask.any()]
+    if not found:
+        return []
+    boxes, ranks = torch.tensor([box for _, box, _ in found]), torch.tensor([score for *_, score in found])
+    return [found[i][0] for i in non_max_suppression(boxes, ranks, NMS).tolist()]
+
+
+def _compressed(mask: Tensor) -> tuple[RunMask, list[float]]:
+    """Run lengths over the whole picture, column by column, and the box (first and last pixel)."""
+    flat = mask.T.flatten().numpy()
+    edges = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1
+    lengths = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    counts = [0, *lengths] if flat[0] else lengths
+    rows, cols = mask.any(1).nonzero(), mask.any(0).nonzero()
+    box = [float(v) for v in (cols.min(), rows.min(), cols.max(), rows.max())]
+    return from_coco({"size": list(mask.shape), "counts": counts}), box
+
+
+def searched(backbone: HFSamBackbone, image: Tensor, neck: Tensor, task: dict[str, Any]) -> list[RunMask]:
+    """This project's way."""
+    config = EverythingConfig(
+        points_per_side=None,
+        point_grids=[shares(task["points"])],
+        pred_iou_thresh=task["pred_iou"],
+        stability_score_thresh=task["stability"],
+        stability_score_offset=OFFSET,
+        box_nms_thresh=NMS,
+        nms=task["nms"],
+        tile=0,
+        max_share=1.0,
+        min_network_area=0,
+    )
+    masks = automatic_masks(backbone, image, config=config, size=SIDE, features=Features(neck=neck), depth=0)
+    return [one.runs for one in masks.found]
+
+
+@torch.no_grad()
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """Seconds, memory and masks of one way."""
+    torch.set_num_threads(task["threads"])
+    backbone, image, memory = backbone_of(task["backbone"]), picture(), Memory()
+    if task["way"] == "calibrate":
+        return _thresholds(backbone, image, task)
+    memory.start()
+    start = time.perf_counter()
+    neck = backbone.encode(image[None]).neck
+    encoded, encoder_mb = time.perf_counter() - start, memory.peak()
+    memory.start()
+    start = time.perf_counter()
+    found = searched(backbone, image, neck, task) if task["way"] == "samgraft" else original(backbone, neck, task)
+    seconds, search_mb = time.perf_counter() - start, memory.peak()
+    Path(task["masks"]).write_text(json.dumps([mask.coco() for mask in found]))
+    return {
+        "search_s": seconds,
+        "total_s": seconds + encoded,
+        "search_mb": search_mb,
+        "total_mb": max(encoder_mb, search_mb),
+        "masks": len(found),
+    }
+
+
+def _thresholds(backbone: HFSamBackbone, image: Tensor, task: dict[str, Any]) -> dict[str, Any]:
+    """Thresholds that let the asked share of masks pass, on a few points; exact ties are unlikely between them."""
+    neck = backbone.encode(image[None]).neck
+    points = torch.tensor(shares(8)) * SIDE - 0.5
+    logits, iou = backbone.decode(Features(neck=neck), prompts_of(points), multimask=True)
+    masks, scores = logits.flatten(0, 1), iou.flatten()
+    stability = (masks > OFFSET).sum((1, 2)) / (masks > -OFFSET).sum((1, 2)).clamp_min(1)
+    least = float(scores.quantile(1 - task["pass"]))
+    return {"pred_iou": least, "stability": float(stability[scores > least].quantile(1 - task["pass"]))}
+
+
+def agreement(reference: Sequence[RunMask], found: Sequence[RunMask]) -> float:
+    """Mean over the reference's masks of the best IoU with one that was found; nan without masks."""
+    best = []
+    for mask in reference:
+        near = [one for one in found if min(one.area, mask.area) > 0.5 * max(one.area, mask.area)]
+        best.append(max((mask.iou(one) for one in near), default=0.0))
+    return float(np.mean(best)) if best else float("nan")
+
+
+def alone(task: dict[str, Any]) -> dict[str, Any]:
+    """Do ``task`` in a process of its own."""
+    return isolated("everything", ["--task", json.dumps(task)], threads=task["threads"])
+
+
+def compare(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Rows of one backbone."""
+    task = {"backbone": name, "threads": options.threads, "points": options.points, "nms": "box"}
+    if options.thresholds:
+        task |= {"pred_iou": options.thresholds[0], "stability": options.thresholds[1]}
+    else:
+        task |= alone(task | {"way": "calibrate", "pass": options.passing})
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
+    files = {way: folder / f"{name}-{way}.json" for way in options.ways}
+    for _ in range(options.rounds):
+        for way in options.ways:
+            runs[way].append(alone(task | {"way": way, "masks": str(files[way])}))
+    masks = {way: [from_coco(rle) for rle in json.loads(file.read_text())] for way, file in files.items()}
+    first = options.ways[0]
+    rows = []
+    for way in options.ways:
+        middle = {key: statistics.median(run[key] for run in runs[way]) for key in runs[way][0]}
+        base = rows[0] if rows else middle
+        rows.append(
+            {
+                "backbone": name,
+                "way": way,
+                "pred_iou_thresh": task["pred_iou"],
+                "stability_thresh": task["stability"],
+                **middle,
+                "faster": base["search_s"] / middle["search_s"],
+                "faster_total": base["total_s"] / middle["total_s"],
+                "memory": middle["search_mb"] / base["search_mb"],
+                "count_difference": len(masks[way]) / max(1, len(masks[first])) - 1,
+                "matched_iou": agreement(masks[first], masks[way]),
+            }
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.everything",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--backbone", nargs="+", default=["graft-tiny"], choices=["graft-tiny", "sam_base"])
+    parser.add_argument("--points", type=int, default=32, help="points along each side")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--passing", type=float, default=0.3, help="share of masks that each threshold lets pass")
+    parser.add_argument("--thresholds", type=float, nargs=2, metavar=("PRED_IOU", "STABILITY"))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="the first one is compared with")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/everything.json"))
+    options = options_or_work(parser, argv, measure)
+    if options is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row for name in options.backbone for row in compare(name, options, Path(folder))]
+    write_json(options.json, {"results": rows})
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
