@@ -91,8 +91,8 @@ def _steps(task: dict[str, Any]) -> Measured:
     trained = grafted.trainable_parameters()
     optimizer = make_optimizer(config.task.optimizer, trained, lr=1e-4, weight_decay=config.task.weight_decay)
     shape = (config.data.batch_size, -(-config.data.size // grafted.backbone.spec.patch_size))
-    image, labels = make_batch((shape[0], shape[1] * grafted.backbone.spec.patch_size), "real", grafted)
-    target, loss_of = blank_target(config, grafted, labels), loss_function(config, grafted).to(device)
+    image, target = make_batch((shape[0], shape[1] * grafted.backbone.spec.patch_size), "real", grafted)
+    target, loss_of = blank_target(config, grafted, target), loss_function(config, grafted).to(device)
     kept = None
     if task["cached"]:
         with autocast(config, device), torch.no_grad():

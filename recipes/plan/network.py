@@ -141,8 +141,8 @@ def _follow(
     weights = list(grafted.parameters())
     trained = grafted.trainable_parameters()
     step = _optimizer(tracer, config, trained)
-    image, labels = make_batch(shape, mode, grafted)
-    target = blank_target(config, grafted, labels)
+    image, target = make_batch(shape, mode, grafted)
+    target = blank_target(config, grafted, target)
     begun = tracer.done()
     with autocast(config), torch.no_grad():
         class_logits(grafted, image, None)

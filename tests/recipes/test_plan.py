@@ -281,3 +281,11 @@ def test_a_machine_is_measured() -> None:
     assert found.free > 0 and resident_bytes("VmHWM") >= resident_bytes() * 0.5
     with pytest.raises(ConfigError, match="device is 'mps'; expected 'cpu' or 'cuda'"):
         measure_machine("mps")
+
+
+def test_a_run_with_distances_is_planned() -> None:
+    """Three maps and no class token: the parts of the head are what is trained, and the step is followed on meta."""
+    head = {"head": "distances", "head_options": {"width": 8, "fused": 16}, "kind": "instance"}
+    config = replace(toy({}), task=TaskConfig(grafts={}, **head))  # type: ignore[arg-type]
+    found = trace_step(config, SamConfig(**toy_config()), num_classes=2)
+    assert found.mode == "meta" and found.activations == pytest.approx(found.saved, rel=0.01)
