@@ -157,7 +157,8 @@ def _write_coco(
     output: Path, records: Sequence[Mapping[str, Any]], classes: Mapping[int, str], settings: Mapping[str, Any]
 ) -> None:
     """All records in one COCO file; images count from 1, annotations too."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, record in enumerate(records, start=1):
         images.append({"id": number, **record["image"]})
         for one in record["annotations"]:
