@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning
@@ -22,7 +21,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.graft import Grafted
-from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.assemble import build_network
 from samgraft.recipes.augment import augment, augment_views
@@ -123,23 +121,41 @@ class SegmentationTask(lightning.LightningModule):
         if mesh is not None and not isinstance(self, FSDPModule):
             fully_shard(self, mesh=mesh["data_parallel"])
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K, s, s) of the representation, such as class logits with background first.
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Any:
+        """The loss of a batch with labels; without them what the network says of it.
+
+        Everything comes through here, since strategies that split the weights over processes bring them together when
+        this is called.
 
         Args:
             image: (B, 3, S, S) in [0, 1].
+            label: (B, S, S) classes or instance numbers, with ``IGNORE``.
+
+        Returns:
+            A scalar; or logits (B, K, s, s) of the representation, such as class logits with background first; or
+            ``FoundObjects``, where objects are found window by window.
         """
         representation, there = self.representation, image.to(self.device)
+        features = self._features(there)
+        if label is not None:
+            return representation.learn(self.loss, self.grafted, features, there, label)
+        if isinstance(representation, WindowObjects):
+            return representation.find(self.grafted, features or self.grafted.encode(there), there)
         if not isinstance(representation, Maps):
-            raise ConfigError(f"{type(representation).__name__} gives no maps to be blended; ask for objects")
-        return representation.logits(self.grafted.predict(there, features=self._features(there)))
+            raise ConfigError(f"{type(representation).__name__} gives neither maps nor objects")
+        return representation.logits(self.grafted.predict(there, features=features))
 
     def _features(self, image: Tensor) -> Features | None:
         """Kept features of ``image``; None where they are not worth keeping."""
         return self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
 
     def leaves_unused(self) -> bool:
-        """Whether some attached parameter gets no gradient, since the head does not look where it lies."""
+        """Whether some attached parameter gets no gradient, since the head does not look where it lies.
+
+        Heads that find objects are taken to leave some: what they look at depends on what they find.
+        """
+        if not isinstance(self.representation, Maps):
+            return True
         trained, mode = [p for p in self.grafted.trainable_parameters() if p.requires_grad], self.training
         image = torch.zeros(1, 3, self.size, self.size, device=self.device)
         self.eval()
@@ -166,7 +182,7 @@ class SegmentationTask(lightning.LightningModule):
             image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, share=share)
         else:
             image, label = augment(image, label, self.randomness, self.augmentation, share=share)
-        loss = self.representation.learn(self.loss, self.grafted, self._features(image), image, label)
+        loss: Tensor = self(image, label)
         penalty = self.grafted.penalty()
         if penalty is not None:
             self.log("train/penalty", penalty)
@@ -226,14 +242,10 @@ class SegmentationTask(lightning.LightningModule):
         options = self._options() | {"min_area": self.config.task.min_area}
         representation = self.representation
         if isinstance(representation, WindowObjects):
-            return find_instances(partial(self._find, representation), case, **options)
+            return find_instances(self, case, **options)
         if isinstance(representation, ObjectMaps):
             return predict_instances(self, case, representation=representation, **options)
         raise ConfigError(f"{type(representation).__name__} gives no objects; train with task.kind instance")
-
-    def _find(self, representation: WindowObjects, image: Tensor) -> FoundObjects:
-        there = image.to(self.device)
-        return representation.find(self.grafted, self._features(there) or self.grafted.encode(there), there)
 
     def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> Panel:
         image = case.picture(index)

@@ -44,8 +44,9 @@ class Squeeze(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
-        weights: Tensor = self.up(functional.relu(self.down(x.mean(dim=(2, 3))))).sigmoid()  # (B, C)
-        return x * weights[..., None, None]
+        weights = self.up(functional.relu(self.down(x.mean(dim=(2, 3))))).sigmoid()  # (B, C)
+        scaled: Tensor = x * weights[..., None, None]
+        return scaled
 
 
 class SqueezeResidual(nn.Module):

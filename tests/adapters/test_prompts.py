@@ -23,7 +23,7 @@ SIZE = (48, 64)
 
 
 def test_names() -> None:
-    assert {"autosam", "grid", "manual", "text_boxes"} <= set(PROMPTERS.names())
+    assert {"autosam", "autosam_pyramid", "grid", "manual", "rsprompter_query"} <= set(PROMPTERS.names())
 
 
 def test_ragged_points_are_padded() -> None:

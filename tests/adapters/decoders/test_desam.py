@@ -10,32 +10,23 @@ from torch.nn import functional
 from samgraft.adapters.decoders import DesamConfig
 from samgraft.adapters.decoders.desam import EMPTY, DesamDecoder, draw_points
 from samgraft.adapters.decoders.mask_branch import MaskBranch
-from samgraft.adapters.graft import Grafted, attach
+from samgraft.adapters.graft import attach
 from samgraft.errors import ConfigError, ShapeError
 from tests.adapters.sam_shapes import meta_backbone
 from tests.adapters.toy import toy_backbone, toy_image
 
+WIDTH, RATE, STEPS = 16, 5e-3, 60
 
-def disc_labels(image: Tensor) -> Tensor:
-    """The bright disc of the toy images, 1 in the first and 2 in the second."""
+
+def three_images() -> tuple[Tensor, Tensor]:
+    """A white disc (class 1), a red disc (class 2), and noise alone; with labels (3, 64, 64)."""
+    image = toy_image(batch=3)
     target = (image.mean(1) > 0.5).long()
     target[1] *= 2
-    return target
-
-
-def trained(config: DesamConfig, image: Tensor, target: Tensor, steps: int) -> Grafted:
-    torch.manual_seed(0)
-    grafted = attach(toy_backbone(), decoder=config).train()
-    optimizer = torch.optim.AdamW(grafted.trainable_parameters(), lr=2e-3)
-    features = grafted.encode(image)
-    wanted = functional.one_hot(target, config.num_classes + 1)[..., 1:].permute(0, 3, 1, 2).float()
-    for _ in range(steps):
-        output, further = grafted.learn(image, target, features=features)
-        loss = functional.binary_cross_entropy_with_logits(output.resize((64, 64)).logits, wanted)
-        optimizer.zero_grad()
-        (loss if further is None else loss + further).backward()
-        optimizer.step()
-    return grafted.eval()
+    target[2] = 0
+    image[1, 1:] = image[1, 1:].clamp_max(0.3)
+    image[2] = image[2].clamp_max(0.3)
+    return image, target
 
 
 def dice(mine: Tensor, true: Tensor) -> float:
@@ -43,31 +34,29 @@ def dice(mine: Tensor, true: Tensor) -> float:
 
 
 @pytest.mark.parametrize("prompts", ["points", "box"])
-def test_learns_two_classes_and_leaves_the_backbone(prompts: Any) -> None:
-    image = toy_image()
-    target = disc_labels(image)
+def test_learns_two_classes_and_nothing_and_leaves_the_backbone(prompts: Any) -> None:
+    torch.manual_seed(0)
+    image, target = three_images()
     frozen = toy_backbone().state_dict()
-    grafted = trained(DesamConfig(num_classes=2, prompts=prompts, width=16, grid=5), image, target, 60)
+    grafted = attach(toy_backbone(), decoder=DesamConfig(num_classes=2, prompts=prompts, width=WIDTH, grid=5)).train()
+    optimizer = torch.optim.AdamW(grafted.trainable_parameters(), lr=RATE)
+    features = grafted.encode(image)
+    wanted = functional.one_hot(target, 3)[..., 1:].permute(0, 3, 1, 2).float()
+    for _ in range(STEPS):
+        output, further = grafted.learn(image, target, features=features)
+        loss = functional.binary_cross_entropy_with_logits(output.resize((64, 64)).logits, wanted)
+        optimizer.zero_grad()
+        (loss if further is None else loss + further).backward()
+        optimizer.step()
+    assert (further is None) == (prompts == "box")
     assert all(p.grad is not None for p in grafted.trainable_parameters()), "the trainable set is what has a gradient"
     assert all(torch.equal(value, frozen[name]) for name, value in grafted.backbone.state_dict().items())
     with torch.no_grad():
-        output = grafted.predict(image)
+        output = grafted.eval().predict(image)
     found = output.resize((64, 64)).labels()
-    assert dice(found == 1, target == 1) > 0.9 and dice(found == 2, target == 2) > 0.9
+    assert dice(found == 1, target == 1) > 0.85 and dice(found == 2, target == 2) > 0.85
+    assert not found[2].any(), "an image without the object is empty"
     assert (output.scores is None) == (prompts == "box")
-
-
-def test_an_image_without_the_object_is_empty() -> None:
-    """Training images: one with the disc, one with noise alone; the mask of the second is empty."""
-    image = toy_image()
-    image[1] = image[1].clamp_max(0.3)
-    target = disc_labels(toy_image())
-    target[1] = 0
-    grafted = trained(DesamConfig(width=16, grid=5), image, target, 60)
-    with torch.no_grad():
-        found = grafted.predict(image).resize((64, 64)).labels()
-    assert dice(found[0] == 1, target[0] == 1) > 0.9
-    assert not found[1].any()
 
 
 def test_points_are_drawn_half_and_half() -> None:
@@ -220,6 +209,6 @@ def test_precision() -> None:
     assert grafted.predict(image.double()).logits.dtype == torch.float64
     rough = attach(toy_backbone(), decoder=DesamConfig(width=16, grid=3)).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, further = rough.learn(image, disc_labels(image).clamp_max(1))
+        output, further = rough.learn(image, (image.mean(1) > 0.5).long())
     assert further is not None and torch.isfinite(output.logits).all()
     (output.logits.float().mean() + further).backward()
