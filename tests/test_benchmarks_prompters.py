@@ -321,7 +321,7 @@ def test_maps_give_back_the_objects_that_they_were_made_of(head: DistancesConfig
     logits = target.logit(1e-6) if head else torch.nn.functional.one_hot(target, 3).permute(2, 0, 1) * 20.0
     found = _object_maps.read(maps, chosen, logits)
     figures = _object_sets.score(chosen, [found], [case], [0.0])
-    assert (figures["ap50"], figures["best_iou"]) == (pytest.approx(1), pytest.approx(1, abs=0.02))
+    assert (figures["ap50"], figures["best_iou"]) == (pytest.approx(1), pytest.approx(1, abs=0.03))
 
 
 def test_a_class_is_one_certain_object() -> None:

@@ -25,6 +25,8 @@ from samgraft.errors import ShapeError
 CELLS = 14
 """Boxes with a side (root of the area) of twice as many cells of a level are read from the next one: 56 pixels at a
 stride of 4, as published."""
+OUTSIDE = -10.0
+"""Logit of a pasted mask beyond its box."""
 
 
 def roi_align(
@@ -106,15 +108,14 @@ def _lines(ends: Tensor, cells: Tensor, out: int, samples: int) -> tuple[Tensor,
     return index.reshape(len(ends), out, 2 * samples), weight.reshape(len(ends), out, 2 * samples)
 
 
-def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float, *, outside: float = -10.0) -> Tensor:
-    """Mask logits (N, h', w') over the whole image, of masks (N, m, m) that fill their boxes.
+def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float) -> Tensor:
+    """Mask logits (N, h', w') over the whole image, of masks (N, m, m) that fill their boxes; else :data:`OUTSIDE`.
 
     Args:
         logits: One mask per box.
         edges: (N, 4) in pixels.
         size: (h', w') of the result.
         stride: Pixels per cell of the result.
-        outside: Logit beyond the box.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     edges = edges.to(dtype)
@@ -132,7 +133,7 @@ def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float, *
     found = functional.grid_sample(
         logits[:, None].to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
     )[:, 0]
-    return torch.where(inside, found, found.new_tensor(outside)).to(logits.dtype)
+    return torch.where(inside, found, found.new_tensor(OUTSIDE)).to(logits.dtype)
 
 
 def mask_targets(masks: Tensor, rows: Tensor, edges: Tensor, out: int) -> Tensor:

@@ -19,6 +19,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def segment_everything(
     batch: int | None = None,
     depth: int = DEPTH,
     track: Track | None = None,
-    records: Path | None = None,
+    records: str | PathLike[str] | None = None,
 ) -> Segmentation:
     """Instance map of a picture or raster.
 
@@ -233,7 +234,7 @@ def segment_everything(
         scene, backbone, config=config, size=size, bands=bands, batch=batch, depth=depth, track=track
     )
     if records is not None:
-        write_records(records, masks, scene.path.name)
+        write_records(Path(records), masks, scene.path.name)
     labels = masks.labels(plane.valid())
     numbers, pixels = np.unique(labels, return_counts=True)
     seen = dict(zip(numbers.tolist(), pixels.tolist(), strict=True))

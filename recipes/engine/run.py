@@ -67,12 +67,11 @@ def segment(
         output: File or files to write, the format by suffix.
         network_size: Side in pixels of the network input for prompts; None takes the backbone's own (twice that with
             references). With an adapter and no prompts the header decides.
-        context: Side of the view around a box, over the box's longest side; several views are averaged.
+        context: Side of the view around a box, over its longest side; several are averaged.
         tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
         batch: Network inputs encoded together; None chooses by their size.
         pipeline: Batches that may wait between the threads that read, encode and decode; 0 uses one. Same bits.
-        bands: Channels (from 0) shown as red, green, blue; None takes those the header of the file names, else the
-            first.
+        bands: Channels (from 0) shown as red, green, blue; None takes those that the file names, else the first.
         everything: Options of the mode without prompts and adapter.
         records: JSON file for all its masks, also those that overlap, as COCO RLE with score, point and form.
         quantize: "int8" runs the frozen encoder in int8 (CPU, and only one that is loaded here; docs/speed.md).
@@ -90,10 +89,8 @@ def segment(
         GeometryError: a format that cannot keep the grid.
         OutputError: an output cannot be written; nothing half written is left.
     """
-    _check_asked(prompts, references, better)
+    _check_asked(prompts, references, better, records, adapter)
     targets = _targets(output)
-    if records is not None and (prompts is not None or adapter is not None):
-        raise ConfigError("records belong to everything mode; leave prompts and adapter out, or records")
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
@@ -110,8 +107,7 @@ def segment(
             said = _header(grafted, meta, network_size, bands)
             result = segment_automatic(source, grafted, said, batch=batch, depth=pipeline, track=track)
         else:
-            target = None if records is None else Path(records)
-            result = segment_everything(source, network, config=everything, track=track, records=target, **common)
+            result = segment_everything(source, network, config=everything, track=track, records=records, **common)
     finally:
         if opened and grafted is not None:
             grafted.detach()
@@ -127,8 +123,12 @@ def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands:
     return recorded(grafted, meta)
 
 
-def _check_asked(prompts: object, references: Examples | None, better: Improvement | None) -> None:
+def _check_asked(
+    prompts: object, references: Examples | None, better: Improvement | None, records: object, adapter: object
+) -> None:
     """Refuse what contradicts itself."""
+    if records is not None and (prompts is not None or adapter is not None):
+        raise ConfigError("records belong to everything mode; leave prompts and adapter out, or records")
     if references is not None and prompts is not None:
         raise ConfigError("references and prompts both say what to segment; give one of them")
     if better and prompts is None:

@@ -15,7 +15,7 @@ from samgraft.errors import ConfigError, ShapeError
 from tests.adapters.sam_shapes import meta_backbone
 from tests.adapters.toy import toy_backbone, toy_image
 
-WIDTH, RATE, STEPS = 16, 5e-3, 60
+WIDTH, RATE, STEPS = 16, 5e-3, 160
 
 
 def three_images() -> tuple[Tensor, Tensor]:

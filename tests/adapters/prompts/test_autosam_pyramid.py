@@ -60,8 +60,9 @@ def test_prompts_lie_where_the_image_says(shrink: int) -> None:
     features = backbone.encode(image)
     with torch.no_grad():
         change = (prompter(features, spot, {}).dense - prompter(features, image, {}).dense).square().sum(dim=(0, 1))
-    row, column = divmod(int(change.argmax()), 8)
-    assert row in (8, 9, 10, 11) and column in (0, 1, 2)
+    share = change / change.sum()
+    row, column = float(share.sum(1) @ torch.arange(12.0)), float(share.sum(0) @ torch.arange(8.0))
+    assert row > 7.5 and column < 2.5, f"the change lies around row {row:.1f}, column {column:.1f}"
 
 
 def test_min_max_by_hand() -> None:
@@ -104,7 +105,7 @@ def test_learns_to_say_nothing(config: Any) -> None:
         assert further is None
         return functional.binary_cross_entropy_with_logits(output.logits, target)
 
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()

@@ -160,7 +160,7 @@ def test_a_few_steps_find_the_objects() -> None:
     module, (image, objects) = built(SamSegConfig(), backbone), scene()
     features = backbone.encode(image, module.taps)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
-    for _ in range(80):
+    for _ in range(200):
         optimizer.zero_grad(set_to_none=True)
         sum(module.losses(backbone, features, image, objects).values()).backward()
         optimizer.step()
