@@ -65,8 +65,8 @@ def segment(
         prompts: Boxes and points in pixels, or a file that ``samgraft.recipes.prompt_files`` reads.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
-        network_size: Side in pixels of the network input for prompts; None takes the backbone's own (twice that with
-            references). With an adapter and no prompts the header decides.
+        network_size: Side of the network input, pixels; None: the backbone's (twice that with references). An adapter
+            without prompts decides by its header.
         context: Side of the view around a box, over its longest side; several are averaged.
         tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
         batch: Network inputs encoded together; None chooses by their size.
@@ -86,12 +86,10 @@ def segment(
         PromptError: a prompt lies outside.
         CheckpointError: the adapter is damaged or belongs to another backbone.
         ConfigError: contradictory options, or an unknown suffix in ``output``.
-        GeometryError: a format that cannot keep the grid.
-        OutputError: an output cannot be written; nothing half written is left.
+        GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
     _check_asked(prompts, references, better, records, adapter)
-    targets = _targets(output)
-    source = scene if isinstance(scene, Scene) else open_scene(scene)
+    targets, source = _targets(output), scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
