@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.decoders.base import DecoderConfig, DecoderPatch, SemanticOutput
-from samgraft.adapters.detection import DrawnRegions, mask_targets, paste
+from samgraft.adapters.detection import OUTSIDE, DrawnRegions, mask_targets, paste
 from samgraft.adapters.prompts.detector import Detector, DetectorOptions, at_least
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
 from samgraft.adapters.prompts.rsprompter_anchor import positive_rows
@@ -105,10 +105,13 @@ class SamSeg(DecoderPatch, ObjectHead):
         del prompts
         found = self.find(backbone, features, image, {})
         height, width = (side // self.config.stride for side in image.shape[2:])
-        logits = image.new_full((len(image) * self.object_classes, height, width), -10.0)
-        place = found.image_index * self.object_classes + found.classes
-        logits = logits.index_reduce(0, place, found.logits.to(logits.dtype), "amax")
-        return SemanticOutput(logits=logits.unflatten(0, (len(image), -1)), activation="sigmoid")
+        logits = image.new_full((len(image), self.object_classes, height, width), OUTSIDE)
+        for number, own in enumerate(logits):
+            for kind in range(self.object_classes):
+                rows = (found.image_index == number) & (found.classes == kind)
+                if bool(rows.any()):
+                    own[kind] = found.logits[rows].amax(dim=0)
+        return SemanticOutput(logits=logits, activation="sigmoid")
 
     def losses(self, backbone: Backbone, features: Features, image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """Those of the detector, and ``mask``: cross-entropy of the true class's mask in every RoI with an object."""
@@ -124,7 +127,7 @@ class SamSeg(DecoderPatch, ObjectHead):
         edges, index, matched = drawn.edges[rows], drawn.image_index[rows], drawn.matched[rows]
         if len(rows) == 0:  # one RoI, the whole first image, keeps every parameter in the graph
             edges, index = edges.new_tensor([[0.0, 0.0, size[1], size[0]]]), index.new_zeros(1)
-        logits = self.head(self.detector.regions(levels, edges, index, BINS))
+        logits: Tensor = self.head(self.detector.regions(levels, edges, index, BINS))
         if len(rows) == 0:
             return 0 * logits.sum()
         own = logits[torch.arange(len(rows), device=rows.device), objects.classes[matched]]

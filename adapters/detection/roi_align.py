@@ -25,6 +25,8 @@ from samgraft.errors import ShapeError
 CELLS = 14
 """Boxes with a side (root of the area) of twice as many cells of a level are read from the next one: 56 pixels at a
 stride of 4, as published."""
+OUTSIDE = -10.0
+"""Logit of a pasted mask beyond its box."""
 
 
 def roi_align(
@@ -60,8 +62,8 @@ def roi_align(
     cell_rows = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in levels]).to(dtype)
     sizes = [(level.shape[2], level.shape[3]) for level in levels]
     first = [0]
-    for height, width in sizes:
-        first.append(first[-1] + len(levels[0]) * height * width)
+    for size in sizes:
+        first.append(first[-1] + len(levels[0]) * size[0] * size[1])
     chosen = level_of(edges, strides, cells)
     height, width, start = (
         torch.tensor(column, device=edges.device)[chosen] for column in (*zip(*sizes, strict=True), first[:-1])
@@ -75,7 +77,8 @@ def roi_align(
     bins = functional.embedding_bag(
         index.flatten(3).flatten(0, 2), cell_rows, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
     )
-    return bins.unflatten(0, (-1, out, out)).permute(0, 3, 1, 2).to(levels[0].dtype)
+    found: Tensor = bins.unflatten(0, (-1, out, out)).permute(0, 3, 1, 2)
+    return found.to(levels[0].dtype)
 
 
 def level_of(edges: Tensor, strides: Sequence[float], cells: int = CELLS) -> Tensor:
@@ -105,15 +108,14 @@ def _lines(ends: Tensor, cells: Tensor, out: int, samples: int) -> tuple[Tensor,
     return index.reshape(len(ends), out, 2 * samples), weight.reshape(len(ends), out, 2 * samples)
 
 
-def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float, *, outside: float = -10.0) -> Tensor:
-    """Mask logits (N, h', w') over the whole image, of masks (N, m, m) that fill their boxes.
+def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float) -> Tensor:
+    """Mask logits (N, h', w') over the whole image, of masks (N, m, m) that fill their boxes; else :data:`OUTSIDE`.
 
     Args:
         logits: One mask per box.
         edges: (N, 4) in pixels.
         size: (h', w') of the result.
         stride: Pixels per cell of the result.
-        outside: Logit beyond the box.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     edges = edges.to(dtype)
@@ -131,7 +133,7 @@ def paste(logits: Tensor, edges: Tensor, size: tuple[int, int], stride: float, *
     found = functional.grid_sample(
         logits[:, None].to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False
     )[:, 0]
-    return torch.where(inside, found, found.new_tensor(outside)).to(logits.dtype)
+    return torch.where(inside, found, found.new_tensor(OUTSIDE)).to(logits.dtype)
 
 
 def mask_targets(masks: Tensor, rows: Tensor, edges: Tensor, out: int) -> Tensor:
