@@ -19,7 +19,8 @@ Source:
     desam/modeling/mask_decoder.py, utils/datasets.py and desam/training.py).
 Deviations:
     Several classes: the IoU branch and the mask branch have one output each, and a point in a class is one in a class
-    drawn evenly from those that the image has. The IoU loss is the mean over classes (L1, as published; weight 1).
+    drawn evenly from those that the image has. Images without any class are trained on too (published: only slices
+    with the organ), so the IoU's L1 loss weighs inside and outside alike (see ``iou_loss``).
     The loss of the masks is that of the recipe. At most ``keep`` points per image, those with the largest IoU, go
     through the mask branch. Small regions are not removed, and stability is not tested. The copy of SAM's transformer
     has no mask heads, which the released code keeps and never uses.
@@ -164,13 +165,11 @@ class DesamDecoder(DecoderPatch):
         points, hit = draw_points(labels)
         index = torch.arange(len(image), device=features.neck.device)
         logits, iou = self._answer(backbone, features, foreground_points(index, points))
-        target = hit[:, None] == torch.arange(1, self.config.num_classes + 1, device=hit.device)
-        known = (hit >= 0).to(iou.dtype)[:, None].expand_as(iou)
-        error = ((iou - target.to(iou.dtype)).abs() * known).sum() / known.sum().clamp_min(1)
-        return SemanticOutput(logits=logits, activation="sigmoid", scores=iou), self.config.iou_weight * error
+        loss = self.config.iou_weight * iou_loss(iou, hit)
+        return SemanticOutput(logits=logits, activation="sigmoid", scores=iou), loss
 
-    def _answer(self, backbone: Backbone, features: Features, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
-        """Logits (n, C, 4h, 4w), and IoU (n, C) where it is predicted."""
+    def _answer(self, backbone: Backbone, features: Features, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Logits (n, C, 4h, 4w), and IoU (n, C), or (n, 0) where none is predicted."""
         embedding, iou = self.prompt_branch(backbone, features, prompts)
         levels = self.mask_branch.levels(taps_of(self.config.method, self.taps, features))
         rows = prompts.image_index
@@ -239,8 +238,8 @@ class PromptBranch(nn.Module):
             self.iou_head = trainable_copy(decoder.iou_prediction_head)
             self.iou_head.proj_out = _repeat_first(decoder.iou_prediction_head.proj_out, judged)
 
-    def forward(self, backbone: Backbone, features: Features, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
-        """The image embedding (n, C, h, w) as n prompts have changed it, and their IoU (n, classes) or None."""
+    def forward(self, backbone: Backbone, features: Features, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """The image embedding (n, C, h, w) as n prompts have changed it, and their IoU (n, judged)."""
         height, width = features.neck.shape[-2:]
         patch = backbone.spec.patch_size
         sparse, dense = backbone.embed(prompts, (height * patch, width * patch))
@@ -260,7 +259,7 @@ class PromptBranch(nn.Module):
             )
         embedding = keys[:, 0].transpose(1, 2).unflatten(2, (height, width))
         if self.attention is None:
-            return embedding, None
+            return embedding, embedding.new_zeros(len(prompts), 0)
         read, _ = self.attention(query=queries + start, key=keys + place, value=keys)
         return embedding, self.iou_head(self.norm(queries + read)[:, 0, 0])
 
@@ -268,6 +267,24 @@ class PromptBranch(nn.Module):
 def foreground_points(index: Tensor, points: Tensor) -> Prompts:
     """One point (n, 1, 2) per prompt, with the label "foreground"."""
     return Prompts(image_index=index, points=points, labels=torch.ones_like(points[..., 0], dtype=torch.int64))
+
+
+def iou_loss(iou: Tensor, hit: Tensor) -> Tensor:
+    """Absolute error of the predicted IoU, which should be 1 for the class that a point hits and 0 for the others.
+
+    The mean over what should be 1 and the mean over what should be 0, half of each. An absolute error is smallest at
+    the median: where most points lie outside (several classes, images without any) a plain mean is smallest if nothing
+    is ever found. With one class that every image has it is the published mean, but for chance.
+
+    Args:
+        iou: (B, C).
+        hit: (B,) label under the point, 0 background, below it unknown (and not counted).
+    """
+    inside = hit[:, None] == torch.arange(1, iou.shape[1] + 1, device=hit.device)
+    outside = ~inside & (hit >= 0)[:, None]
+    error = (iou - inside.to(iou.dtype)).abs()
+    parts = [(error * part).sum() / part.sum().clamp_min(1) for part in (inside, outside)]
+    return torch.stack(parts).mean()
 
 
 def draw_points(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,8 @@ class Squeeze(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same."""
         weights = self.up(functional.relu(self.down(x.mean(dim=(2, 3))))).sigmoid()  # (B, C)
-        return x * weights[..., None, None]
+        scaled: Tensor = x * weights[..., None, None]
+        return scaled
 
 
 class SqueezeResidual(nn.Module):

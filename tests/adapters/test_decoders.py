@@ -30,7 +30,8 @@ CONFIGS = [
 
 
 def test_names() -> None:
-    assert DECODERS.names() == ("class_tokens", "conv_head", "distances", "mask")
+    heads = {"class_masks", "class_tokens", "cnn_head", "conv_head", "desam", "distances", "hq_token", "linear_head"}
+    assert heads | {"mask", "sam_seg"} == set(DECODERS.names())
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.to_dict().values())))

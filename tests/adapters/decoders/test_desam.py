@@ -7,67 +7,57 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.decoders import DesamConfig
-from samgraft.adapters.decoders.desam import EMPTY, DesamDecoder, draw_points
+from samgraft.adapters.decoders.desam import EMPTY, DesamDecoder, draw_points, iou_loss
 from samgraft.adapters.decoders.mask_branch import MaskBranch
-from samgraft.adapters.graft import Grafted, attach
+from samgraft.adapters.graft import attach
 from samgraft.errors import ConfigError, ShapeError
 from tests.adapters.sam_shapes import meta_backbone
 from tests.adapters.toy import toy_backbone, toy_image
 
 
-def disc_labels(image: Tensor) -> Tensor:
-    """The bright disc of the toy images, 1 in the first and 2 in the second."""
+def three_images() -> tuple[Tensor, Tensor]:
+    """A white disc (class 1), a black one on white (class 2), and noise alone; with labels (3, 64, 64)."""
+    image = toy_image(batch=3)
     target = (image.mean(1) > 0.5).long()
     target[1] *= 2
-    return target
-
-
-def trained(config: DesamConfig, image: Tensor, target: Tensor, steps: int) -> Grafted:
-    torch.manual_seed(0)
-    grafted = attach(toy_backbone(), decoder=config).train()
-    optimizer = torch.optim.AdamW(grafted.trainable_parameters(), lr=2e-3)
-    features = grafted.encode(image)
-    wanted = functional.one_hot(target, config.num_classes + 1)[..., 1:].permute(0, 3, 1, 2).float()
-    for _ in range(steps):
-        output, further = grafted.learn(image, target, features=features)
-        loss = functional.binary_cross_entropy_with_logits(output.resize((64, 64)).logits, wanted)
-        optimizer.zero_grad()
-        (loss if further is None else loss + further).backward()
-        optimizer.step()
-    return grafted.eval()
+    target[2] = 0
+    image[1] = 0.95 - image[1]
+    image[2] = image[2].clamp_max(0.3)
+    return image, target
 
 
 def dice(mine: Tensor, true: Tensor) -> float:
     return float(2 * (mine & true).sum() / (mine.sum() + true.sum()))
 
 
-@pytest.mark.parametrize("prompts", ["points", "box"])
-def test_learns_two_classes_and_leaves_the_backbone(prompts: Any) -> None:
-    image = toy_image()
-    target = disc_labels(image)
-    frozen = toy_backbone().state_dict()
-    grafted = trained(DesamConfig(num_classes=2, prompts=prompts, width=16, grid=5), image, target, 60)
+@pytest.mark.parametrize(("prompts", "rate"), [("points", 2e-3), ("box", 1e-2)])
+def test_learns_two_classes_and_nothing_and_leaves_the_backbone(prompts: Any, rate: float) -> None:
+    """The IoU branch begins as SAM's, so points need a backbone that has learned; a box does not."""
+    torch.manual_seed(0)
+    image, target = three_images()
+    backbone = load_backbone("graft-tiny") if prompts == "points" else toy_backbone()
+    frozen = {name: value.clone() for name, value in backbone.state_dict().items()}
+    grafted = attach(backbone, decoder=DesamConfig(num_classes=2, prompts=prompts, width=32, grid=5)).train()
+    optimizer = torch.optim.AdamW(grafted.trainable_parameters(), lr=rate)
+    features = grafted.encode(image)
+    wanted = functional.one_hot(target, 3)[..., 1:].permute(0, 3, 1, 2).float()
+    for _ in range(60):
+        output, further = grafted.learn(image, target, features=features)
+        loss = functional.binary_cross_entropy_with_logits(output.resize((64, 64)).logits, wanted)
+        optimizer.zero_grad()
+        (loss if further is None else loss + further).backward()
+        optimizer.step()
+    assert (further is None) == (prompts == "box")
     assert all(p.grad is not None for p in grafted.trainable_parameters()), "the trainable set is what has a gradient"
     assert all(torch.equal(value, frozen[name]) for name, value in grafted.backbone.state_dict().items())
     with torch.no_grad():
-        output = grafted.predict(image)
+        output = grafted.eval().predict(image)
     found = output.resize((64, 64)).labels()
-    assert dice(found == 1, target == 1) > 0.9 and dice(found == 2, target == 2) > 0.9
+    assert dice(found == 1, target == 1) > 0.85 and dice(found == 2, target == 2) > 0.85
+    assert not found[2].any(), "an image without the object is empty"
     assert (output.scores is None) == (prompts == "box")
-
-
-def test_an_image_without_the_object_is_empty() -> None:
-    """Training images: one with the disc, one with noise alone; the mask of the second is empty."""
-    image = toy_image()
-    image[1] = image[1].clamp_max(0.3)
-    target = disc_labels(toy_image())
-    target[1] = 0
-    grafted = trained(DesamConfig(width=16, grid=5), image, target, 60)
-    with torch.no_grad():
-        found = grafted.predict(image).resize((64, 64)).labels()
-    assert dice(found[0] == 1, target[0] == 1) > 0.9
-    assert not found[1].any()
 
 
 def test_points_are_drawn_half_and_half() -> None:
@@ -143,7 +133,7 @@ def test_near_duplicates_give_one_mask() -> None:
 
 
 def test_learn_asks_for_what_the_point_hits() -> None:
-    """IoU loss worked out by hand: the prediction is 0.25 everywhere, targets are 1 inside and 0 outside."""
+    """IoU loss by hand: the prediction is 0.25 everywhere; 1 is asked for inside, 0 outside, half of each."""
     backbone, image = toy_backbone(), toy_image()
     decoder = DesamConfig(width=16, iou_weight=2.0).build(backbone).train()
     last = decoder.prompt_branch.iou_head.proj_out
@@ -151,12 +141,19 @@ def test_learn_asks_for_what_the_point_hits() -> None:
         last.weight.zero_()
         last.bias.fill_(0.25)
     features = backbone.encode(image, taps=decoder.taps)
-    for labels, error in [(torch.zeros(2, 64, 64), 0.25), (torch.ones(2, 64, 64), 0.75), (-torch.ones(2, 64, 64), 0)]:
+    for labels, error in [(torch.zeros(2, 64, 64), 0.125), (torch.ones(2, 64, 64), 0.375), (-torch.ones(2, 64, 64), 0)]:
         _, further = decoder.learn(backbone, features, image, None, labels.long())
         assert further is not None
         assert float(further.detach()) == pytest.approx(2 * error)
     with pytest.raises(ShapeError, match=r"labels are \(2, 32, 32\); expected \(2, 64, 64\)"):
         decoder.learn(backbone, features, image, None, torch.zeros(2, 32, 32).long())
+
+
+def test_iou_loss_weighs_inside_and_outside_alike() -> None:
+    """Two classes, four points: hits are class 1 (error 0.4), nothing, class 2 (error 0.2), unknown."""
+    iou = torch.tensor([[0.6, 0.1], [0.3, 0.2], [-0.1, 1.2], [5.0, 5.0]])
+    inside, outside = (0.4 + 0.2) / 2, (0.1 + 0.3 + 0.2 + 0.1) / 4
+    assert float(iou_loss(iou, torch.tensor([1, 0, 2, -1]))) == pytest.approx((inside + outside) / 2)
 
 
 def test_prompt_branch_starts_as_sam() -> None:
@@ -220,6 +217,6 @@ def test_precision() -> None:
     assert grafted.predict(image.double()).logits.dtype == torch.float64
     rough = attach(toy_backbone(), decoder=DesamConfig(width=16, grid=3)).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, further = rough.learn(image, disc_labels(image).clamp_max(1))
+        output, further = rough.learn(image, (image.mean(1) > 0.5).long())
     assert further is not None and torch.isfinite(output.logits).all()
     (output.logits.float().mean() + further).backward()
