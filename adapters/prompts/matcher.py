@@ -30,7 +30,7 @@ from torch.nn import functional
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, cell_centres, valid_cells
 from samgraft.adapters.prompts.objects import FoundObjects
-from samgraft.adapters.prompts.references import References, references_of
+from samgraft.adapters.prompts.references import references_of
 from samgraft.adapters.prompts.refining import tight_boxes
 from samgraft.errors import ConfigError
 
@@ -161,9 +161,7 @@ class MatcherPrompter(ReferencePrompter):
             classes=torch.arange(kinds, device=image.device).repeat(len(image)),
         )
 
-    def _matched(
-        self, features: "Features", image: Tensor, context: Mapping[str, Any]
-    ) -> list[Matches]:
+    def _matched(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
         """Matches of every image and object, image-major."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)
@@ -234,9 +232,9 @@ class MatcherPrompter(ReferencePrompter):
         held = (inside[:, matches.cells] >= 0.5).to(cells).sum(dim=1)
         coverage = held / len(matches.cells)
         purity = (held / inside.sum(dim=1).clamp_min(1)).clamp_max(1)
-        moved = torch.stack(
-            [earth_mover(target, representatives(cells, share, len(target))) for share in inside]
-        ).to(cells)
+        moved = torch.stack([earth_mover(target, representatives(cells, share, len(target))) for share in inside]).to(
+            cells
+        )
         score = self.config.alpha * (1 - moved) + self.config.beta * purity * coverage**self.config.exponent
         enough = coverage >= min(self.config.min_coverage, float(coverage.max()))
         return torch.where(enough, score, torch.zeros_like(score))

@@ -41,7 +41,7 @@ class ReferenceConfig(PrompterConfig):
     """Base of the configurations of methods that are shown references."""
 
     tap: str | int = MIDDLE
-    """Whose cells are compared: "neck", "middle" (the block after half of them), or a block (negative: from the end)."""
+    """Whose cells are compared: "neck", "middle" (the block after half of them), or a block by number."""
     centre: bool = True
     """Take the mean over all cells of the references from every feature: what all cells share tells nothing."""
     position: float = 2.0
@@ -54,9 +54,7 @@ class ReferenceConfig(PrompterConfig):
     def __post_init__(self) -> None:
         """Check the numbers."""
         if isinstance(self.tap, str) and self.tap not in (NECK, MIDDLE):
-            raise ConfigError(
-                f"{self.method}: tap is {self.tap!r}; expected 'neck', 'middle' or the number of a block"
-            )
+            raise ConfigError(f"{self.method}: tap is {self.tap!r}; expected 'neck', 'middle' or the number of a block")
         for name in ("position", "appearance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{self.method}: {name} is {getattr(self, name)}; expected a weight of at least 0")
@@ -87,16 +85,12 @@ class ReferencePrompter(ObjectPrompter):
         self.block = config.block(backbone.spec.num_blocks)
         self.taps = () if self.block is None else (self.block,)
 
-    def losses(
-        self, backbone: "Backbone", features: Features, image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: Features, image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """Nothing is trained."""
         del backbone, features, image, objects
         return {}
 
-    def find(
-        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
-    ) -> FoundObjects:
+    def find(self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]) -> FoundObjects:
         """The best of the decoder's masks for each prompt; references without features are encoded.
 
         Raises:
@@ -175,9 +169,7 @@ def cell_centres(grid: tuple[int, int], patch: float) -> Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
-def nearest(
-    queries: Tensor, memory: Tensor, number: int, *, bound: int = MEMORY
-) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, memory: Tensor, number: int, *, bound: int = MEMORY) -> tuple[Tensor, Tensor]:
     """The ``number`` most similar rows of a memory for each query, a tile of the product at a time.
 
     Args:

@@ -81,9 +81,7 @@ class ObjectHead(ABC):
     """Kinds of objects."""
 
     @abstractmethod
-    def losses(
-        self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: "Features", image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """Named scalar losses, to be added up; finite and attached to the graph also for images without an object.
 
         Args:

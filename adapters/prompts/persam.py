@@ -2,8 +2,8 @@
 
 The mean feature of the reference object is compared with every cell of the new image. The most similar place becomes a
 foreground point, the least similar one a background point. In the decoder, similar cells get more attention
-(:mod:`samgraft.adapters.backbones.guidance`), and the mean feature is added to the tokens. The answer is asked for
-three times: with the points; with the mask so found as prompt; and with its box.
+(:mod:`samgraft.adapters.backbones.guidance`), and the mean feature is added to the tokens. The answer can be refined:
+asked for again with the mask so found as prompt, and once more with its box.
 
     s = cos(target, cells),  bias = sigmoid((s - mean s) / std s)     over cells that are no padding
 
@@ -15,7 +15,8 @@ Deviations:
     The bias is made on the grid of the features, where padding is left out; the released one is made from a map of the
     unpadded image squashed to a square, and misses on images that are not square. ``variant="clean"`` adds it before
     the softmax ("published" takes a second softmax). Masks are pooled by area, so an object smaller than a cell has a
-    prototype. Features may be centred and extended by place and look, and come from any block.
+    prototype. Features may be centred and extended by place and look, and come from any block. There is no refinement
+    unless asked for (two are published).
 """
 
 from collections.abc import Mapping
@@ -56,8 +57,10 @@ class PersamConfig(ReferenceConfig):
     """What the bias is multiplied by; 0 leaves the attention alone."""
     semantic: bool = True
     """Add the mean feature of the reference object to the decoder's tokens."""
-    refinements: int = 2
-    """Times that the decoder is asked again: first with its mask, then with the mask and its box."""
+    refinements: int = 0
+    """Times that the decoder is asked again: first with its mask, then with the mask and its box (2 are published; the
+    masks of graft-tiny grow beyond the object with each).
+    """
     max_objects: int = 1
     """Most objects of a kind in an image."""
     alike: float = 0.9

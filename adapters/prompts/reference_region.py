@@ -95,9 +95,7 @@ class ReferenceRegionPrompter(ReferencePrompter):
             image_index=index, points=torch.stack(rows), labels=torch.stack(labels), scores=torch.stack(scores)
         )
 
-    def _support(
-        self, cells: Tensor, shown: Tensor, references: References, kind: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _support(self, cells: Tensor, shown: Tensor, references: References, kind: int) -> tuple[Tensor, Tensor | None]:
         """(S,) similarity of each cell to the most similar cell of the region, and of the background or None."""
         share = references.shares()[:, kind].flatten()
         memory = shown.flatten(0, 2)

@@ -83,7 +83,9 @@ class VrpEncoder(nn.Module):
         queries: (k, C).
     """
 
-    def __init__(self, in_channels: int, width: int, *, queries: int = 50, heads: int = 4, dropout: float = 0.5) -> None:
+    def __init__(
+        self, in_channels: int, width: int, *, queries: int = 50, heads: int = 4, dropout: float = 0.5
+    ) -> None:
         """Build.
 
         Raises:
@@ -165,9 +167,7 @@ class VrpPrompter(ObjectPrompter):
             scores=torch.stack(scores, dim=1).flatten().detach(),
         )
 
-    def losses(
-        self, backbone: "Backbone", features: Features, image: Tensor, objects: Objects
-    ) -> dict[str, Tensor]:
+    def losses(self, backbone: "Backbone", features: Features, image: Tensor, objects: Objects) -> dict[str, Tensor]:
         """Each image of the batch is the reference of the one before it (a single image, of itself)."""
         truth = class_masks(objects, self.object_classes) & objects.known[:, None]
         parts: dict[str, list[Tensor]] = {"mask_ce": [], "mask_dice": []}
@@ -183,8 +183,12 @@ class VrpPrompter(ObjectPrompter):
                     features=only(features, shown),
                 )
                 for name, value in self.episode_losses(
-                    backbone, only(features, target), image[target][None], references,
-                    truth[target, kind][None], objects.known[target][None],
+                    backbone,
+                    only(features, target),
+                    image[target][None],
+                    references,
+                    truth[target, kind][None],
+                    objects.known[target][None],
                 ).items():
                     parts[name].append(value)
         nothing = 0.0 * sum(parameter.sum() for parameter in self.parameters())
@@ -224,9 +228,7 @@ class VrpPrompter(ObjectPrompter):
             "mask_dice": (1 - (2 * both + 1) / (total + 1)).mean(),
         }
 
-    def find(
-        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
-    ) -> FoundObjects:
+    def find(self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]) -> FoundObjects:
         """One mask for each image and object; references without features are encoded.
 
         Raises:

@@ -7,7 +7,6 @@ from typing import Any
 from samgraft.errors import ConfigError, PromptError
 from samgraft.recipes.commands.parsing import plain_parser, say
 
-
 METHODS = ("persam", "persam_f", "matcher", "in_context", "reference_region")
 """Choices of ``--method``; here as well, since the engine takes seconds to import and ``--help`` should not."""
 

@@ -119,7 +119,12 @@ def segment_like(
         found = prompter.find(backbone, features, image[None].to(device), context)
     labels = _painted(found, fit, values) * plane.valid()
     names = {value: "object" if len(values) == 1 else f"class {value}" for value in values}
-    meta = {"mode": "references", "method": given.method, "backbone": backbone.spec.name, "references": str(len(given.files))}
+    meta = {
+        "mode": "references",
+        "method": given.method,
+        "backbone": backbone.spec.name,
+        "references": str(len(given.files)),
+    }
     if axis is not None:
         meta["slice"] = f"{'DHW'[axis]}={index}"
     return Segmentation(
@@ -153,7 +158,9 @@ def load_references(
     loaded = [_example(one, bands) for one in files]
     values = sorted({int(v) for _, labels in loaded for v in np.unique(labels) if v})
     if not values:
-        raise InputError(f"no mask of {', '.join(str(one.mask) for one in files)} has a value above 0; nothing is shown")
+        raise InputError(
+            f"no mask of {', '.join(str(one.mask) for one in files)} has a value above 0; nothing is shown"
+        )
     for plane, labels in loaded:
         fit = Fit(source=plane.shape, size=size)
         image, inside = _square(plane, fit)

@@ -209,9 +209,10 @@ def compare(backbone: Backbone, name: str, options: argparse.Namespace) -> list[
     for method, config in CONFIGS.items():
         for shots in SHOTS if isinstance(config, InContextConfig) else SHOTS[:1]:
             start = time.process_time()
-            scores = [score(answer(built(backbone, config, shown), backbone, shown), val) for shown in draws(
-                train, shots, options.runs
-            )]
+            scores = [
+                score(answer(built(backbone, config, shown), backbone, shown), val)
+                for shown in draws(train, shots, options.runs)
+            ]
             seconds = (time.process_time() - start) / (len(scores) * len(val))
             rows.append(row(name, method, shots, scores, from_ground_truth=False, seconds=seconds))
             print(f"{name} {method} {shots}: {rows[-1]['dice']:.3f}", flush=True)
@@ -224,9 +225,10 @@ def draws(train: Sequence[Item], shots: int, runs: int) -> list[References]:
         return [references([train[i]]) for i in evenly(len(train), runs)]
     if shots >= len(train):
         return [references(train)]
-    return [references([train[(start + i * len(train) // shots) % len(train)] for i in range(shots)]) for start in range(
-        min(runs, len(train) // shots)
-    )]
+    return [
+        references([train[(start + i * len(train) // shots) % len(train)] for i in range(shots)])
+        for start in range(min(runs, len(train) // shots))
+    ]
 
 
 CONFIGS: dict[str, Any] = {
@@ -287,8 +289,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="different references, one after the other")
     parser.add_argument("--taps", action="store_true", help="compare features instead, on train images")
     parser.add_argument(
-        "--extras", nargs="*", type=lambda text: tuple(float(v) for v in text.split(",")), metavar="P,A,C",
-        default=[(0.0, 0.0, 1.0)], help="weights of position and appearance, and centring (0 or 1), for --taps"
+        "--extras",
+        nargs="*",
+        type=lambda text: tuple(float(v) for v in text.split(",")),
+        metavar="P,A,C",
+        default=[(0.0, 0.0, 1.0)],
+        help="weights of position and appearance, and centring (0 or 1), for --taps",
     )
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args(argv)

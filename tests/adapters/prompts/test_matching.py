@@ -54,7 +54,14 @@ def test_nearest_in_tiles_is_nearest() -> None:
 
 
 def test_cell_centres_and_valid_cells() -> None:
-    assert cell_centres((2, 3), 8).tolist() == [[3.5, 3.5], [11.5, 3.5], [19.5, 3.5], [3.5, 11.5], [11.5, 11.5], [19.5, 11.5]]
+    assert cell_centres((2, 3), 8).tolist() == [
+        [3.5, 3.5],
+        [11.5, 3.5],
+        [19.5, 3.5],
+        [3.5, 11.5],
+        [11.5, 11.5],
+        [19.5, 11.5],
+    ]
     valid = torch.zeros(1, 16, 24, dtype=torch.bool)
     valid[0, :8, :9] = True
     features = Features(neck=torch.zeros(1, 4, 2, 3))

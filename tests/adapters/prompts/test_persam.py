@@ -72,7 +72,9 @@ def test_attention_is_drawn_to_the_object_on_an_image_that_is_not_square() -> No
     prompts = Prompts(image_index=torch.tensor([0]), boxes=torch.tensor([[0.0, 0.0, 95.0, 63.0]]))
     before, after = (attention_of(backbone, features, prompts, g) for g in (None, told))
     own = (mask[0, 0, ::8, ::8] > 0).flatten()
-    squashed = functional.interpolate(mask, size=(12, 8), mode="area")[0, 0].flatten() > 0.5  # read with the wrong width
+    squashed = (
+        functional.interpolate(mask, size=(12, 8), mode="area")[0, 0].flatten() > 0.5
+    )  # read with the wrong width
     assert len(after) == 2 and not torch.equal(own, squashed)
     for weight, former in zip(after, before, strict=True):
         assert weight.shape == (1, 7, 96)
@@ -152,7 +154,7 @@ def test_the_reference_itself_is_found(config: PersamConfig) -> None:
 
 @each_method
 def test_two_images_and_two_kinds_stand_in_order(config: PersamConfig) -> None:
-    """Kind 0 is the bright box, kind 1 what is dark; the second image has the box elsewhere, and padding on the right."""
+    """Kind 0 is the bright box, kind 1 what is dark; the second image has it elsewhere, and padding on the right."""
     backbone = Oracle()
     image, mask = scene()
     references = make_references(image, torch.cat([mask, 1 - mask], dim=1)).encode(backbone)
@@ -180,9 +182,14 @@ def test_further_objects_are_found_one_after_the_other() -> None:
     truths = [scene(box)[1][0, 0, ::2, ::2] > 0 for box in (BOX, SECOND)]
     matrix = mask_iou(found.logits > 0, torch.stack(truths))
     assert (matrix > 0.9).sum(dim=0).tolist() == [1, 1]
-    assert len(PersamConfig(**options).build(backbone).find(
-        backbone, backbone.encode(image), image, {"references": references}
-    )) == 1
+    assert (
+        len(
+            PersamConfig(**options)
+            .build(backbone)
+            .find(backbone, backbone.encode(image), image, {"references": references})
+        )
+        == 1
+    )
 
 
 class PartWholeRest(Oracle):
@@ -246,4 +253,6 @@ def test_bad_options() -> None:
         image, mask = scene()
         references = make_references(image, mask)
         backbone = Oracle()
-        PersamConfig(tap="neck").build(backbone).find(backbone, backbone.encode(image), image, {"references": references})
+        PersamConfig(tap="neck").build(backbone).find(
+            backbone, backbone.encode(image), image, {"references": references}
+        )
