@@ -7,6 +7,9 @@ map without any training, and it improves as labelled images are added. The map 
 
     label(q) = sum_i softmax_i(cos(q, m_i) / T) label(m_i)     over the k nearest m_i
 
+Where references disagree about the place of an object, no probability reaches one half. So an object is where the map
+is above half of its maximum, if that maximum is more than chance (``least``).
+
 The product with the memory is computed in tiles, so what is held at once does not grow with the number of references.
 
 Source:
@@ -57,6 +60,10 @@ class InContextConfig(ReferenceConfig):
     """Of the softmax over cosines."""
     detail: int = 4
     """Parts along each side of a cell that have labels of their own."""
+    relative: bool = True
+    """The border of an object lies at half of the map's maximum, if that is less than 1; else at one half."""
+    least: float = 0.02
+    """A map whose maximum is below this shows nothing; only with ``relative``."""
     prompts: tuple[str, ...] = ()
     """What the map becomes: any of "points", "box", "mask"; none: the map itself is the result."""
     refinements: int = 0
@@ -132,7 +139,10 @@ class InContextPrompter(ReferencePrompter):
         prompts = self._prompts(soft, features, image)
         if not self.config.prompts:
             scores = soft.new_zeros(len(prompts)) if prompts.scores is None else prompts.scores
-            return found_objects(prompts, log_odds(soft).flatten(0, 1), scores, references.num_objects)
+            logits = log_odds(soft)
+            if self.config.relative:
+                logits = logits - log_odds(border(soft, self.config.least))
+            return found_objects(prompts, logits.flatten(0, 1), scores, references.num_objects)
         found = decode_best(backbone, features, prompts, multimask=self.multimask)
         size = (int(image.shape[-2]), int(image.shape[-1]))
         for _ in range(self.config.refinements):
@@ -189,6 +199,12 @@ def read_labels(
         weight = (similarity / temperature).softmax(dim=1)
         found.append((weight[:, None] @ labels[index])[:, 0])
     return torch.cat(found)
+
+
+def border(soft: Tensor, least: float) -> Tensor:
+    """(B, K, 1, 1): half of the maximum of maps (B, K, h, w) in [0, 1]; one half where that is below ``least``."""
+    top = soft.amax(dim=(2, 3), keepdim=True)
+    return torch.where(top < least, torch.full_like(top, 0.5), top / 2)
 
 
 def log_odds(probability: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samgraft.adapters.prompts import InContextConfig, ReferenceRegionConfig, make_references
-from samgraft.adapters.prompts.in_context import inner_point, main_region, read_labels
+from samgraft.adapters.prompts.in_context import border, inner_point, main_region, read_labels
 from samgraft.errors import ConfigError
 from tests.adapters.prompts.one_shot import BOX, inside, overlap, scene, shown
 from tests.adapters.toy import toy_backbone
@@ -47,6 +47,12 @@ def test_one_neighbour_gives_the_reference_back() -> None:
     assert torch.allclose(soft, expected, atol=1e-6)
     found = prompter.find(backbone, features, image, {"references": references})
     assert torch.equal(found.logits[0] > 0, expected[0, 0] > 0.5)
+
+
+def test_border_is_half_of_the_maximum() -> None:
+    soft = torch.zeros(1, 3, 2, 4)
+    soft[0, 0, 1, 3], soft[0, 1, 0, 2], soft[0, 2, 0, 0] = 0.3, 1.0, 0.01
+    assert border(soft, 0.02).flatten().tolist() == pytest.approx([0.15, 0.5, 0.5])
 
 
 def test_two_objects_and_two_references() -> None:
