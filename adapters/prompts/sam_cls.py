@@ -160,13 +160,16 @@ class SamClsHead(PromptGenerator, ObjectHead):
     def losses_of(self, proposals: Proposals, objects: Objects) -> dict[str, Tensor]:
         """The same for proposals that are there already."""
         target, counts = self.targets(proposals, objects)
-        logits = self._classify(proposals.features)[counts]
-        target = target[counts]
-        if not len(target):
-            return {"class": sum((p.sum() for p in self.parameters()), torch.zeros(())) * 0}
-        each = functional.cross_entropy(logits, target, reduction="none")
+        return {"class": self.loss_of(proposals.features[counts], target[counts])}
+
+    def loss_of(self, described: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of descriptions (N, 2 C + ``FORM``) with classes (N,), 0 for no object.
+
+        Objects and the rest have equal weight in sum, since most proposals are none. N may be 0.
+        """
+        each = functional.cross_entropy(self._classify(described), target, reduction="none")
         sides = [each[side].mean() for side in (target > 0, target == 0) if bool(side.any())]
-        return {"class": torch.stack(sides).mean()}
+        return torch.stack(sides).mean() if sides else each.sum()
 
     def targets(self, proposals: Proposals, objects: Objects) -> tuple[Tensor, Tensor]:
         """Class of each proposal (N,), 0 for no object, and whether it counts (N,): most of it lies on known pixels."""

@@ -112,7 +112,8 @@ def _union(group: Sequence[Candidate]) -> Candidate:
 
 def _boxes(found: Sequence[Candidate]) -> Boxes:
     """(n, 4) outer edges."""
-    return np.array([one.runs.box for one in found], dtype=np.int64).reshape(-1, 4) + [0, 0, 1, 1]
+    boxes = np.array([one.runs.box for one in found], dtype=np.int64).reshape(-1, 4)
+    return boxes + np.array([0, 0, 1, 1])
 
 
 def _touching(box: tuple[int, int, int, int], boxes: Boxes) -> NDArray[np.intp]:

@@ -200,8 +200,8 @@ def _promising(
     numbers = good.nonzero().flatten()
     masks = logits.flatten(0, 1)[numbers].float()
     offset = config.stability_score_offset
-    outer = (masks > -offset).sum((1, 2))
-    inner = (masks > offset).sum((1, 2))
+    outer = (masks > -offset).flatten(1).count_nonzero(1)
+    inner = (masks > offset).flatten(1).count_nonzero(1)
     sure = (outer == 0) | ((outer >= SURE) & (inner < (config.stability_score_thresh - SLACK) * outer))
     dropped["stability"] += int(sure.sum())
     stay = (~sure).nonzero().flatten()
@@ -225,11 +225,12 @@ def _on_picture(
         start, stop = enlarger.reach(first, last)
         start = max(start, own.start)
         parts.append(slice(start, max(start, min(stop, own.stop))))
-    values = enlarger.part(logits, *parts)
-    outer = int((values > -config.stability_score_offset).sum())
-    stability = int((values > config.stability_score_offset).sum()) / outer if outer else 0.0
+    values = enlarger.part(logits, *parts).numpy()
+    offset = np.float32(config.stability_score_offset)
+    outer = np.count_nonzero(values > -offset)
+    stability = np.count_nonzero(values > offset) / outer if outer else 0.0
     top, left = parts[0].start - inner[0].start + crop.top, parts[1].start - inner[1].start + crop.left
-    return runs_of((values > 0).numpy(), top=top, left=left, shape=shape), stability
+    return runs_of(values > 0, top=top, left=left, shape=shape), stability
 
 
 def _reason(

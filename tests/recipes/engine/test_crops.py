@@ -1,0 +1,95 @@
+"""Layers of crops, points in them, masks at their edges, parts that tiles cut."""
+
+import numpy as np
+import pytest
+import torch
+
+from samgraft.recipes.engine.candidate import Candidate
+from samgraft.recipes.engine.crops import Crop, crop_layers, crop_points, is_cut
+from samgraft.recipes.engine.runs import runs_of
+from samgraft.recipes.engine.seams import join_crops
+
+
+def test_crops_of_two_layers() -> None:
+    # 300 x 500, ratio 0.2: layer 1 overlaps by int(0.2 * 300 * 2 / 2) = 60, sides ceil((60 + L) / 2) = 180, 280;
+    # layer 2 by 30, sides ceil((90 + L) / 4) = 98, 148
+    crops = crop_layers((300, 500), 2, 0.2)
+    assert [c.box for c in crops[:4]] == [
+        (0, 0, 280, 180),
+        (0, 120, 280, 180),
+        (220, 0, 280, 180),
+        (220, 120, 280, 180),
+    ]
+    assert len(crops) == 4 + 16
+    assert crops[4].box == (0, 0, 148, 98)
+    assert crops[-1].box == (354, 204, 146, 96)  # 3 * (148 - 30), cut to 500; 3 * (98 - 30), cut to 300
+    assert {c.layer for c in crops} == {1, 2}
+
+
+def test_crops_of_a_picture_of_one_column() -> None:
+    assert all(c.width == 1 for c in crop_layers((200, 1), 1, 0.3))
+    assert crop_layers((200, 300), 0, 0.3) == []
+
+
+def test_points_lie_at_cell_centres_and_thin_out() -> None:
+    crop = Crop(top=5, left=7, height=20, width=40, layer=1)
+    # 4 / 2 = 2 a side: a quarter and three quarters of 40 and 20, less half a pixel
+    assert crop_points(crop, 4, 2, None).tolist() == [[9.5, 4.5], [29.5, 4.5], [9.5, 14.5], [29.5, 14.5]]
+    assert crop_points(crop, 4, 9, None).tolist() == [[19.5, 9.5]]
+    own = crop_points(crop, None, 1, [[(0.1, 0.1)], [(0.25, 0.5), (1.0, 0.0)]])
+    assert own.tolist() == [[9.5, 9.5], [39.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("box", "cut"),
+    [
+        ((130, 30, 160, 60), False),
+        ((120, 30, 160, 60), True),  # 20 from the left edge of the crop
+        ((121, 30, 160, 60), False),
+        ((130, 5, 160, 60), False),  # at the top of the crop, which is that of the picture
+        ((130, 30, 179, 60), False),
+        ((130, 30, 180, 60), True),  # the right edge lies at 200
+        ((130, 30, 160, 80), True),
+    ],
+)
+def test_masks_near_an_inner_edge_are_cut(box: tuple[int, int, int, int], cut: bool) -> None:
+    crop = Crop(top=0, left=100, height=100, width=100, layer=1)
+    assert is_cut(box, crop, (300, 500), 20) is cut
+
+
+def part(crop: Crop, box: tuple[int, int, int, int], *, cut: bool = True, iou: float = 0.8) -> Candidate:
+    x0, y0, x1, y1 = box
+    runs = runs_of(np.ones((y1 - y0 + 1, x1 - x0 + 1), dtype=bool), top=y0, left=x0, shape=(50, 100))
+    return Candidate(runs=runs, iou=iou, stability=0.9, point=(0, 0), crop=crop, cut=cut)
+
+
+LEFT = Crop(top=0, left=0, height=50, width=60, tile=True)
+RIGHT = Crop(top=0, left=40, height=50, width=60, tile=True)
+
+
+def test_parts_that_agree_where_both_tiles_look_are_joined() -> None:
+    # one object from column 10 to 90; the tiles share columns 40 to 59
+    found = join_crops([part(LEFT, (10, 5, 59, 20)), part(RIGHT, (40, 6, 90, 20), iou=0.6)], 0.5, "mask")
+    assert [one.runs.box for one in found] == [(10, 5, 90, 20)]
+    assert found[0].iou == pytest.approx(0.7)
+    assert found[0].runs.area == 50 * 16 + 51 * 15 - 20 * 15
+
+
+def test_parts_that_do_not_agree_stay_apart() -> None:
+    found = join_crops([part(LEFT, (10, 5, 59, 20)), part(RIGHT, (40, 18, 90, 40))], 0.5, "mask")
+    assert sorted(one.runs.box for one in found) == [(10, 5, 59, 20), (40, 18, 90, 40)]
+
+
+def test_a_part_of_a_whole_mask_goes_however_good() -> None:
+    whole, small = part(LEFT, (30, 5, 50, 20), cut=False, iou=0.5), part(RIGHT, (40, 5, 50, 20), iou=0.99)
+    assert join_crops([small, whole], 0.9, "mask") == [whole]
+
+
+def test_the_mask_of_the_smaller_crop_stays() -> None:
+    small = Crop(top=0, left=0, height=30, width=30, layer=1)
+    large, inside = part(LEFT, (5, 5, 20, 20), cut=False, iou=0.99), part(small, (5, 5, 20, 21), cut=False, iou=0.8)
+    assert join_crops([large, inside], 0.7, "box") == [inside]
+
+
+def test_point_grids_are_float32() -> None:
+    assert crop_points(LEFT, 3, 1, None).dtype == torch.float32
