@@ -7,10 +7,11 @@ unchanged mask decoder, all masks enlarged to the picture, filtered there, boxes
 memory are given for the search alone and with the encoder; memory is what comes on top of the loaded model.
 
     --backbone graft-tiny   embedded, at 1024 pixels: 16,384 tokens, more than it was trained with
-    --backbone sam_base     SAM-B's shape, random weights
+    --backbone sam_base     SAM-B's shape, random weights: it computes, and its answers are replaced by discs near each
+                            point, since random weights give every point the same mask; thresholds of the original
 
-Neither believes in its masks of such a picture, so thresholds are set where a share of the masks passes each
-(``--passing``), on 64 other points; ``--thresholds`` names them instead.
+graft-tiny does not believe in its masks of such a picture, so its thresholds are set where a share of the masks passes
+each (``--passing``), on 64 other points; ``--thresholds`` names them instead.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.decoding import decode_masks, image_code
 from samgraft.adapters.backbones.hf import HFSamBackbone
-from samgraft.adapters.backbones.tiny import build_graft_tiny
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.recipes.engine.everything import EverythingConfig, automatic_masks
 from samgraft.recipes.engine.runs import RunMask, from_coco
 from samgraft.recipes.phantoms import make_village
 from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._table import markdown, write_json
+from tests.benchmarks.encoder import sam_base
 
 WAYS = ("original", "original, shared", "samgraft")
 SIDE = 1024
@@ -55,10 +56,30 @@ def picture() -> Tensor:
 
 def backbone_of(name: str) -> HFSamBackbone:
     """The embedded backbone, or SAM-B's shape."""
-    if name != "sam_base":
-        return load_backbone(name)
-    # weights of a usual scale, also in the decoder: with those of transformers every point gets the same mask
-    return HFSamBackbone(build_graft_tiny({"vision_config": {"scale": 1}}).eval(), name=name)
+    return Discs(sam_base(SIDE), name=name) if name == "sam_base" else load_backbone(name)
+
+
+class Discs(HFSamBackbone):
+    """Decodes, and answers with discs: the object nearest to the point, larger and smaller."""
+
+    def decode_parts(self, features: Features, prompts: Prompts, **options: Any) -> Iterator[tuple[Tensor, ...]]:
+        """As the backbone's, with other masks."""
+        for rows, logits, _ in super().decode_parts(features, prompts, **options):
+            yield rows, *discs(prompts.select(rows), logits.shape[-1])
+
+
+def discs(prompts: Prompts, side: int) -> tuple[Tensor, Tensor]:
+    """Masks (n, 3, side, side) and predicted IoU (n, 3). Objects lie every 45 pixels; each has its own size and edge."""
+    places = prompts.points[:, 0] if prompts.points is not None else torch.zeros(0, 2)
+    number = (places / 45).round()
+    x, y = ((number * 45 + 0.5) / SIDE * side - 0.5).T
+    own = (number @ torch.tensor([0.6180, 0.4142])) % 1
+    line = torch.arange(side, dtype=torch.float32)
+    far = ((line - x[:, None])[:, None, :] ** 2 + (line - y[:, None])[:, :, None] ** 2).sqrt_()
+    radii = (2 + 14 * own[:, None] ** 2) * torch.tensor([0.7, 1.0, 2.5])
+    slope = (0.5 + 4 * ((own[:, None] * 7.3 + places[:, :1] / 400) % 1))[:, :, None, None]
+    iou = 0.75 + 0.25 * ((own[:, None] * 3.7 + places[:, 1:] / 300 + torch.tensor([0.1, 0.6, 0.3])) % 1)
+    return (radii[:, :, None, None] - far[:, None]) * slope, iou
 
 
 def shares(side: int) -> list[tuple[float, float]]:
@@ -104,6 +125,8 @@ def original(backbone: HFSamBackbone, neck: Tensor, task: dict[str, Any]) -> lis
             logits, iou = decode_masks(
                 decoder, Features(neck=neck), embedded, code, prompts.image_index, multimask=True
             )
+            if isinstance(backbone, Discs):
+                logits, iou = discs(prompts, logits.shape[-1])
         else:
             logits, iou = backbone.decode(Features(neck=neck), prompts, multimask=True)
         masks = functional.interpolate(logits, (SIDE, SIDE), mode="bilinear", align_corners=False).flatten(0, 1)
@@ -202,8 +225,9 @@ def alone(task: dict[str, Any]) -> dict[str, Any]:
 def compare(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Rows of one backbone."""
     task = {"backbone": name, "threads": options.threads, "points": options.points, "nms": "box"}
-    if options.thresholds:
-        task |= {"pred_iou": options.thresholds[0], "stability": options.thresholds[1]}
+    given = options.thresholds or ((0.88, 0.95) if name == "sam_base" else None)
+    if given:
+        task |= {"pred_iou": given[0], "stability": given[1]}
     else:
         task |= alone(task | {"way": "calibrate", "pass": options.passing})
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
