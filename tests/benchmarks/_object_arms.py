@@ -84,7 +84,6 @@ def references(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, train: Seq
 
 def of_head(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, context: Mapping[str, Any] | None = None) -> Method:
     """A head with losses of its own; used window by window, and joined."""
-
     asked = cast(Backbone, grafted) if grafted.answers_prompts else grafted.backbone
 
     def find(features: Features, image: Tensor) -> FoundObjects:
@@ -92,7 +91,8 @@ def of_head(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, context: Mapp
 
     task = TaskConfig(kind="instance")
     method = _grafted(grafted, HeadObjects(), HeadObjects().loss(task), partial(joined, grafted, find, chosen))
-    return method if not isinstance(grafted.decoder, HqTokenDecoder) else _with_decoder(method, grafted, grafted.decoder)
+    decoder = grafted.decoder
+    return _with_decoder(method, grafted, decoder) if isinstance(decoder, HqTokenDecoder) else method
 
 
 def _with_decoder(method: Method, grafted: Grafted, decoder: HqTokenDecoder) -> Method:

@@ -69,7 +69,7 @@ class Discs(HFSamBackbone):
 
 
 def discs(prompts: Prompts, side: int) -> tuple[Tensor, Tensor]:
-    """Masks (n, 3, side, side) and predicted IoU (n, 3). Objects lie every 45 pixels; each has its own size and edge."""
+    """Masks (n, 3, side, side) and predicted IoU (n, 3) of objects every 45 pixels, each with a size and an edge."""
     places = prompts.points[:, 0] if prompts.points is not None else torch.zeros(0, 2)
     number = (places / 45).round()
     x, y = ((number * 45 + 0.5) / SIDE * side - 0.5).T
