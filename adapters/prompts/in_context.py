@@ -31,10 +31,19 @@ from torch.nn import functional
 
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import MEMORY, NECK, ReferenceConfig, ReferencePrompter, nearest, valid_cells
+from samgraft.adapters.prompts.matching import (
+    MEMORY,
+    NECK,
+    ReferenceConfig,
+    ReferencePrompter,
+    image_major,
+    nearest,
+    size_of,
+    valid_cells,
+)
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import References, references_of
-from samgraft.adapters.prompts.refining import decode_best, found_objects, refine, tight_boxes
+from samgraft.adapters.prompts.refining import decode_refined, found_objects, tight_boxes
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -143,10 +152,8 @@ class InContextPrompter(ReferencePrompter):
             if self.config.relative:
                 logits = logits - log_odds(border(soft, self.config.least))
             return found_objects(prompts, logits.flatten(0, 1), scores, references.num_objects)
-        found = decode_best(backbone, features, prompts, multimask=self.multimask)
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        for _ in range(self.config.refinements):
-            found = refine(backbone, features, prompts, found, size, boxed=True)
+        rounds = self.config.refinements
+        found = decode_refined(backbone, features, prompts, size_of(image), multimask=self.multimask, rounds=rounds)
         return found_objects(prompts, *found, references.num_objects)
 
     def _soft(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Tensor:
@@ -156,12 +163,12 @@ class InContextPrompter(ReferencePrompter):
 
     def _prompts(self, soft: Tensor, features: "Features", image: Tensor) -> Prompts:
         batch, kinds = soft.shape[:2]
-        size = (int(image.shape[-2]), int(image.shape[-1]))
+        size = size_of(image)
         ways = self.config.prompts or ("mask",)
         flat = soft.flatten(0, 1)
         regions = torch.stack([main_region(one) for one in flat])
         prompts = Prompts(
-            image_index=torch.arange(batch, device=soft.device).repeat_interleave(kinds),
+            image_index=image_major(batch, kinds, soft.device),
             scores=(flat * regions).flatten(1).sum(dim=1) / regions.flatten(1).sum(dim=1),
         )
         if "points" in ways:

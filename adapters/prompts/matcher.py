@@ -28,16 +28,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, cell_centres, valid_cells
+from samgraft.adapters.prompts.manual import FOREGROUND, PADDING
+from samgraft.adapters.prompts.matching import (
+    ReferenceConfig,
+    ReferencePrompter,
+    allowed_cells,
+    cell_centres,
+    image_major,
+    size_of,
+)
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import references_of
-from samgraft.adapters.prompts.refining import tight_boxes
+from samgraft.adapters.prompts.refining import found_objects, tight_boxes
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.backbones.base import Backbone, Features
 
-PADDING = -10
 MANY = 40
 """Above this many matches only the better half is kept."""
 
@@ -126,7 +133,7 @@ class MatcherPrompter(ReferencePrompter):
         for matches in self._matched(features, image, context):
             points.append(self._centres(matches))
             scores.append((1 + matches.similarity.mean()) / 2)
-        index = torch.arange(len(image), device=image.device).repeat_interleave(references.num_objects)
+        index = image_major(len(image), references.num_objects, image.device)
         rows, labels = padded(points)
         return Prompts(image_index=index, points=rows, labels=labels, scores=torch.stack(scores).clamp(0, 1))
 
@@ -140,37 +147,31 @@ class MatcherPrompter(ReferencePrompter):
         """
         references = references_of(context).encode(backbone, self.taps)
         context = {**context, "references": references}
-        size, kinds = (int(image.shape[-2]), int(image.shape[-1])), references.num_objects
+        kinds = references.num_objects
         seen, shown = self.cells(features, image, references)
         shares = references.shares()
         logits, scores = [], []
         for number, matches in enumerate(self._matched(features, image, context)):
             one, kind = divmod(number, kinds)
             masks, iou = self._candidates(backbone, features, one, matches)
-            masks, iou = self._filtered(masks, iou, size)
+            masks, iou = self._filtered(masks, iou, size_of(image))
             target = representatives(shown.flatten(0, 2), shares[:, kind].flatten(), self.config.max_cells)
             judged = self._judge(masks, seen[one].flatten(0, 1), target, matches)
             merged, score = self._join(masks, judged)
             logits.append(merged)
             scores.append(score)
-        index = torch.arange(len(image), device=image.device).repeat_interleave(kinds)
-        return FoundObjects(
-            image_index=index,
-            logits=torch.stack(logits),
-            scores=torch.stack(scores).clamp(0, 1),
-            classes=torch.arange(kinds, device=image.device).repeat(len(image)),
-        )
+        asked = Prompts(image_index=image_major(len(image), kinds, image.device))
+        return found_objects(asked, torch.stack(logits), torch.stack(scores), kinds)
 
     def _matched(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
         """Matches of every image and object, image-major."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)
-        valid, shares = valid_cells(context, features), references.shares()
+        free, shares = allowed_cells(context, features), references.shares()
         known = (references.known() > 0).flatten()
         memory = shown.flatten(0, 2)
         found = []
-        for one, cells in enumerate(seen):
-            allowed = valid[one].flatten() if bool(valid[one].any()) else torch.ones_like(valid[one]).flatten()
+        for cells, allowed in zip(seen, free, strict=True):
             for kind in range(references.num_objects):
                 share = shares[:, kind].flatten()
                 chosen, similarity = match(
@@ -363,7 +364,7 @@ def padded(points: list[Tensor]) -> tuple[Tensor, Tensor]:
     labels = torch.full((len(points), longest), PADDING, dtype=torch.int64, device=rows.device)
     for number, one in enumerate(points):
         rows[number, : len(one)] = one
-        labels[number, : len(one)] = 1
+        labels[number, : len(one)] = FOREGROUND
     return rows, labels
 
 

@@ -163,6 +163,22 @@ def valid_cells(context: Mapping[str, Any], features: Features) -> Tensor:
     return functional.adaptive_avg_pool2d(valid[:, None].to(neck), (height, width))[:, 0] > 0
 
 
+def allowed_cells(context: Mapping[str, Any], features: Features) -> Tensor:
+    """(B, h w) bool: :func:`valid_cells`, row by row; every cell of an image that is nothing but padding."""
+    valid = valid_cells(context, features).flatten(1)
+    return valid | ~valid.any(dim=1, keepdim=True)
+
+
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """(h, w) of maps (..., h, w)."""
+    return int(maps.shape[-2]), int(maps.shape[-1])
+
+
+def image_major(batch: int, kinds: int, device: torch.device) -> Tensor:
+    """(batch kinds,) int64: 0 for each of the kinds of the first image, then 1."""
+    return torch.arange(batch, device=device).repeat_interleave(kinds)
+
+
 def cell_centres(grid: tuple[int, int], patch: float) -> Tensor:
     """(h w, 2) places (x, y) in pixels of the centres of cells of ``patch`` pixels, row by row."""
     y, x = ((torch.arange(n, dtype=torch.float32) + 0.5) * patch - 0.5 for n in grid)

@@ -30,10 +30,17 @@ from torch.nn import functional
 from samgraft.adapters.backbones.guidance import Guidance
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, cell_centres, valid_cells
+from samgraft.adapters.prompts.matching import (
+    ReferenceConfig,
+    ReferencePrompter,
+    cell_centres,
+    image_major,
+    size_of,
+    valid_cells,
+)
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import References, prototypes, references_of
-from samgraft.adapters.prompts.refining import decode_best, found_objects, refine
+from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,12 +157,13 @@ class PersamPrompter(ReferencePrompter):
         references: References,
     ) -> FoundObjects:
         """The three passes for all B K prompts."""
-        size = (int(image.shape[-2]), int(image.shape[-1]))
+        size = size_of(image)
         prompts = location_prior(similarity, left, size, negative=True)
         told = self.guidance(similarity.masked_fill(~left, -1), valid, references)
-        found = decode_best(backbone, features, prompts, multimask=False, guidance=told)
-        for number in range(self.config.refinements):
-            found = refine(backbone, features, prompts, found, size, boxed=number > 0)
+        rounds = self.config.refinements
+        found = decode_refined(
+            backbone, features, prompts, size, multimask=False, rounds=rounds, boxed_from=1, guidance=told
+        )
         return found_objects(prompts, *found, references.num_objects)
 
     def _new(
@@ -169,11 +177,6 @@ class PersamPrompter(ReferencePrompter):
             overlap = mask_iou(earlier.logits > 0, found.logits > 0)
             new &= ~(same & (overlap >= SAME)).any(dim=0)
         return new
-
-
-def size_of(maps: Tensor) -> tuple[int, int]:
-    """(h, w) of maps (..., h, w)."""
-    return maps.shape[-2], maps.shape[-1]
 
 
 def location_prior(similarity: Tensor, allowed: Tensor, size: tuple[int, int], *, negative: bool) -> Prompts:
@@ -204,7 +207,7 @@ def location_prior(similarity: Tensor, allowed: Tensor, size: tuple[int, int], *
     labels = torch.zeros(points.shape[:2], dtype=torch.int64, device=similarity.device)
     labels[:, 0] = 1
     return Prompts(
-        image_index=torch.arange(batch, device=similarity.device).repeat_interleave(kinds),
+        image_index=image_major(batch, kinds, similarity.device),
         points=points,
         labels=labels,
         scores=((1 + high.flatten()) / 2).clamp(0, 1),
