@@ -14,7 +14,6 @@ cardiac_mr --images 2 --runs 1 --shots 1 --size 64`` is a quick look.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -211,7 +210,7 @@ def plan(name: str, shots: Sequence[int]) -> list[Task]:
         for number in shots if isinstance(config, InContextConfig) else (1,):
             found.append({"method": method, "references": number, "from_ground_truth": False})
     own = {TOLD: CONFIGS["persam_f"], **CONFIGS}
-    configs = {method: json.loads(json.dumps(config.to_dict())) for method, config in own.items()}  # as it is read back
+    configs = {method: config.to_dict() for method, config in own.items()}
     return [{"set": name, **task, "config": configs.get(task["method"])} for task in found]
 
 
