@@ -85,6 +85,8 @@ class InContextConfig(ReferenceConfig):
         wrong = [way for way in self.prompts if way not in WAYS]
         if wrong:
             raise ConfigError(f"in_context: prompts name {wrong}; choose from {', '.join(WAYS)}")
+        if not 0 <= self.least <= 1:
+            raise ConfigError(f"in_context: least is {self.least}; expected a probability, 0 to 1")
         if self.neighbours < 1 or self.detail < 1 or self.refinements < 0:
             raise ConfigError(
                 f"in_context: neighbours {self.neighbours}, detail {self.detail}, refinements {self.refinements}; "
