@@ -39,6 +39,7 @@ from samgraft.adapters.prompts.matching import (
     valid_cells,
 )
 from samgraft.adapters.prompts.objects import FoundObjects
+from samgraft.adapters.prompts.proposals import mask_iou
 from samgraft.adapters.prompts.references import References, prototypes, references_of
 from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
@@ -226,14 +227,6 @@ def attention_prior(similarity: Tensor, valid: Tensor) -> Tensor:
     mean = (similarity * weight).sum(dim=(2, 3), keepdim=True) / count
     spread = (((similarity - mean) * weight).square().sum(dim=(2, 3), keepdim=True) / count).sqrt()
     return ((similarity - mean) / spread.clamp_min(1e-6)).sigmoid() * weight
-
-
-def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(n, m) IoU of masks (n, h, w) and (m, h, w) bool; 0 where both are empty."""
-    first, second = a.flatten(1).float(), b.flatten(1).float()
-    both = first @ second.T
-    either = first.sum(dim=1)[:, None] + second.sum(dim=1) - both
-    return both / either.clamp_min(1)
 
 
 def joined(parts: list[FoundObjects]) -> FoundObjects:
