@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.backbones.base import Backbone, Features, in_order
 from samgraft.adapters.config import MethodConfig
 from samgraft.errors import ConfigError
 
@@ -120,9 +120,7 @@ class PromptedDecoder(DecoderPatch):
         self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) of N prompts, in their order."""
-        found = list(self.decode_parts(backbone, features, prompts, multimask=multimask))
-        order = torch.cat([rows for rows, _, _ in found]).argsort()
-        return torch.cat([part for _, part, _ in found])[order], torch.cat([part for _, _, part in found])[order]
+        return in_order(self.decode_parts(backbone, features, prompts, multimask=multimask))
 
     def forward(
         self, backbone: Backbone, features: Features, image: Tensor, prompts: "Prompts | None" = None

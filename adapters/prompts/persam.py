@@ -38,8 +38,8 @@ from samgraft.adapters.prompts.matching import (
     size_of,
     valid_cells,
 )
+from samgraft.adapters.prompts.object_masks import mask_iou
 from samgraft.adapters.prompts.objects import FoundObjects
-from samgraft.adapters.prompts.proposals import mask_iou
 from samgraft.adapters.prompts.references import References, prototypes, references_of
 from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
