@@ -16,8 +16,8 @@ from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.decoders.hq_token import HqTokenConfig
 from samgraft.adapters.graft import attach
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
-from samgraft.adapters.prompts.sam_det import SamDetConfig
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
+from samgraft.adapters.prompts.sam_det import SamDetConfig
 from samgraft.recipes.config import AugmentConfig
 from tests.adapters.toy import toy_backbone
 from tests.benchmarks import (
@@ -301,7 +301,7 @@ def test_shown_windows_hold_an_object() -> None:
     assert torch.equal(masks, images[:, 0] > 0)
 
 
-def test_an_answering_decoder_is_trained_with_the_head_and_asked_by_it() -> None:
+def test_an_answering_decoder_is_trained_with_the_head_and_asked_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     grafted = attach(toy_backbone(), prompter=SamDetConfig(), decoder=HqTokenConfig())
     assert isinstance(grafted.prompter, ObjectHead)
     method = _object_arms.of_head(grafted.prompter, grafted, toy_set())
@@ -315,8 +315,13 @@ def test_an_answering_decoder_is_trained_with_the_head_and_asked_by_it() -> None
     assert {id(p) for p in trained} == {id(p) for p in method.trained}
     assert any(p.grad is not None and bool(p.grad.any()) for p in grafted.decoder.parameters())
     asked: list[int] = []
-    whole = grafted.decode_parts
-    grafted.decode_parts = lambda features, prompts, **kw: (asked.append(len(prompts)), whole(features, prompts, **kw))[1]  # type: ignore[method-assign,assignment]
+    whole = grafted.decode
+
+    def decode(features: Features, prompts: Prompts, **options: Any) -> tuple[Tensor, Tensor]:
+        asked.append(len(prompts))
+        return whole(features, prompts, **options)
+
+    monkeypatch.setattr(grafted, "decode", decode)
     method.find(case)
     assert len(asked) == 1
 
