@@ -104,7 +104,6 @@ class PromptedDecoder(DecoderPatch):
 
     needs_prompts: ClassVar[bool] = True
 
-    @abstractmethod
     def decode_parts(
         self,
         backbone: Backbone,
@@ -114,7 +113,11 @@ class PromptedDecoder(DecoderPatch):
         multimask: bool = False,
         chunk: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """As :meth:`Backbone.decode_parts`, from features with :attr:`taps`; the number of masks may be another."""
+        """As :meth:`Backbone.decode_parts`, from features with :attr:`taps`; the number of masks may be another.
+
+        By default the backbone's own answers.
+        """
+        return backbone.decode_parts(features, prompts, multimask=multimask, chunk=chunk)
 
     def decode(
         self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False
@@ -170,18 +173,6 @@ class MaskConfig(DecoderConfig):
 
 class MaskDecoder(PromptedDecoder):
     """One mask per prompt of the frozen decoder, arranged as one channel per class."""
-
-    def decode_parts(
-        self,
-        backbone: Backbone,
-        features: Features,
-        prompts: "Prompts",
-        *,
-        multimask: bool = False,
-        chunk: int | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The backbone's own answers."""
-        return backbone.decode_parts(features, prompts, multimask=multimask, chunk=chunk)
 
     def decode(
         self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False

@@ -29,6 +29,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.matching import (
@@ -47,7 +48,7 @@ from samgraft.adapters.prompts.refining import decode_refined, found_objects, ti
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 WAYS = ("points", "box", "mask")
 LIMIT = 1e-3
@@ -107,7 +108,7 @@ class InContextPrompter(ReferencePrompter):
         self.config = config
         self.multimask = config.prompts == ("points",)
 
-    def read_out(self, features: "Features", image: Tensor, references: References) -> Tensor:
+    def read_out(self, features: Features, image: Tensor, references: References) -> Tensor:
         """(B, K, detail h, detail w) probabilities in [0, 1] of the objects.
 
         Raises:
@@ -133,20 +134,15 @@ class InContextPrompter(ReferencePrompter):
         read: Tensor = functional.pixel_shuffle(cells, detail)[:, 0].unflatten(0, (len(image), -1))
         return read
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) made of the soft labels; without ``prompts`` in the configuration, masks."""
         return self._prompts(self._soft(features, image, context), features, image)
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One mask for each image and object; references without features are encoded.
-
-        Raises:
-            ConfigError: no references.
-        """
-        references = references_of(context).encode(backbone, self.taps)
-        soft = self._soft(features, image, {**context, "references": references})
+        """One mask for each image and object: the map itself, or what the decoder makes of its prompts."""
+        references, soft = references_of(context), self._soft(features, image, context)
         prompts = self._prompts(soft, features, image)
         if not self.config.prompts:
             scores = soft.new_zeros(len(prompts)) if prompts.scores is None else prompts.scores
@@ -158,12 +154,12 @@ class InContextPrompter(ReferencePrompter):
         found = decode_refined(backbone, features, prompts, size_of(image), multimask=self.multimask, rounds=rounds)
         return found_objects(prompts, *found, references.num_objects)
 
-    def _soft(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Tensor:
+    def _soft(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Tensor:
         soft = self.read_out(features, image, references_of(context))
         valid = valid_cells(context, features)[:, None]
         return soft * functional.interpolate(valid.to(soft), size=soft.shape[-2:], mode="nearest-exact")
 
-    def _prompts(self, soft: Tensor, features: "Features", image: Tensor) -> Prompts:
+    def _prompts(self, soft: Tensor, features: Features, image: Tensor) -> Prompts:
         batch, kinds = soft.shape[:2]
         size = size_of(image)
         ways = self.config.prompts or ("mask",)

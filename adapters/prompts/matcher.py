@@ -27,6 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.manual import FOREGROUND, PADDING
 from samgraft.adapters.prompts.matching import (
@@ -43,7 +44,7 @@ from samgraft.adapters.prompts.refining import found_objects, tight_boxes
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 MANY = 40
 """Above this many matches only the better half is kept."""
@@ -126,7 +127,7 @@ class MatcherPrompter(ReferencePrompter):
         super().__init__(config, backbone)
         self.config = config
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of at most ``centres`` foreground points; scores are mean similarities from 0 to 1."""
         references = references_of(context)
         points, scores = [], []
@@ -137,16 +138,11 @@ class MatcherPrompter(ReferencePrompter):
         rows, labels = padded(points)
         return Prompts(image_index=index, points=rows, labels=labels, scores=torch.stack(scores).clamp(0, 1))
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One mask for each image and object; references without features are encoded.
-
-        Raises:
-            ConfigError: no references.
-        """
-        references = references_of(context).encode(backbone, self.taps)
-        context = {**context, "references": references}
+        """One mask for each image and object: the best judged masks of many prompts, joined."""
+        references = references_of(context)
         kinds = references.num_objects
         seen, shown = self.cells(features, image, references)
         shares = references.shares()
@@ -163,7 +159,7 @@ class MatcherPrompter(ReferencePrompter):
         asked = Prompts(image_index=image_major(len(image), kinds, image.device))
         return found_objects(asked, torch.stack(logits), torch.stack(scores), kinds)
 
-    def _matched(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
+    def _matched(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
         """Matches of every image and object, image-major."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)
@@ -193,7 +189,7 @@ class MatcherPrompter(ReferencePrompter):
         return centres(places, self.config.centres, seed=self.config.seed)
 
     def _candidates(
-        self, backbone: "Backbone", features: "Features", image: int, matches: Matches
+        self, backbone: "Backbone", features: Features, image: int, matches: Matches
     ) -> tuple[Tensor, Tensor]:
         """Masks (m, 4h, 4w) and predicted IoU (m,) of all prompts for one image."""
         points = self._centres(matches)

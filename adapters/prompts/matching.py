@@ -91,12 +91,18 @@ class ReferencePrompter(ObjectPrompter):
         return {}
 
     def find(self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]) -> FoundObjects:
-        """The best of the decoder's masks for each prompt; references without features are encoded.
+        """One mask for each image and object, or several; references without features are encoded.
 
         Raises:
-            ConfigError: no references.
+            ConfigError: no references, or such as the method cannot use.
         """
         context = {**context, "references": references_of(context).encode(backbone, self.taps)}
+        return self.answer(backbone, features, image, context)
+
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
+    ) -> FoundObjects:
+        """What :meth:`find` gives, from encoded references: the best of the decoder's masks for each prompt."""
         prompts: Prompts = self(features, image, context)
         logits, scores = decode_best(backbone, features, prompts, multimask=self.multimask)
         return found_objects(prompts, logits, scores, references_of(context).num_objects)

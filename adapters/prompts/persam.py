@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.guidance import Guidance
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.prompts.base import Prompts
@@ -45,7 +46,7 @@ from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 SAME = 0.8
 """IoU of a mask with an earlier one from which nothing new was found."""
@@ -97,12 +98,12 @@ class PersamPrompter(ReferencePrompter):
         super().__init__(config, backbone)
         self.config = config
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of two points, foreground and background; scores are similarities from 0 to 1."""
         similarity = self.similarity(features, image, references_of(context))
         return location_prior(similarity, valid_cells(context, features), size_of(image), negative=True)
 
-    def similarity(self, features: "Features", image: Tensor, references: References) -> Tensor:
+    def similarity(self, features: Features, image: Tensor, references: References) -> Tensor:
         """(B, K, h, w) cosine in [-1, 1] of every cell with the mean of each object's cells."""
         seen, shown = self.cells(features, image, references)
         target = functional.normalize(prototypes(shown, references.shares()), dim=-1)  # (K, D)
@@ -120,15 +121,11 @@ class PersamPrompter(ReferencePrompter):
             return None
         return Guidance(bias=bias, target=target, double_softmax=self.config.variant == "published")
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One object for each image and kind, or up to ``max_objects``; references without features are encoded.
-
-        Raises:
-            ConfigError: no references.
-        """
-        references = references_of(context).encode(backbone, self.taps)
+        """One object for each image and kind, or up to ``max_objects``."""
+        references = references_of(context)
         similarity = self.similarity(features, image, references)
         valid = valid_cells(context, features)
         first = similarity.masked_fill(~valid[:, None], -1).flatten(2).amax(dim=2)
@@ -150,7 +147,7 @@ class PersamPrompter(ReferencePrompter):
     def _once(
         self,
         backbone: "Backbone",
-        features: "Features",
+        features: Features,
         image: Tensor,
         similarity: Tensor,
         left: Tensor,

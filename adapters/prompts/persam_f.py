@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, size_of, valid_cells
@@ -36,7 +37,7 @@ from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss."""
@@ -90,7 +91,7 @@ class PersamFPrompter(ReferencePrompter):
         self.config = config
         self.weights = nn.Parameter(torch.full((config.objects, 2), 1 / 3))
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of one foreground point; scores are similarities from 0 to 1."""
         references = self._checked(references_of(context))
         seen, shown = self.cells(features, image, references)
@@ -136,16 +137,11 @@ class PersamFPrompter(ReferencePrompter):
         self.weights.grad = None
         return losses
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One object for each image and kind; references without features are encoded.
-
-        Raises:
-            ConfigError: no references, or of another number of objects.
-        """
-        references = references_of(context).encode(backbone, self.taps)
-        prompts: Prompts = self(features, image, {**context, "references": references})
+        """One object for each image and kind: the mixture of the decoder's three masks."""
+        prompts: Prompts = self(features, image, context)
         found = decode_refined(
             backbone,
             features,
@@ -156,7 +152,7 @@ class PersamFPrompter(ReferencePrompter):
             mix=self.mixture(len(image)),
             mixed=self.config.mixed,
         )
-        return found_objects(prompts, *found, references.num_objects)
+        return found_objects(prompts, *found, self.config.objects)
 
     def _checked(self, references: References) -> References:
         if references.num_objects != self.config.objects:

@@ -12,7 +12,7 @@ from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone, hash_tensors
 from samgraft.adapters.prompts import RSPrompterQueryConfig
 from samgraft.adapters.prompts.object_masks import certainty, in_the_unknown
-from samgraft.adapters.prompts.objects import FoundObjects, Objects, objects_from_labels
+from samgraft.adapters.prompts.objects import Objects, objects_from_labels
 from samgraft.adapters.prompts.query_layers import mask_products, outside, with_places
 from samgraft.adapters.prompts.rsprompter_query import RSPrompterQuery
 from samgraft.errors import ConfigError
