@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.decoders.distances import DistancesConfig
+from samgraft.adapters.decoders.hq_token import HqTokenConfig
 from samgraft.adapters.graft import attach
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
+from samgraft.adapters.prompts.sam_det import SamDetConfig
 from samgraft.recipes.config import AugmentConfig
 from tests.adapters.toy import toy_backbone
 from tests.benchmarks import (
@@ -299,6 +301,31 @@ def test_shown_windows_hold_an_object() -> None:
     assert torch.equal(masks, images[:, 0] > 0)
 
 
+def test_an_answering_decoder_is_trained_with_the_head_and_asked_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    grafted = attach(toy_backbone(), prompter=SamDetConfig(), decoder=HqTokenConfig())
+    assert isinstance(grafted.prompter, ObjectHead)
+    method = _object_arms.of_head(grafted.prompter, grafted, toy_set())
+    case = toy_case()
+    image = torch.from_numpy(case.image[:48, :48].transpose(2, 0, 1).copy())[None]
+    label = torch.from_numpy(case.label[:48, :48].astype(np.int64))[None]
+    assert method.objective is not None
+    method.objective(image, label).backward()
+    assert grafted.decoder is not None
+    trained = [p for part in (grafted.prompter, grafted.decoder) for p in part.parameters()]
+    assert {id(p) for p in trained} == {id(p) for p in method.trained}
+    assert any(p.grad is not None and bool(p.grad.any()) for p in grafted.decoder.parameters())
+    asked: list[int] = []
+    whole = grafted.decode
+
+    def decode(features: Features, prompts: Prompts, **options: Any) -> tuple[Tensor, Tensor]:
+        asked.append(len(prompts))
+        return whole(features, prompts, **options)
+
+    monkeypatch.setattr(grafted, "decode", decode)
+    method.find(case)
+    assert len(asked) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(ValueError, match="nan"):
         _object_arms.finite(torch.tensor(float("nan")))
@@ -321,7 +348,8 @@ def test_maps_give_back_the_objects_that_they_were_made_of(head: DistancesConfig
     logits = target.logit(1e-6) if head else torch.nn.functional.one_hot(target, 3).permute(2, 0, 1) * 20.0
     found = _object_maps.read(maps, chosen, logits)
     figures = _object_sets.score(chosen, [found], [case], [0.0])
-    assert (figures["ap50"], figures["best_iou"]) == (pytest.approx(1), pytest.approx(1, abs=0.03))
+    least = 0.97 if head else 1.0  # a watershed shares the seam of touching objects as it comes
+    assert figures["ap50"] == pytest.approx(1) and float(figures["best_iou"]) >= least
 
 
 def test_a_class_is_one_certain_object() -> None:

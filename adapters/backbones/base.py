@@ -1,7 +1,7 @@
 """The contract of a frozen, promptable backbone: encode an image once, decode many prompts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -210,3 +210,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def weights_hash(self) -> str:
         """SHA-256 (hex) over the frozen tensors, names and shapes; what a bundle is bound to."""
+
+
+def in_order(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mask logits and predicted IoU of all prompts, in their order, of what ``decode_parts`` yields."""
+    rows, logits, iou = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = rows.argsort()
+    return logits[order], iou[order]

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import SamModel
 
 from samgraft.adapters.backbones.attention import absolute_table
-from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch, Prefix
+from samgraft.adapters.backbones.base import Backbone, BackboneSpec, Features, MaskDecoderPatch, Prefix, in_order
 from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
 from samgraft.adapters.backbones.guidance import Guidance
@@ -210,9 +210,7 @@ class HFSamBackbone(Backbone):
             ShapeError: guidance of another number of prompts or another grid.
         """
         options: dict[str, Any] = {"multimask": multimask, "patch": patch, "guidance": guidance, "chunk": chunk}
-        found = list(self.decode_parts(features, prompts, **options))
-        order = torch.cat([rows for rows, _, _ in found]).argsort()
-        return torch.cat([part for _, part, _ in found])[order], torch.cat([part for _, _, part in found])[order]
+        return in_order(self.decode_parts(features, prompts, **options))
 
     def decode_parts(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.backbones.base import Backbone, Features, in_order
 from samgraft.adapters.config import MethodConfig
 from samgraft.errors import ConfigError
 
@@ -104,7 +104,6 @@ class PromptedDecoder(DecoderPatch):
 
     needs_prompts: ClassVar[bool] = True
 
-    @abstractmethod
     def decode_parts(
         self,
         backbone: Backbone,
@@ -114,15 +113,17 @@ class PromptedDecoder(DecoderPatch):
         multimask: bool = False,
         chunk: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """As :meth:`Backbone.decode_parts`, from features with :attr:`taps`; the number of masks may be another."""
+        """As :meth:`Backbone.decode_parts`, from features with :attr:`taps`; the number of masks may be another.
+
+        By default the backbone's own answers.
+        """
+        return backbone.decode_parts(features, prompts, multimask=multimask, chunk=chunk)
 
     def decode(
         self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Mask logits (N, K, 4h, 4w) and predicted IoU (N, K) of N prompts, in their order."""
-        found = list(self.decode_parts(backbone, features, prompts, multimask=multimask))
-        order = torch.cat([rows for rows, _, _ in found]).argsort()
-        return torch.cat([part for _, part, _ in found])[order], torch.cat([part for _, _, part in found])[order]
+        return in_order(self.decode_parts(backbone, features, prompts, multimask=multimask))
 
     def forward(
         self, backbone: Backbone, features: Features, image: Tensor, prompts: "Prompts | None" = None
@@ -172,18 +173,6 @@ class MaskConfig(DecoderConfig):
 
 class MaskDecoder(PromptedDecoder):
     """One mask per prompt of the frozen decoder, arranged as one channel per class."""
-
-    def decode_parts(
-        self,
-        backbone: Backbone,
-        features: Features,
-        prompts: "Prompts",
-        *,
-        multimask: bool = False,
-        chunk: int | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The backbone's own answers."""
-        return backbone.decode_parts(features, prompts, multimask=multimask, chunk=chunk)
 
     def decode(
         self, backbone: Backbone, features: Features, prompts: "Prompts", *, multimask: bool = False

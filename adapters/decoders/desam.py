@@ -19,7 +19,8 @@ Source:
     desam/modeling/mask_decoder.py, utils/datasets.py and desam/training.py).
 Deviations:
     Several classes: the IoU branch and the mask branch have one output each, and a point in a class is one in a class
-    drawn evenly from those that the image has; its IoU counts 2 C - 1 times (L1, as published; see ``iou_loss``).
+    drawn evenly from those that the image has. Images without any class are trained on too (published: only slices
+    with the organ), so the IoU's L1 loss weighs inside and outside alike (see ``iou_loss``).
     The loss of the masks is that of the recipe. At most ``keep`` points per image, those with the largest IoU, go
     through the mask branch. Small regions are not removed, and stability is not tested. The copy of SAM's transformer
     has no mask heads, which the released code keeps and never uses.
@@ -269,20 +270,21 @@ def foreground_points(index: Tensor, points: Tensor) -> Prompts:
 
 
 def iou_loss(iou: Tensor, hit: Tensor) -> Tensor:
-    """Mean absolute error of the predicted IoU, which should be 1 for the class that a point hits and 0 for others.
+    """Absolute error of the predicted IoU, which should be 1 for the class that a point hits and 0 for the others.
 
-    A class that is hit counts 2 C - 1 times, so that over evenly drawn points inside and outside weigh the same for
-    every class: this error is smallest at the median, and a class that is mostly missed would never be found. With one
-    class all count the same, as published.
+    The mean over what should be 1 and the mean over what should be 0, half of each. An absolute error is smallest at
+    the median: where most points lie outside (several classes, images without any) a plain mean is smallest if nothing
+    is ever found. With one class that every image has it is the published mean, but for chance.
 
     Args:
         iou: (B, C).
         hit: (B,) label under the point, 0 background, below it unknown (and not counted).
     """
-    classes = iou.shape[1]
-    target = hit[:, None] == torch.arange(1, classes + 1, device=hit.device)
-    weight = torch.where(target, 2.0 * classes - 1, 1.0).to(iou.dtype) * (hit >= 0).to(iou.dtype)[:, None]
-    return ((iou - target.to(iou.dtype)).abs() * weight).sum() / weight.sum().clamp_min(1)
+    inside = hit[:, None] == torch.arange(1, iou.shape[1] + 1, device=hit.device)
+    outside = ~inside & (hit >= 0)[:, None]
+    error = (iou - inside.to(iou.dtype)).abs()
+    parts = [(error * part).sum() / part.sum().clamp_min(1) for part in (inside, outside)]
+    return torch.stack(parts).mean()
 
 
 def draw_points(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.decoders.distance_maps import objects_from_distances, seeds
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.object_masks import best_of_each_image
 from samgraft.adapters.prompts.objects import FoundObjects
 
 if TYPE_CHECKING:
@@ -97,43 +98,12 @@ def objects_from_points(
         shape = (0, *(4 * side // patch for side in maps.shape[-2:]))
         none = prompts.image_index
         return FoundObjects(image_index=none, logits=maps.new_zeros(shape), scores=maps.new_zeros(0), classes=none)
-    parts = [(rows, logits[:, 0], iou[:, 0]) for rows, logits, iou in backbone.decode_parts(features, prompts)]
-    order = torch.cat([rows for rows, _, _ in parts]).argsort()
-    logits = torch.cat([part for _, part, _ in parts])[order]
-    believed = torch.cat([part for _, _, part in parts])[order].float().clamp(0, 1)
+    logits, iou = (part[:, 0] for part in backbone.decode(features, prompts))
     found = FoundObjects(
         image_index=prompts.image_index,
         logits=logits,
-        scores=believed * prompts.scores.to(believed),
+        scores=iou.float().clamp(0, 1) * prompts.scores.to(iou.device, torch.float32),
         classes=torch.zeros_like(prompts.image_index),
     )
     found = found.select((logits > 0).flatten(1).any(dim=1))
-    kept = [
-        rows[mask_nms(found.logits[rows] > 0, found.scores[rows], config.nms)]
-        for rows in ((found.image_index == image).nonzero().flatten() for image in range(len(maps)))
-    ]
-    return found.select(torch.cat(kept))
-
-
-def mask_nms(masks: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Of masks that overlap by more than ``threshold`` the best stays.
-
-    Args:
-        masks: (n, h, w) bool.
-        scores: (n,).
-        threshold: IoU of masks.
-
-    Returns:
-        (k,) int64 indices of those that stay, the best first; of equal scores the first.
-    """
-    flat = masks.flatten(1).float()
-    both = flat @ flat.T
-    area = both.diagonal()
-    iou = both / (area[:, None] + area[None] - both).clamp_min(1)
-    order = scores.argsort(descending=True, stable=True)
-    iou = iou[order][:, order].cpu()
-    stays = torch.ones(len(order), dtype=torch.bool)
-    for row in range(len(order)):
-        if stays[row]:
-            stays[row + 1 :] &= iou[row, row + 1 :] <= threshold
-    return order[stays.to(order.device)]
+    return found.select(best_of_each_image(found, config.nms))

@@ -127,7 +127,7 @@ class SamSeg(DecoderPatch, ObjectHead):
         edges, index, matched = drawn.edges[rows], drawn.image_index[rows], drawn.matched[rows]
         if len(rows) == 0:  # one RoI, the whole first image, keeps every parameter in the graph
             edges, index = edges.new_tensor([[0.0, 0.0, size[1], size[0]]]), index.new_zeros(1)
-        logits = self.head(self.detector.regions(levels, edges, index, BINS))
+        logits: Tensor = self.head(self.detector.regions(levels, edges, index, BINS))
         if len(rows) == 0:
             nothing: Tensor = logits.sum() * 0
             return nothing

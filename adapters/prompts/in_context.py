@@ -7,6 +7,9 @@ map without any training, and it improves as labelled images are added. The map 
 
     label(q) = sum_i softmax_i(cos(q, m_i) / T) label(m_i)     over the k nearest m_i
 
+Where references disagree about the place of an object, no probability reaches one half. So an object is where the map
+is above half of its maximum, if that maximum is more than chance (``least``).
+
 The product with the memory is computed in tiles, so what is held at once does not grow with the number of references.
 
 Source:
@@ -26,16 +29,26 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import MEMORY, NECK, ReferenceConfig, ReferencePrompter, nearest, valid_cells
+from samgraft.adapters.prompts.matching import (
+    MEMORY,
+    NECK,
+    ReferenceConfig,
+    ReferencePrompter,
+    image_major,
+    nearest,
+    size_of,
+    valid_cells,
+)
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import References, references_of
-from samgraft.adapters.prompts.refining import decode_best, found_objects, refine, tight_boxes
+from samgraft.adapters.prompts.refining import decode_refined, found_objects, tight_boxes
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 WAYS = ("points", "box", "mask")
 LIMIT = 1e-3
@@ -57,6 +70,10 @@ class InContextConfig(ReferenceConfig):
     """Of the softmax over cosines."""
     detail: int = 4
     """Parts along each side of a cell that have labels of their own."""
+    relative: bool = True
+    """The border of an object lies at half of the map's maximum, if that is less than 1; else at one half."""
+    least: float = 0.02
+    """A map whose maximum is below this shows nothing; only with ``relative``."""
     prompts: tuple[str, ...] = ()
     """What the map becomes: any of "points", "box", "mask"; none: the map itself is the result."""
     refinements: int = 0
@@ -69,6 +86,8 @@ class InContextConfig(ReferenceConfig):
         wrong = [way for way in self.prompts if way not in WAYS]
         if wrong:
             raise ConfigError(f"in_context: prompts name {wrong}; choose from {', '.join(WAYS)}")
+        if not 0 <= self.least <= 1:
+            raise ConfigError(f"in_context: least is {self.least}; expected a probability, 0 to 1")
         if self.neighbours < 1 or self.detail < 1 or self.refinements < 0:
             raise ConfigError(
                 f"in_context: neighbours {self.neighbours}, detail {self.detail}, refinements {self.refinements}; "
@@ -89,7 +108,7 @@ class InContextPrompter(ReferencePrompter):
         self.config = config
         self.multimask = config.prompts == ("points",)
 
-    def read_out(self, features: "Features", image: Tensor, references: References) -> Tensor:
+    def read_out(self, features: Features, image: Tensor, references: References) -> Tensor:
         """(B, K, detail h, detail w) probabilities in [0, 1] of the objects.
 
         Raises:
@@ -115,43 +134,39 @@ class InContextPrompter(ReferencePrompter):
         read: Tensor = functional.pixel_shuffle(cells, detail)[:, 0].unflatten(0, (len(image), -1))
         return read
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) made of the soft labels; without ``prompts`` in the configuration, masks."""
         return self._prompts(self._soft(features, image, context), features, image)
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One mask for each image and object; references without features are encoded.
-
-        Raises:
-            ConfigError: no references.
-        """
-        references = references_of(context).encode(backbone, self.taps)
-        soft = self._soft(features, image, {**context, "references": references})
+        """One mask for each image and object: the map itself, or what the decoder makes of its prompts."""
+        references, soft = references_of(context), self._soft(features, image, context)
         prompts = self._prompts(soft, features, image)
         if not self.config.prompts:
             scores = soft.new_zeros(len(prompts)) if prompts.scores is None else prompts.scores
-            return found_objects(prompts, log_odds(soft).flatten(0, 1), scores, references.num_objects)
-        found = decode_best(backbone, features, prompts, multimask=self.multimask)
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        for _ in range(self.config.refinements):
-            found = refine(backbone, features, prompts, found, size, boxed=True)
+            logits = log_odds(soft)
+            if self.config.relative:
+                logits = logits - log_odds(border(soft, self.config.least))
+            return found_objects(prompts, logits.flatten(0, 1), scores, references.num_objects)
+        rounds = self.config.refinements
+        found = decode_refined(backbone, features, prompts, size_of(image), multimask=self.multimask, rounds=rounds)
         return found_objects(prompts, *found, references.num_objects)
 
-    def _soft(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Tensor:
+    def _soft(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Tensor:
         soft = self.read_out(features, image, references_of(context))
         valid = valid_cells(context, features)[:, None]
         return soft * functional.interpolate(valid.to(soft), size=soft.shape[-2:], mode="nearest-exact")
 
-    def _prompts(self, soft: Tensor, features: "Features", image: Tensor) -> Prompts:
+    def _prompts(self, soft: Tensor, features: Features, image: Tensor) -> Prompts:
         batch, kinds = soft.shape[:2]
-        size = (int(image.shape[-2]), int(image.shape[-1]))
+        size = size_of(image)
         ways = self.config.prompts or ("mask",)
         flat = soft.flatten(0, 1)
         regions = torch.stack([main_region(one) for one in flat])
         prompts = Prompts(
-            image_index=torch.arange(batch, device=soft.device).repeat_interleave(kinds),
+            image_index=image_major(batch, kinds, soft.device),
             scores=(flat * regions).flatten(1).sum(dim=1) / regions.flatten(1).sum(dim=1),
         )
         if "points" in ways:
@@ -189,6 +204,12 @@ def read_labels(
         weight = (similarity / temperature).softmax(dim=1)
         found.append((weight[:, None] @ labels[index])[:, 0])
     return torch.cat(found)
+
+
+def border(soft: Tensor, least: float) -> Tensor:
+    """(B, K, 1, 1): half of the maximum of maps (B, K, h, w) in [0, 1]; one half where that is below ``least``."""
+    top = soft.amax(dim=(2, 3), keepdim=True)
+    return torch.where(top < least, torch.full_like(top, 0.5), top / 2)
 
 
 def log_odds(probability: Tensor) -> Tensor:

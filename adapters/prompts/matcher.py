@@ -27,17 +27,25 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, cell_centres, valid_cells
+from samgraft.adapters.prompts.manual import FOREGROUND, PADDING
+from samgraft.adapters.prompts.matching import (
+    ReferenceConfig,
+    ReferencePrompter,
+    allowed_cells,
+    cell_centres,
+    image_major,
+    size_of,
+)
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import references_of
-from samgraft.adapters.prompts.refining import tight_boxes
+from samgraft.adapters.prompts.refining import found_objects, tight_boxes
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
-PADDING = -10
 MANY = 40
 """Above this many matches only the better half is kept."""
 
@@ -119,58 +127,47 @@ class MatcherPrompter(ReferencePrompter):
         super().__init__(config, backbone)
         self.config = config
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of at most ``centres`` foreground points; scores are mean similarities from 0 to 1."""
         references = references_of(context)
         points, scores = [], []
         for matches in self._matched(features, image, context):
             points.append(self._centres(matches))
             scores.append((1 + matches.similarity.mean()) / 2)
-        index = torch.arange(len(image), device=image.device).repeat_interleave(references.num_objects)
+        index = image_major(len(image), references.num_objects, image.device)
         rows, labels = padded(points)
         return Prompts(image_index=index, points=rows, labels=labels, scores=torch.stack(scores).clamp(0, 1))
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One mask for each image and object; references without features are encoded.
-
-        Raises:
-            ConfigError: no references.
-        """
-        references = references_of(context).encode(backbone, self.taps)
-        context = {**context, "references": references}
-        size, kinds = (int(image.shape[-2]), int(image.shape[-1])), references.num_objects
+        """One mask for each image and object: the best judged masks of many prompts, joined."""
+        references = references_of(context)
+        kinds = references.num_objects
         seen, shown = self.cells(features, image, references)
         shares = references.shares()
         logits, scores = [], []
         for number, matches in enumerate(self._matched(features, image, context)):
             one, kind = divmod(number, kinds)
             masks, iou = self._candidates(backbone, features, one, matches)
-            masks, iou = self._filtered(masks, iou, size)
+            masks, iou = self._filtered(masks, iou, size_of(image))
             target = representatives(shown.flatten(0, 2), shares[:, kind].flatten(), self.config.max_cells)
             judged = self._judge(masks, seen[one].flatten(0, 1), target, matches)
             merged, score = self._join(masks, judged)
             logits.append(merged)
             scores.append(score)
-        index = torch.arange(len(image), device=image.device).repeat_interleave(kinds)
-        return FoundObjects(
-            image_index=index,
-            logits=torch.stack(logits),
-            scores=torch.stack(scores).clamp(0, 1),
-            classes=torch.arange(kinds, device=image.device).repeat(len(image)),
-        )
+        asked = Prompts(image_index=image_major(len(image), kinds, image.device))
+        return found_objects(asked, torch.stack(logits), torch.stack(scores), kinds)
 
-    def _matched(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
+    def _matched(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> list[Matches]:
         """Matches of every image and object, image-major."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)
-        valid, shares = valid_cells(context, features), references.shares()
+        free, shares = allowed_cells(context, features), references.shares()
         known = (references.known() > 0).flatten()
         memory = shown.flatten(0, 2)
         found = []
-        for one, cells in enumerate(seen):
-            allowed = valid[one].flatten() if bool(valid[one].any()) else torch.ones_like(valid[one]).flatten()
+        for cells, allowed in zip(seen, free, strict=True):
             for kind in range(references.num_objects):
                 share = shares[:, kind].flatten()
                 chosen, similarity = match(
@@ -192,7 +189,7 @@ class MatcherPrompter(ReferencePrompter):
         return centres(places, self.config.centres, seed=self.config.seed)
 
     def _candidates(
-        self, backbone: "Backbone", features: "Features", image: int, matches: Matches
+        self, backbone: "Backbone", features: Features, image: int, matches: Matches
     ) -> tuple[Tensor, Tensor]:
         """Masks (m, 4h, 4w) and predicted IoU (m,) of all prompts for one image."""
         points = self._centres(matches)
@@ -363,7 +360,7 @@ def padded(points: list[Tensor]) -> tuple[Tensor, Tensor]:
     labels = torch.full((len(points), longest), PADDING, dtype=torch.int64, device=rows.device)
     for number, one in enumerate(points):
         rows[number, : len(one)] = one
-        labels[number, : len(one)] = 1
+        labels[number, : len(one)] = FOREGROUND
     return rows, labels
 
 

@@ -91,12 +91,18 @@ class ReferencePrompter(ObjectPrompter):
         return {}
 
     def find(self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]) -> FoundObjects:
-        """The best of the decoder's masks for each prompt; references without features are encoded.
+        """One mask for each image and object, or several; references without features are encoded.
 
         Raises:
-            ConfigError: no references.
+            ConfigError: no references, or such as the method cannot use.
         """
         context = {**context, "references": references_of(context).encode(backbone, self.taps)}
+        return self.answer(backbone, features, image, context)
+
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
+    ) -> FoundObjects:
+        """What :meth:`find` gives, from encoded references: the best of the decoder's masks for each prompt."""
         prompts: Prompts = self(features, image, context)
         logits, scores = decode_best(backbone, features, prompts, multimask=self.multimask)
         return found_objects(prompts, logits, scores, references_of(context).num_objects)
@@ -161,6 +167,22 @@ def valid_cells(context: Mapping[str, Any], features: Features) -> Tensor:
     if valid is None:
         return torch.ones(batch, height, width, dtype=torch.bool, device=neck.device)
     return functional.adaptive_avg_pool2d(valid[:, None].to(neck), (height, width))[:, 0] > 0
+
+
+def allowed_cells(context: Mapping[str, Any], features: Features) -> Tensor:
+    """(B, h w) bool: :func:`valid_cells`, row by row; every cell of an image that is nothing but padding."""
+    valid = valid_cells(context, features).flatten(1)
+    return valid | ~valid.any(dim=1, keepdim=True)
+
+
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """(h, w) of maps (..., h, w)."""
+    return int(maps.shape[-2]), int(maps.shape[-1])
+
+
+def image_major(batch: int, kinds: int, device: torch.device) -> Tensor:
+    """(batch kinds,) int64: 0 for each of the kinds of the first image, then 1."""
+    return torch.arange(batch, device=device).repeat_interleave(kinds)
 
 
 def cell_centres(grid: tuple[int, int], patch: float) -> Tensor:

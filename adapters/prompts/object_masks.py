@@ -22,18 +22,36 @@ def in_the_unknown(logits: Tensor, known: Tensor) -> Tensor:
     return (inside * unknown).sum(dim=(2, 3)) > 0.5 * inside.sum(dim=(2, 3))
 
 
+def mask_iou(first: Tensor, second: Tensor) -> Tensor:
+    """(n, m) IoU of masks (n, h, w) bool with masks (m, h, w) bool; 0 where both are empty."""
+    a, b = first.flatten(1).float(), second.flatten(1).float()
+    both = a @ b.T
+    return both / (a.sum(1)[:, None] + b.sum(1)[None] - both).clamp_min(1)
+
+
+def suppress_masks(masks: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Rows of masks (n, h, w) bool that stay, the best first: none overlaps a better one by more than ``threshold``."""
+    order = scores.argsort(descending=True, stable=True)
+    overlap = mask_iou(masks[order], masks[order]) > threshold
+    kept = torch.ones(len(order), dtype=torch.bool, device=masks.device)
+    for place in range(len(order)):
+        if kept[place]:
+            kept[place + 1 :] &= ~overlap[place, place + 1 :]
+    return order[kept]
+
+
+def best_of_each_image(found: FoundObjects, threshold: float) -> Tensor:
+    """Rows (n,) of objects to keep, image by image and the best first; see :func:`suppress_masks`."""
+    kept = []
+    for number in found.image_index.unique().tolist():
+        rows = (found.image_index == number).nonzero().flatten()
+        kept.append(rows[suppress_masks(found.logits[rows] > 0, found.scores[rows], threshold)])
+    return torch.cat(kept) if kept else found.image_index[:0]
+
+
 def mask_nms(found: FoundObjects, threshold: float) -> Tensor:
     """Rows (n,) of objects to keep, by falling score: none overlaps a better one of its image by more than this IoU."""
+    stays = torch.zeros(len(found), dtype=torch.bool, device=found.scores.device)
+    stays[best_of_each_image(found, threshold)] = True
     order = found.scores.argsort(descending=True, stable=True)
-    if threshold >= 1 or len(order) < 2:
-        return order
-    masks = (found.logits[order] > 0).flatten(1).float()
-    area, both = masks.sum(dim=1), masks @ masks.T
-    iou = both / (area[:, None] + area - both).clamp_min(1)
-    image = found.image_index[order]
-    rivals = ((iou > threshold) & (image[:, None] == image)).cpu().tolist()
-    kept: list[int] = []
-    for row, near in enumerate(rivals):
-        if not any(near[better] for better in kept):
-            kept.append(row)
-    return order[torch.tensor(kept, device=order.device)]
+    return order[stays[order]]

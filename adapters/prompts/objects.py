@@ -123,17 +123,16 @@ class ObjectPrompter(PromptGenerator, ObjectHead):
         prompts: Prompts = self(features, image, context)
         if prompts.scores is None:
             raise ConfigError(f"{type(self).__name__} wrote prompts without scores; objects need them to be ranked")
-        found = [(rows, logits[:, 0], iou[:, 0]) for rows, logits, iou in backbone.decode_parts(features, prompts)]
-        order = torch.cat([rows for rows, _, _ in found]).argsort()
+        logits, iou = (part[:, 0] for part in backbone.decode(features, prompts))
         scores = prompts.scores
         if self.score_by_iou:
-            scores = scores * torch.cat([iou for _, _, iou in found])[order].clamp(0, 1).to(scores.dtype)
+            scores = scores * iou.clamp(0, 1).to(scores.dtype)
         classes = torch.zeros_like(prompts.image_index)
         if prompts.class_logits is not None:
             classes = prompts.class_logits[:, : self.object_classes].argmax(dim=1)
         return FoundObjects(
             image_index=prompts.image_index,
-            logits=torch.cat([logits for _, logits, _ in found])[order],
+            logits=logits,
             scores=scores,
             classes=classes,
             from_ground_truth=prompts.from_ground_truth,

@@ -27,17 +27,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.guidance import Guidance
 from samgraft.adapters.config import check_choice
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, cell_centres, valid_cells
+from samgraft.adapters.prompts.matching import (
+    ReferenceConfig,
+    ReferencePrompter,
+    cell_centres,
+    image_major,
+    size_of,
+    valid_cells,
+)
+from samgraft.adapters.prompts.object_masks import mask_iou
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import References, prototypes, references_of
-from samgraft.adapters.prompts.refining import decode_best, found_objects, refine
+from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 SAME = 0.8
 """IoU of a mask with an earlier one from which nothing new was found."""
@@ -89,12 +98,12 @@ class PersamPrompter(ReferencePrompter):
         super().__init__(config, backbone)
         self.config = config
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of two points, foreground and background; scores are similarities from 0 to 1."""
         similarity = self.similarity(features, image, references_of(context))
         return location_prior(similarity, valid_cells(context, features), size_of(image), negative=True)
 
-    def similarity(self, features: "Features", image: Tensor, references: References) -> Tensor:
+    def similarity(self, features: Features, image: Tensor, references: References) -> Tensor:
         """(B, K, h, w) cosine in [-1, 1] of every cell with the mean of each object's cells."""
         seen, shown = self.cells(features, image, references)
         target = functional.normalize(prototypes(shown, references.shares()), dim=-1)  # (K, D)
@@ -112,15 +121,11 @@ class PersamPrompter(ReferencePrompter):
             return None
         return Guidance(bias=bias, target=target, double_softmax=self.config.variant == "published")
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One object for each image and kind, or up to ``max_objects``; references without features are encoded.
-
-        Raises:
-            ConfigError: no references.
-        """
-        references = references_of(context).encode(backbone, self.taps)
+        """One object for each image and kind, or up to ``max_objects``."""
+        references = references_of(context)
         similarity = self.similarity(features, image, references)
         valid = valid_cells(context, features)
         first = similarity.masked_fill(~valid[:, None], -1).flatten(2).amax(dim=2)
@@ -142,7 +147,7 @@ class PersamPrompter(ReferencePrompter):
     def _once(
         self,
         backbone: "Backbone",
-        features: "Features",
+        features: Features,
         image: Tensor,
         similarity: Tensor,
         left: Tensor,
@@ -150,12 +155,13 @@ class PersamPrompter(ReferencePrompter):
         references: References,
     ) -> FoundObjects:
         """The three passes for all B K prompts."""
-        size = (int(image.shape[-2]), int(image.shape[-1]))
+        size = size_of(image)
         prompts = location_prior(similarity, left, size, negative=True)
         told = self.guidance(similarity.masked_fill(~left, -1), valid, references)
-        found = decode_best(backbone, features, prompts, multimask=False, guidance=told)
-        for number in range(self.config.refinements):
-            found = refine(backbone, features, prompts, found, size, boxed=number > 0)
+        rounds = self.config.refinements
+        found = decode_refined(
+            backbone, features, prompts, size, multimask=False, rounds=rounds, boxed_from=1, guidance=told
+        )
         return found_objects(prompts, *found, references.num_objects)
 
     def _new(
@@ -169,11 +175,6 @@ class PersamPrompter(ReferencePrompter):
             overlap = mask_iou(earlier.logits > 0, found.logits > 0)
             new &= ~(same & (overlap >= SAME)).any(dim=0)
         return new
-
-
-def size_of(maps: Tensor) -> tuple[int, int]:
-    """(h, w) of maps (..., h, w)."""
-    return maps.shape[-2], maps.shape[-1]
 
 
 def location_prior(similarity: Tensor, allowed: Tensor, size: tuple[int, int], *, negative: bool) -> Prompts:
@@ -204,7 +205,7 @@ def location_prior(similarity: Tensor, allowed: Tensor, size: tuple[int, int], *
     labels = torch.zeros(points.shape[:2], dtype=torch.int64, device=similarity.device)
     labels[:, 0] = 1
     return Prompts(
-        image_index=torch.arange(batch, device=similarity.device).repeat_interleave(kinds),
+        image_index=image_major(batch, kinds, similarity.device),
         points=points,
         labels=labels,
         scores=((1 + high.flatten()) / 2).clamp(0, 1),
@@ -223,14 +224,6 @@ def attention_prior(similarity: Tensor, valid: Tensor) -> Tensor:
     mean = (similarity * weight).sum(dim=(2, 3), keepdim=True) / count
     spread = (((similarity - mean) * weight).square().sum(dim=(2, 3), keepdim=True) / count).sqrt()
     return ((similarity - mean) / spread.clamp_min(1e-6)).sigmoid() * weight
-
-
-def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(n, m) IoU of masks (n, h, w) and (m, h, w) bool; 0 where both are empty."""
-    first, second = a.flatten(1).float(), b.flatten(1).float()
-    both = first @ second.T
-    either = first.sum(dim=1)[:, None] + second.sum(dim=1) - both
-    return both / either.clamp_min(1)
 
 
 def joined(parts: list[FoundObjects]) -> FoundObjects:

@@ -26,17 +26,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, valid_cells
+from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, size_of, valid_cells
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.persam import location_prior
 from samgraft.adapters.prompts.references import References, prototypes, references_of
-from samgraft.adapters.prompts.refining import decode_best, found_objects, refine
+from samgraft.adapters.prompts.refining import decode_refined, found_objects
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from samgraft.adapters.backbones.base import Backbone, Features
+    from samgraft.adapters.backbones.base import Backbone
 
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss."""
@@ -90,12 +91,12 @@ class PersamFPrompter(ReferencePrompter):
         self.config = config
         self.weights = nn.Parameter(torch.full((config.objects, 2), 1 / 3))
 
-    def forward(self, features: "Features", image: Tensor, context: Mapping[str, Any]) -> Prompts:
+    def forward(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Prompts:
         """Prompts (B K) of one foreground point; scores are similarities from 0 to 1."""
         references = self._checked(references_of(context))
         seen, shown = self.cells(features, image, references)
         similarity = (functional.normalize(seen, dim=-1) @ targets(shown, references).T).permute(0, 3, 1, 2)
-        return location_prior(similarity, valid_cells(context, features), _size(image), negative=False)
+        return location_prior(similarity, valid_cells(context, features), size_of(image), negative=False)
 
     def mixture(self, batch: int = 1) -> Tensor:
         """(batch K, 3): shares of the three masks, summing to one."""
@@ -136,22 +137,22 @@ class PersamFPrompter(ReferencePrompter):
         self.weights.grad = None
         return losses
 
-    def find(
-        self, backbone: "Backbone", features: "Features", image: Tensor, context: Mapping[str, Any]
+    def answer(
+        self, backbone: "Backbone", features: Features, image: Tensor, context: Mapping[str, Any]
     ) -> FoundObjects:
-        """One object for each image and kind; references without features are encoded.
-
-        Raises:
-            ConfigError: no references, or of another number of objects.
-        """
-        references = references_of(context).encode(backbone, self.taps)
-        prompts: Prompts = self(features, image, {**context, "references": references})
-        mix = self.mixture(len(image))
-        found = decode_best(backbone, features, prompts, multimask=True, mix=mix)
-        for _ in range(self.config.refinements):
-            shares = mix if self.config.mixed else None
-            found = refine(backbone, features, prompts, found, _size(image), boxed=True, mix=shares)
-        return found_objects(prompts, *found, references.num_objects)
+        """One object for each image and kind: the mixture of the decoder's three masks."""
+        prompts: Prompts = self(features, image, context)
+        found = decode_refined(
+            backbone,
+            features,
+            prompts,
+            size_of(image),
+            multimask=True,
+            rounds=self.config.refinements,
+            mix=self.mixture(len(image)),
+            mixed=self.config.mixed,
+        )
+        return found_objects(prompts, *found, self.config.objects)
 
     def _checked(self, references: References) -> References:
         if references.num_objects != self.config.objects:
@@ -183,7 +184,3 @@ def mask_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
     balance = ALPHA * truth + (1 - ALPHA) * (1 - truth)
     focal = (balance * missed**GAMMA * entropy * known).flatten(1).sum(dim=1) / known.flatten(1).sum(dim=1).clamp_min(1)
     return (dice + focal).mean()
-
-
-def _size(image: Tensor) -> tuple[int, int]:
-    return int(image.shape[-2]), int(image.shape[-1])

@@ -129,21 +129,3 @@ def outer_boxes(logits: Tensor) -> Tensor:
     boxes = boxes_of(masks)
     boxes[:, 2:] += masks.flatten(1).any(dim=1)[:, None]
     return boxes
-
-
-def mask_iou(first: Tensor, second: Tensor) -> Tensor:
-    """(n, m) IoU of masks (n, h, w) bool with masks (m, h, w) bool; 0 where both are empty."""
-    a, b = first.flatten(1).float(), second.flatten(1).float()
-    both = a @ b.T
-    return both / (a.sum(1)[:, None] + b.sum(1)[None] - both).clamp_min(1)
-
-
-def suppress_masks(masks: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Rows of masks (n, h, w) bool that stay, the best first: none overlaps a better one by more than ``threshold``."""
-    order = scores.argsort(descending=True, stable=True)
-    overlap = mask_iou(masks[order], masks[order]) > threshold
-    kept = torch.ones(len(order), dtype=torch.bool, device=masks.device)
-    for place in range(len(order)):
-        if kept[place]:
-            kept[place + 1 :] &= ~overlap[place, place + 1 :]
-    return order[kept]

@@ -6,6 +6,7 @@ Source:
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from torch.nn import functional
 from samgraft.adapters.prompts.mask_losses import at_least_float
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention, then a two-layer perceptron.
+class PreNormLayer(nn.Module):
+    """Attention of one or more kinds, then a two-layer perceptron; each part has a norm in front.
 
     Args:
         dim: Width; a multiple of ``heads``.
@@ -24,42 +25,45 @@ class EncoderLayer(nn.Module):
         dropout: On what each part adds.
     """
 
+    KINDS: ClassVar[tuple[str, ...]]
+    """Names of the attentions, in their order."""
+
     def __init__(self, dim: int, heads: int, ffn: int, dropout: float = 0.0) -> None:
         """Create the parts."""
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(self.KINDS) + 1))
+        for kind in self.KINDS:
+            self.add_module(kind, nn.MultiheadAttention(dim, heads, batch_first=True))
         self.ffn = mlp((dim, ffn, dim))
         self.dropout = nn.Dropout(dropout)
+
+    def grown(self, x: Tensor) -> Tensor:
+        """``x`` (B, S, dim) with what the perceptron adds."""
+        added: Tensor = self.dropout(self.ffn(self.norms[-1](x)))
+        return x + added
+
+
+class EncoderLayer(PreNormLayer):
+    """Self-attention, then a two-layer perceptron."""
+
+    KINDS = ("attention",)
+    attention: nn.MultiheadAttention
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         """Tokens (B, S, dim) -> (B, S, dim); ``place`` (S, dim) or (B, S, dim)."""
         y = self.norms[0](x)
-        x = x + self.dropout(_attend(self.attention, y + place, y + place, y))
-        grown: Tensor = x + self.dropout(self.ffn(self.norms[1](x)))
-        return grown
+        return self.grown(x + self.dropout(_attend(self.attention, y + place, y + place, y)))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(PreNormLayer):
     """Attention of queries to image tokens, attention among queries, then a two-layer perceptron.
 
     The image comes first, as in Mask2Former, so that queries have something to tell each other.
-
-    Args:
-        dim: Width; a multiple of ``heads``.
-        heads: Attention heads.
-        ffn: Hidden width of the perceptron.
-        dropout: On what each part adds.
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int, dropout: float = 0.0) -> None:
-        """Create the parts."""
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
-        self.look = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.talk = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.ffn = mlp((dim, ffn, dim))
-        self.dropout = nn.Dropout(dropout)
+    KINDS = ("look", "talk")
+    look: nn.MultiheadAttention
+    talk: nn.MultiheadAttention
 
     def forward(
         self, x: Tensor, x_place: Tensor, image: Tensor, image_place: Tensor, hidden: Tensor | None = None
@@ -76,9 +80,7 @@ class DecoderLayer(nn.Module):
         y = self.norms[0](x)
         x = x + self.dropout(_attend(self.look, y + x_place, image + image_place, image, hidden))
         y = self.norms[1](x)
-        x = x + self.dropout(_attend(self.talk, y + x_place, y + x_place, y))
-        grown: Tensor = x + self.dropout(self.ffn(self.norms[2](x)))
-        return grown
+        return self.grown(x + self.dropout(_attend(self.talk, y + x_place, y + x_place, y)))
 
 
 class LearnedQueries(nn.Module):

@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 from samgraft.adapters.prompts.base import Prompts
+from samgraft.adapters.prompts.manual import BACKGROUND, FOREGROUND, PADDING
 from samgraft.adapters.prompts.matching import (
     ReferenceConfig,
     ReferencePrompter,
+    allowed_cells,
     cell_centres,
+    image_major,
     nearest,
-    valid_cells,
 )
 from samgraft.adapters.prompts.references import References, references_of
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from samgraft.adapters.backbones.base import Backbone, Features
-
-PADDING = -10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +77,19 @@ class ReferenceRegionPrompter(ReferencePrompter):
         """Prompts (B K) of points, padded; scores are similarities of the first point, 0 to 1."""
         references = references_of(context)
         seen, shown = self.cells(features, image, references)
-        valid = valid_cells(context, features)
+        free = allowed_cells(context, features)
         grid = (int(seen.shape[1]), int(seen.shape[2]))
         patch = image.shape[-2] / grid[0]
         centres = cell_centres(grid, patch).to(seen)
         rows, labels, scores = [], [], []
-        for one, cells in enumerate(seen):
-            allowed = valid[one].flatten() if bool(valid[one].any()) else torch.ones_like(valid[one]).flatten()
+        for cells, allowed in zip(seen, free, strict=True):
             for kind in range(references.num_objects):
                 own, other = self._support(cells.flatten(0, 1), shown, references, kind)
                 places, marks = self._chosen(own, other, allowed, centres, apart=self.config.apart * patch)
                 rows.append(places)
                 labels.append(marks)
                 scores.append(((1 + own[allowed].max()) / 2).clamp(0, 1))
-        index = torch.arange(len(image), device=image.device).repeat_interleave(references.num_objects)
+        index = image_major(len(image), references.num_objects, image.device)
         return Prompts(
             image_index=index, points=torch.stack(rows), labels=torch.stack(labels), scores=torch.stack(scores)
         )
@@ -123,9 +122,9 @@ class ReferenceRegionPrompter(ReferencePrompter):
             if row == 0:
                 spread = float(left[best]) - float(support[allowed].mean())
                 least = float(left[best]) - (1 - self.config.alike) * spread - 1e-9
-            places[row], labels[row] = centres[best], 1
+            places[row], labels[row] = centres[best], FOREGROUND
             left = left.masked_fill((centres - centres[best]).norm(dim=1) < max(apart, 1e-6), -torch.inf)
         if self.config.negative and other is not None:
             worst = support.masked_fill(~allowed, torch.inf).argmin()
-            places[number], labels[number] = centres[worst], 0
+            places[number], labels[number] = centres[worst], BACKGROUND
         return places, labels

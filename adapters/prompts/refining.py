@@ -97,6 +97,43 @@ def refine(
     return logits.index_copy(0, rows, better), iou.index_copy(0, rows, quality)
 
 
+def decode_refined(
+    backbone: "Promptable",
+    features: "Features",
+    prompts: Prompts,
+    size: tuple[int, int],
+    *,
+    multimask: bool,
+    rounds: int = 0,
+    boxed_from: int = 0,
+    mix: Tensor | None = None,
+    mixed: bool = True,
+    guidance: "Guidance | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`decode_best`, then :func:`refine` as often as asked.
+
+    Args:
+        backbone: Any backbone.
+        features: Of B images.
+        prompts: N prompts.
+        size: (H, W) of the network input.
+        multimask: Choose among three masks in the first answer.
+        rounds: How often the decoder is asked again.
+        boxed_from: The first of these rounds that is given the box of the mask too.
+        mix: As for :func:`decode_best`.
+        mixed: Mix the masks of the rounds too, instead of choosing one.
+        guidance: Of the first answer.
+
+    Returns:
+        Logits (N, 4h, 4w) and predicted IoU (N,).
+    """
+    found = decode_best(backbone, features, prompts, multimask=multimask, guidance=guidance, mix=mix)
+    for number in range(rounds):
+        shares = mix if mixed else None
+        found = refine(backbone, features, prompts, found, size, boxed=number >= boxed_from, mix=shares)
+    return found
+
+
 def tight_boxes(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, 4) boxes in pixels of an input of ``size`` (H, W) around logits (N, h', w') above 0; zeros where none is."""
     boxes = []

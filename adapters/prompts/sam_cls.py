@@ -25,8 +25,9 @@ from torch.nn import functional
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.grid import GridConfig, GridPrompts
+from samgraft.adapters.prompts.object_masks import best_of_each_image, mask_iou
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
-from samgraft.adapters.prompts.proposals import best_masks, mask_iou, suppress_masks
+from samgraft.adapters.prompts.proposals import best_masks
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -204,13 +205,8 @@ class SamClsHead(PromptGenerator, ObjectHead):
         chances = self._classify(proposals.features).float().softmax(dim=1)[:, 1:]
         best, classes = chances.max(dim=1)
         scores = best * proposals.iou
-        kept = []
-        for number in proposals.image_index.unique().tolist():
-            rows = (proposals.image_index == number).nonzero().flatten()
-            kept.append(rows[suppress_masks(proposals.logits[rows] > 0, scores[rows], self.config.nms)])
-        chosen = torch.cat(kept) if kept else proposals.image_index[:0]
         found = FoundObjects(image_index=proposals.image_index, logits=proposals.logits, scores=scores, classes=classes)
-        return found.select(chosen)
+        return found.select(best_of_each_image(found, self.config.nms))
 
     def _classify(self, described: Tensor) -> Tensor:
         """(N, 1 + object_classes) logits."""

@@ -31,6 +31,7 @@ from torch.nn import functional
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import PrompterConfig, Prompts
+from samgraft.adapters.prompts.matching import image_major
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter, Objects
 from samgraft.adapters.prompts.references import References, prototypes, references_of
 from samgraft.adapters.prompts.refining import decode_best, found_objects
@@ -160,7 +161,7 @@ class VrpPrompter(ObjectPrompter):
             scaled = self.config.temperature / CERTAIN * pseudo
             tokens.append(self.encoder(shown, share.to(shown.dtype), seen, scaled))
             scores.append(pseudo.flatten(1).amax(dim=1))
-        index = torch.arange(len(image), device=image.device).repeat_interleave(len(tokens))
+        index = image_major(len(image), len(tokens), image.device)
         return Prompts(
             image_index=index,
             sparse=torch.stack(tokens, dim=1).flatten(0, 1),

@@ -42,7 +42,7 @@ from samgraft.recipes.engine.shapes import PixelScale, Shape, shape_of
 from samgraft.recipes.engine.suppress import clean, keep_best
 from samgraft.recipes.everything import ORIGINAL, EverythingConfig
 
-__all__ = ["ORIGINAL", "AutomaticMasks", "EverythingConfig", "automatic_masks", "everything_in", "segment_everything"]
+__all__ = ["ORIGINAL", "AutomaticMasks", "EverythingConfig", "automatic_masks", "segment_everything"]
 
 MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 """Forms of ``segmentation`` in a record."""
@@ -176,31 +176,6 @@ def automatic_masks(
     return _finish(found, dropped, grid or plain, config)
 
 
-def everything_in(
-    scene: Scene,
-    backbone: Backbone,
-    *,
-    config: EverythingConfig | None = None,
-    size: int | None = None,
-    bands: Sequence[int] | None = None,
-    batch: int | None = None,
-    depth: int = DEPTH,
-    track: Track | None = None,
-) -> tuple[AutomaticMasks, Plane]:
-    """All masks of a scene, and the plane they lie on; arguments and errors as for :func:`segment_everything`."""
-    if scene.kind == "volume":
-        raise ConfigError(
-            f"{scene.path.name} is a volume: without an adapter it needs a prompt on a slice "
-            "(UserPrompts(boxes=..., slice=...)); or give adapter=..."
-        )
-    config = config or EverythingConfig()
-    plane = Plane(scene, look_at(scene, bands))
-    chosen = network_size(backbone, size)
-    read = Rows(plane).read
-    found, dropped = search(read, plane.shape, backbone, config, size=chosen, batch=batch, depth=depth, track=track)
-    return _finish(found, dropped, scene.grid, config), plane
-
-
 def segment_everything(
     scene: Scene,
     backbone: Backbone,
@@ -230,14 +205,33 @@ def segment_everything(
         ConfigError: the scene is a volume; slices would be unrelated.
         OutputError: ``records`` cannot be written.
     """
-    masks, plane = everything_in(
-        scene, backbone, config=config, size=size, bands=bands, batch=batch, depth=depth, track=track
-    )
+    if scene.kind == "volume":
+        raise ConfigError(
+            f"{scene.path.name} is a volume: without an adapter it needs a prompt on a slice "
+            "(UserPrompts(boxes=..., slice=...)); or give adapter=..."
+        )
+    config = config or EverythingConfig()
+    plane = Plane(scene, look_at(scene, bands))
+    chosen = network_size(backbone, size)
+    read = Rows(plane).read
+    found, dropped = search(read, plane.shape, backbone, config, size=chosen, batch=batch, depth=depth, track=track)
+    masks = _finish(found, dropped, scene.grid, config)
     if records is not None:
         write_records(Path(records), masks, scene.path.name)
     labels = masks.labels(plane.valid())
-    numbers, pixels = np.unique(labels, return_counts=True)
-    seen = dict(zip(numbers.tolist(), pixels.tolist(), strict=True))
+    instances = _visible(masks, labels)
+    meta = {"mode": "everything", "backbone": backbone.spec.name, "masks": masks.explain()}
+    hidden = len(masks) - len(instances)
+    if hidden:
+        meta["objects hidden by smaller ones"] = str(hidden)
+    return Segmentation(
+        labels=labels, grid=scene.grid, kind="instance", classes={1: "object"}, instances=instances, meta=meta
+    )
+
+
+def _visible(masks: AutomaticMasks, labels: Array) -> tuple[InstanceRecord, ...]:
+    """What is known of every mask that has a pixel in the instance map; its box is that of these pixels."""
+    seen = set(np.unique(labels).tolist())
     instances = []
     for number, (one, shape) in enumerate(zip(masks.found, masks.shapes, strict=True), start=1):
         if number not in seen:
@@ -254,18 +248,7 @@ def segment_everything(
                 properties={"stability": one.stability, **shape.properties()},
             )
         )
-    meta = {"mode": "everything", "backbone": backbone.spec.name, "masks": masks.explain()}
-    hidden = len(masks) - len(instances)
-    if hidden:
-        meta["objects hidden by smaller ones"] = str(hidden)
-    return Segmentation(
-        labels=labels,
-        grid=scene.grid,
-        kind="instance",
-        classes={1: "object"},
-        instances=tuple(instances),
-        meta=meta,
-    )
+    return tuple(instances)
 
 
 def write_records(path: Path, masks: AutomaticMasks, image: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 import rasterio.features
 import shapely
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -165,6 +166,11 @@ class View:
     """(H, W, 3) in [0, 1]."""
     masks: list[NDArray[np.bool_]]
     """(H, W) each."""
+
+
+def picture(shown: Case | View) -> torch.Tensor:
+    """(3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(shown.image.transpose(2, 0, 1)))
 
 
 def views(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 import samgraft
 from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.decoders.hq_token import HqTokenDecoder
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.prompts import make_references
-from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead
+from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, objects_from_labels
 from samgraft.recipes.config import TaskConfig
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.representations import HeadObjects, Maps, Representation, WindowObjects
+from samgraft.recipes.representations.objects import MIN_PIXELS
 from tests.benchmarks._arms import unet
 from tests.benchmarks._data import Case
 from tests.benchmarks._object_maps import blended, difference, loss_of, maps_of, read, window_batches
@@ -82,12 +84,30 @@ def references(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, train: Seq
 
 def of_head(head: ObjectHead, grafted: Grafted, chosen: ObjectSet, context: Mapping[str, Any] | None = None) -> Method:
     """A head with losses of its own; used window by window, and joined."""
+    asked = cast(Backbone, grafted) if grafted.answers_prompts else grafted.backbone
 
     def find(features: Features, image: Tensor) -> FoundObjects:
-        return head.find(grafted.backbone, features, image, context or {})
+        return head.find(asked, features, image, context or {})
 
     task = TaskConfig(kind="instance")
-    return _grafted(grafted, HeadObjects(), HeadObjects().loss(task), partial(joined, grafted, find, chosen))
+    method = _grafted(grafted, HeadObjects(), HeadObjects().loss(task), partial(joined, grafted, find, chosen))
+    decoder = grafted.decoder
+    return _with_decoder(method, grafted, decoder) if isinstance(decoder, HqTokenDecoder) else method
+
+
+def _with_decoder(method: Method, grafted: Grafted, decoder: HqTokenDecoder) -> Method:
+    """The same, with the losses of a decoder that is trained beside the head and answers its prompts."""
+    alone = method.objective
+
+    def objective(image: Tensor, label: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = grafted.encode(image)
+        objects = objects_from_labels(label, min_area=MIN_PIXELS)
+        own = decoder.losses(grafted.backbone, features, image, objects)
+        total = finite(torch.stack(list(own.values())).sum())
+        return total if alone is None else total + alone(image, label)
+
+    return replace(method, objective=objective)
 
 
 def of_maps(grafted: Grafted, chosen: ObjectSet, maps: Maps) -> Method:

@@ -13,8 +13,8 @@ from samgraft.adapters.config import MethodConfig
 from samgraft.recipes.config import TaskConfig
 from samgraft.recipes.data.fit import blend_weight
 from samgraft.recipes.representations import BorderMaps, ClassMaps, DistanceMaps, Maps, ObjectMaps
-from tests.benchmarks._data import Case
-from tests.benchmarks._object_sets import ObjectSet, Place, Result, fit_of, picture, places, result_of
+from tests.benchmarks._data import Case, picture
+from tests.benchmarks._object_sets import ObjectSet, Place, Result, fit_of, places, result_of
 
 Logits = Callable[[Tensor], Tensor]
 """(B, 3, S, S) in [0, 1] -> (B, K, s, s)."""

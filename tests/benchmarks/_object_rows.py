@@ -30,8 +30,8 @@ SHOWN = ("in_context", "matcher", "persam", "persam_f", "reference_region")
 """Prompters that find what references show, as one object; nothing, or next to nothing, is trained."""
 SHOWN_TOO = ("vrp",)
 """A prompter that is trained, and is shown references in use."""
-LOOSE = {"min_iou": 0.3, "min_stability": 0.5, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.5}
-"""Filters of everything mode under which it says more; names of two versions of its configuration."""
+LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5}
+"""Filters of everything mode under which it says more: average precision asks for many answers in a good order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,8 @@ class Row:
         return found + [None if config is None else config.to_dict() for config in self.configs(chosen)]
 
     def everything(self, chosen: ObjectSet) -> EverythingConfig:
-        """The package's defaults, in the windows of the set, with the options of the row that there are."""
-        known = {found.name for found in fields(EverythingConfig)}
-        given = {key: value for key, value in self.everything_options.items() if key in known}
-        return EverythingConfig(tile=chosen.spec.window, overlap=chosen.overlap, **given)
+        """The package's defaults, in the windows of the set, with the options of the row."""
+        return EverythingConfig(tile=chosen.spec.window, overlap=chosen.overlap, **self.everything_options)
 
     def optimiser(self, chosen: ObjectSet, factor: float | None = None) -> Optimiser:
         """Rate and batch."""
@@ -95,6 +93,7 @@ MORE = (
     Row(name="everything", kind="everything", serves=OBJECTS),
     Row(name="everything, loose", kind="everything", everything_options=LOOSE, serves=OBJECTS),
     Row(name="unet", kind="unet"),
+    Row(name="sam_det + hq_token", kind="head", prompter="sam_det", decoder="hq_token"),
     Row(name="unet, distances", kind="unet", decoder="distances", serves=OBJECTS),
     Row(name="distances", kind="maps", decoder="distances", serves=OBJECTS),
     Row(

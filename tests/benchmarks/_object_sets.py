@@ -13,7 +13,7 @@ from torch import Tensor
 from samgraft.recipes.augment import augment
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.instances import iou_matrix
-from tests.benchmarks._data import Case, evenly
+from tests.benchmarks._data import Case, evenly, picture
 from tests.benchmarks._metrics import dice
 from tests.benchmarks._object_data import TreeCase, crowns, trees
 from tests.benchmarks._object_metrics import (
@@ -128,11 +128,6 @@ def folds(chosen: ObjectSet, count: int | None, seed: int, *, tune: bool) -> lis
 def places(chosen: ObjectSet, shape: tuple[int, int]) -> list[Place]:
     """Windows of a picture (H, W) in use."""
     return windows(shape, chosen.spec.window, chosen.overlap)
-
-
-def picture(case: Case) -> Tensor:
-    """(3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(case.image.transpose(2, 0, 1)))
 
 
 def fit_of(place: Place, size: int) -> Fit:

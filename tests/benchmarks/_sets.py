@@ -17,7 +17,7 @@ from samgraft.recipes.config import AugmentConfig
 from samgraft.recipes.data.fit import blend_weight, windows
 from samgraft.recipes.instances import average_precision, border_target, instances_from_probabilities, match_instances
 from samgraft.recipes.losses import IGNORE
-from tests.benchmarks._data import Case, cases
+from tests.benchmarks._data import Case, cases, picture
 from tests.benchmarks._metrics import dice, iou
 
 Forward = Callable[[Tensor], Tensor]
@@ -166,7 +166,7 @@ def planes(case: Case) -> Tensor:
     if case.image.ndim == 3 and case.image.shape != (*case.label.shape, 3) and case.label.ndim == 3:
         padded = np.pad(case.image, ((1, 1), (0, 0), (0, 0)), mode="edge")
         return torch.from_numpy(np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=1))
-    return torch.from_numpy(np.ascontiguousarray(case.image.transpose(2, 0, 1)[None]))
+    return picture(case)[None]
 
 
 def fitted(shape: tuple[int, int], size: int) -> tuple[int, int]:

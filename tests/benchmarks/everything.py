@@ -7,19 +7,22 @@ unchanged mask decoder, all masks enlarged to the picture, filtered there, boxes
 memory are given for the search alone and with the encoder; memory is what comes on top of the loaded model.
 
     --backbone graft-tiny   embedded, at 1024 pixels: 16,384 tokens, more than it was trained with
-    --backbone sam_base     SAM-B's shape, random weights
+    --backbone sam_base     SAM-B's shape, random weights: it computes, and its answers are replaced by discs near each
+                            point, since random weights give every point the same mask; thresholds of the original
 
-Neither believes in its masks of such a picture, so thresholds are set where a share of the masks passes each
-(``--passing``), on 64 other points; ``--thresholds`` names them instead.
+graft-tiny does not believe in its masks of such a picture, so its thresholds are set where a share of the masks passes
+each (``--passing``), on 64 other points; ``--thresholds`` names them instead.
+
+Every run is written as it ends and found again, with its masks in a folder beside the file, so a benchmark that was
+stopped goes on where it was; remove the file to measure again. ``--side 256 --points 8`` is a quick look.
 """
 
 import argparse
 import json
 import re
 import statistics
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,32 +36,58 @@ from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.decoding import decode_masks, image_code
 from samgraft.adapters.backbones.hf import HFSamBackbone
-from samgraft.adapters.backbones.tiny import build_graft_tiny
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.recipes.engine.everything import EverythingConfig, automatic_masks
 from samgraft.recipes.engine.runs import RunMask, from_coco
 from samgraft.recipes.phantoms import make_village
 from tests.benchmarks._process import isolated, options_or_work
-from tests.benchmarks._table import markdown, write_json
+from tests.benchmarks._table import is_there, markdown, write_json
+from tests.benchmarks.encoder import sam_base
+from tests.benchmarks.grafts import Results, Task
 
 WAYS = ("original", "original, shared", "samgraft")
-SIDE = 1024
+KEY = ("backbone", "way", "round", "points", "side", "threads", "passing", "thresholds")
+"""What a run was measured with; one that agrees in all of it is not done again."""
+FIGURES = ("search_s", "total_s", "search_mb", "total_mb", "masks")
 BATCH = 64
 OFFSET, NMS = 1.0, 0.7
 
 
-def picture() -> Tensor:
-    """(3, 1024, 1024) in [0, 1]."""
+def picture(side: int) -> Tensor:
+    """(3, side, side) in [0, 1]; at most 1024 pixels."""
     tiles = [torch.from_numpy(make_village(seed).image).float() / 255 for seed in range(4)]
-    return torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
+    return torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)[:, :side, :side].contiguous()
 
 
-def backbone_of(name: str) -> HFSamBackbone:
+def backbone_of(name: str, side: int) -> HFSamBackbone:
     """The embedded backbone, or SAM-B's shape."""
-    if name != "sam_base":
-        return load_backbone(name)
-    # weights of a usual scale, also in the decoder: with those of transformers every point gets the same mask
-    return HFSamBackbone(build_graft_tiny({"vision_config": {"scale": 1}}).eval(), name=name)
+    return Discs(sam_base(side), name=name) if name == "sam_base" else load_backbone(name)
+
+
+class Discs(HFSamBackbone):
+    """Decodes, and answers with discs: the object nearest to the point, larger and smaller."""
+
+    def decode_parts(self, features: Features, prompts: Prompts, **options: Any) -> Iterator[tuple[Tensor, ...]]:
+        """As the backbone's, with other masks."""
+        for rows, logits, _ in super().decode_parts(features, prompts, **options):
+            yield rows, *discs(prompts.select(rows), logits.shape[-1], self.spec.patch_size / 4)
+
+
+def discs(prompts: Prompts, side: int, stride: float) -> tuple[Tensor, Tensor]:
+    """Masks (n, 3, side, side) and predicted IoU (n, 3) of objects every 45 pixels, each with a size and an edge.
+
+    ``stride`` is how many pixels a side of a cell has.
+    """
+    places = prompts.points[:, 0] if prompts.points is not None else torch.zeros(0, 2)
+    number = (places / 45).round()
+    x, y = ((number * 45 + 0.5) / stride - 0.5).T
+    own = (number @ torch.tensor([0.6180, 0.4142])) % 1
+    line = torch.arange(side, dtype=torch.float32)
+    far = ((line - x[:, None])[:, None, :] ** 2 + (line - y[:, None])[:, :, None] ** 2).sqrt_()
+    radii = (2 + 14 * own[:, None] ** 2) * torch.tensor([0.7, 1.0, 2.5])
+    slope = (0.5 + 4 * ((own[:, None] * 7.3 + places[:, :1] / 400) % 1))[:, :, None, None]
+    iou = 0.75 + 0.25 * ((own[:, None] * 3.7 + places[:, 1:] / 300 + torch.tensor([0.1, 0.6, 0.3])) % 1)
+    return (radii[:, :, None, None] - far[:, None]) * slope, iou
 
 
 def shares(side: int) -> list[tuple[float, float]]:
@@ -94,19 +123,22 @@ class Memory:
 
 def original(backbone: HFSamBackbone, neck: Tensor, task: dict[str, Any]) -> list[RunMask]:
     """The published algorithm on one picture without crops."""
-    points = torch.tensor(shares(task["points"])) * SIDE - 0.5
+    side = task["side"]
+    points = torch.tensor(shares(task["points"])) * side - 0.5
     code = image_code(backbone.sam.shared_image_embedding.positional_embedding, (neck.shape[2], neck.shape[3]))
     found: list[tuple[RunMask, list[float], float]] = []
     for some in points.split(BATCH):
         prompts = prompts_of(some)
         if task["way"] == "original":
-            decoder, embedded = backbone.sam.mask_decoder, backbone.embed(prompts, (SIDE, SIDE))
+            decoder, embedded = backbone.sam.mask_decoder, backbone.embed(prompts, (side, side))
             logits, iou = decode_masks(
                 decoder, Features(neck=neck), embedded, code, prompts.image_index, multimask=True
             )
+            if isinstance(backbone, Discs):
+                logits, iou = discs(prompts, logits.shape[-1], backbone.spec.patch_size / 4)
         else:
             logits, iou = backbone.decode(Features(neck=neck), prompts, multimask=True)
-        masks = functional.interpolate(logits, (SIDE, SIDE), mode="bilinear", align_corners=False).flatten(0, 1)
+        masks = functional.interpolate(logits, (side, side), mode="bilinear", align_corners=False).flatten(0, 1)
         scores = iou.flatten()
         keep = scores > task["pred_iou"]
         masks, scores = masks[keep], scores[keep]
@@ -145,7 +177,7 @@ def searched(backbone: HFSamBackbone, image: Tensor, neck: Tensor, task: dict[st
         max_share=1.0,
         min_network_area=0,
     )
-    masks = automatic_masks(backbone, image, config=config, size=SIDE, features=Features(neck=neck), depth=0)
+    masks = automatic_masks(backbone, image, config=config, size=task["side"], features=Features(neck=neck), depth=0)
     return [one.runs for one in masks.found]
 
 
@@ -153,7 +185,7 @@ def searched(backbone: HFSamBackbone, image: Tensor, neck: Tensor, task: dict[st
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Seconds, memory and masks of one way."""
     torch.set_num_threads(task["threads"])
-    backbone, image, memory = backbone_of(task["backbone"]), picture(), Memory()
+    backbone, image, memory = backbone_of(task["backbone"], task["side"]), picture(task["side"]), Memory()
     if task["way"] == "calibrate":
         return _thresholds(backbone, image, task)
     memory.start()
@@ -164,7 +196,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     found = searched(backbone, image, neck, task) if task["way"] == "samgraft" else original(backbone, neck, task)
     seconds, search_mb = time.perf_counter() - start, memory.peak()
-    Path(task["masks"]).write_text(json.dumps([mask.coco() for mask in found]))
+    Path(task["masks_at"]).write_text(json.dumps([mask.coco() for mask in found]))
     return {
         "search_s": seconds,
         "total_s": seconds + encoded,
@@ -177,12 +209,12 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 def _thresholds(backbone: HFSamBackbone, image: Tensor, task: dict[str, Any]) -> dict[str, Any]:
     """Thresholds that let the asked share of masks pass, on a few points; exact ties are unlikely between them."""
     neck = backbone.encode(image[None]).neck
-    points = torch.tensor(shares(8)) * SIDE - 0.5
+    points = torch.tensor(shares(8)) * task["side"] - 0.5
     logits, iou = backbone.decode(Features(neck=neck), prompts_of(points), multimask=True)
     masks, scores = logits.flatten(0, 1), iou.flatten()
     stability = (masks > OFFSET).sum((1, 2)) / (masks > -OFFSET).sum((1, 2)).clamp_min(1)
-    least = float(scores.quantile(1 - task["pass"]))
-    return {"pred_iou": least, "stability": float(stability[scores > least].quantile(1 - task["pass"]))}
+    least = float(scores.quantile(1 - task["passing"]))
+    return {"pred_iou": least, "stability": float(stability[scores > least].quantile(1 - task["passing"]))}
 
 
 def agreement(reference: Sequence[RunMask], found: Sequence[RunMask]) -> float:
@@ -194,28 +226,38 @@ def agreement(reference: Sequence[RunMask], found: Sequence[RunMask]) -> float:
     return float(np.mean(best)) if best else float("nan")
 
 
-def alone(task: dict[str, Any]) -> dict[str, Any]:
-    """Do ``task`` in a process of its own."""
-    return isolated("everything", ["--task", json.dumps(task)], threads=task["threads"])
+def alone(task: Task, results: Results) -> Task:
+    """Do ``task`` in a process of its own, or find what was measured before."""
+    done = [row for row in results.rows("runs") if is_there(task, [row], KEY)]
+    if done:
+        return done[0]
+    results.add("runs", task | isolated("everything", ["--task", json.dumps(task)], threads=task["threads"]), KEY)
+    return results.rows("runs")[-1]
 
 
-def compare(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def compare(name: str, options: argparse.Namespace, results: Results) -> list[dict[str, Any]]:
     """Rows of one backbone."""
-    task = {"backbone": name, "threads": options.threads, "points": options.points, "nms": "box"}
-    if options.thresholds:
-        task |= {"pred_iou": options.thresholds[0], "stability": options.thresholds[1]}
+    keys = ("threads", "points", "side", "passing", "thresholds")
+    task: Task = {"backbone": name, "nms": "box"} | {key: getattr(options, key) for key in keys}
+    given = options.thresholds or ((0.88, 0.95) if name == "sam_base" else None)
+    if given:
+        task |= {"pred_iou": given[0], "stability": given[1]}
     else:
-        task |= alone(task | {"way": "calibrate", "pass": options.passing})
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
-    files = {way: folder / f"{name}-{way}.json" for way in options.ways}
-    for _ in range(options.rounds):
+        found = alone(task | {"way": "calibrate", "round": 0}, results)
+        task |= {key: found[key] for key in ("pred_iou", "stability")}
+    runs: dict[str, list[Task]] = {way: [] for way in options.ways}
+    folder = options.json.parent / f"{options.json.stem}_masks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(options.rounds):
         for way in options.ways:
-            runs[way].append(alone(task | {"way": way, "masks": str(files[way])}))
+            file = folder / f"{len(results.rows('runs'))}.json"
+            runs[way].append(alone(task | {"way": way, "round": number, "masks_at": str(file)}, results))
+    files = {way: Path(found[-1]["masks_at"]) for way, found in runs.items()}
     masks = {way: [from_coco(rle) for rle in json.loads(file.read_text())] for way, file in files.items()}
     first = options.ways[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for way in options.ways:
-        middle = {key: statistics.median(run[key] for run in runs[way]) for key in runs[way][0]}
+        middle = {key: statistics.median(run[key] for run in runs[way]) for key in FIGURES}
         base = rows[0] if rows else middle
         rows.append(
             {
@@ -226,7 +268,7 @@ def compare(name: str, options: argparse.Namespace, folder: Path) -> list[dict[s
                 **middle,
                 "faster": base["search_s"] / middle["search_s"],
                 "faster_total": base["total_s"] / middle["total_s"],
-                "memory": middle["search_mb"] / base["search_mb"],
+                "memory": middle["search_mb"] / max(base["search_mb"], 1e-9),
                 "count_difference": len(masks[way]) / max(1, len(masks[first])) - 1,
                 "matched_iou": agreement(masks[first], masks[way]),
             }
@@ -243,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--backbone", nargs="+", default=["graft-tiny"], choices=["graft-tiny", "sam_base"])
     parser.add_argument("--points", type=int, default=32, help="points along each side")
+    parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels; a multiple of 16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--passing", type=float, default=0.3, help="share of masks that each threshold lets pass")
@@ -252,9 +295,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = options_or_work(parser, argv, measure)
     if options is None:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [row for name in options.backbone for row in compare(name, options, Path(folder))]
-    write_json(options.json, {"results": rows})
+    results = Results(options.json)
+    rows = [row for name in options.backbone for row in compare(name, options, results)]
+    write_json(options.json, results.content | {"results": rows})
     print(markdown(rows))
 
 

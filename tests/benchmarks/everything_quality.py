@@ -26,7 +26,7 @@ from samgraft.recipes.engine.runs import RunMask, runs_of
 from samgraft.recipes.engine.suppress import keep_best
 from samgraft.recipes.engine.windows import from_network
 from samgraft.recipes.instances import InstanceMatch, average_precision
-from tests.benchmarks._data import Case
+from tests.benchmarks._data import Case, picture
 from tests.benchmarks._sets import split, training_cases
 from tests.benchmarks._table import markdown, write_json
 
@@ -62,11 +62,6 @@ def match(case: Case, masks: Sequence[RunMask], scores: Sequence[float], ignore_
         num_truth=len(column),
         truth_iou=truth_iou,
     )
-
-
-def picture(case: Case) -> torch.Tensor:
-    """(3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(case.image.transpose(2, 0, 1)))
 
 
 def plain(

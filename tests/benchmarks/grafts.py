@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks import _graft_summary
+from tests.benchmarks._arguments import settled, trained
 from tests.benchmarks._arms import decoder_config
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import HASH, KEY, config_hash, many, optimiser, recipe_hash, rows, spec_of
@@ -179,25 +180,11 @@ def tell(results: Results, tasks: Sequence[Task], *, tune: bool) -> str:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of the command line, with defaults that follow ``--tune``."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.grafts", description=__doc__)
+    default = f"{', '.join(SETS)}; to tune {', '.join(TUNED_ON)}"
+    parser = trained("grafts", __doc__, sets=list(SPECS), default=default, budget=60, dropped="--methods")
     parser.add_argument("--methods", nargs="*", default=list(rows()), choices=list(rows()), metavar="METHOD")
-    parser.add_argument("--sets", nargs="*", choices=list(SPECS), help=f"default {SETS}, to tune {TUNED_ON}")
-    parser.add_argument("--fractions", nargs="*", help='numbers of training images, or "all"; default 5 and all')
-    parser.add_argument("--seeds", nargs="*", type=int, help="default 0 1 2, to tune 0")
-    parser.add_argument("--budget", type=float, default=60, help="seconds that a run trains")
-    parser.add_argument("--backbone", default="graft-tiny")
-    parser.add_argument("--jobs", type=int, default=1, help="workers at a time, one core each")
-    parser.add_argument("--tune", action="store_true", help="compare learning rates on held-out training cases")
     parser.add_argument("--costs", action="store_true", help="measure steps and memory instead")
-    parser.add_argument("--summary", action="store_true", help="only write the tables of what is there")
-    parser.add_argument("--forget", action="store_true", help="drop the results of --methods, and stop")
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/grafts.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    options.sets = options.sets or list(TUNED_ON if options.tune else SETS)
-    options.fractions = options.fractions or (["all"] if options.tune else ["5", "all"])
-    options.seeds = options.seeds or ([0] if options.tune else [0, 1, 2])
-    return options
+    return settled(parser.parse_args(argv), sets=SETS, tuned_on=TUNED_ON)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,12 +8,16 @@ others, "engine" is what ``samgraft segment --point`` does, which looks again cl
 
 ``--taps`` scores neighbours' labels, and how often the most similar place lies on the object, for the neck and every
 block, on train images only.
+
+Every row is written as it comes and found again, so a benchmark that was stopped goes on where it was. ``--sets
+cardiac_mr --images 2 --runs 1 --shots 1 --size 64`` is a quick look.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +36,28 @@ from samgraft.adapters.prompts import (
     References,
     make_references,
 )
+from samgraft.adapters.prompts.clicks import deepest_point
 from samgraft.adapters.prompts.matching import ReferenceConfig
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectPrompter
 from samgraft.adapters.prompts.refining import decode_best
 from samgraft.recipes.data.fit import Fit
 from samgraft.recipes.engine.focus import segment_points
 from tests.benchmarks._backbone import open_backbone
-from tests.benchmarks._data import Split, evenly, iterate, largest_component
+from tests.benchmarks._data import Split, evenly, iterate, largest_component, picture
 from tests.benchmarks._metrics import dice, mean_by_case
-from tests.benchmarks._table import markdown, write_json
-from tests.benchmarks.zero_shot import inner_point
+from tests.benchmarks._table import is_there, markdown
+from tests.benchmarks.grafts import Results, Task
 
 SETS = ("cardiac_mr", "nerve_us:1", "nerve_us:2")
 """Set, and the class where it has several (its largest component, as in the other benchmarks)."""
 SMALLEST = 20
 """Objects with fewer pixels are left out."""
 SHOTS = (1, 5, 20)
+"""Labelled images, for methods that become better with more."""
+KEY = ("set", "method", "references", "config", "weights", "size", "images", "runs")
+"""What a row was measured with; one that agrees in all of it is not measured again."""
+COLUMNS = ("set", "method", "references", "from_ground_truth", "dice", "lowest", "highest", "draws", "seconds")
+TAP_COLUMNS = ("set", "tap", "position", "appearance", "centre", "hits", "dice")
 Answer = Callable[["Item"], NDArray[np.bool_]]
 
 
@@ -90,8 +100,7 @@ def items(backbone: Backbone, name: str, split: Split, *, size: int, most: int) 
     for index in evenly(len(seen), most):
         view, truth = seen[index]
         fit = Fit(source=(truth.shape[0], truth.shape[1]), size=size)
-        picture = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
-        image = fit.image(picture)
+        image = fit.image(picture(view))
         inside = torch.from_numpy(truth).float()[None]
         mask = fit.image(inside)[0].clamp(0, 1)
         valid = fit.labels(torch.ones(truth.shape, dtype=torch.int64), outside=0) > 0
@@ -100,7 +109,7 @@ def items(backbone: Backbone, name: str, split: Split, *, size: int, most: int) 
         made.append(
             Item(
                 case=view.id,
-                picture=picture,
+                picture=picture(view),
                 truth=truth,
                 image=image,
                 mask=mask * valid,
@@ -149,29 +158,32 @@ def built(backbone: Backbone, config: Any, shown: References) -> ObjectPrompter:
 
 def centre(item: Item) -> Prompts:
     """The point deepest inside the label, in pixels of the network input."""
-    x, y = inner_point(item.truth)
+    x, y = deepest_point(item.truth)
     scale, (top, left) = item.image.shape[-1] / item.fit.side, item.fit.corner
     point = torch.tensor([[[(x + left + 0.5) * scale - 0.5, (y + top + 0.5) * scale - 0.5]]])
     zero = torch.zeros(1, dtype=torch.int64)
     return Prompts(image_index=zero, points=point, labels=torch.ones(1, 1).long(), from_ground_truth=True)
 
 
-def centre_points(backbone: Backbone) -> dict[str, Answer]:
-    """One point from the label, on the same picture; its three masks chosen by predicted IoU; and the engine's way."""
+def one_look(item: Item, backbone: Backbone, *, multimask: bool) -> NDArray[np.bool_]:
+    """The answer to the centre point on the picture as the other methods see it."""
+    with torch.no_grad():
+        return item.native(decode_best(backbone, item.features, centre(item), multimask=multimask)[0][0])
 
-    def one(item: Item, *, multimask: bool) -> NDArray[np.bool_]:
-        with torch.no_grad():
-            return item.native(decode_best(backbone, item.features, centre(item), multimask=multimask)[0][0])
 
-    def engine(item: Item) -> NDArray[np.bool_]:
-        found = segment_points(backbone, item.picture, torch.tensor([[inner_point(item.truth)]]).float())[0]
-        return max(found, key=lambda mask: mask.iou).full()
+def engine(item: Item, backbone: Backbone) -> NDArray[np.bool_]:
+    """What ``samgraft segment --point`` answers to the centre point."""
+    found = segment_points(backbone, item.picture, torch.tensor([[deepest_point(item.truth)]]).float())[0]
+    return max(found, key=lambda mask: mask.iou).full()
 
-    return {
-        "one look, one mask": lambda item: one(item, multimask=False),
-        "one look, best of 3 by IoU": lambda item: one(item, multimask=True),
-        "engine": engine,
-    }
+
+CENTRE: dict[str, Callable[[Item, Backbone], NDArray[np.bool_]]] = {
+    "centre point: one look, one mask": partial(one_look, multimask=False),
+    "centre point: one look, best of 3 by IoU": partial(one_look, multimask=True),
+    "centre point: engine": engine,
+}
+"""One point from the label."""
+TOLD = "centre point: persam_f, only the place is told"
 
 
 def told(prompter: Any, backbone: Backbone) -> Answer:
@@ -190,33 +202,44 @@ def score(call: Answer, seen: Sequence[Item]) -> float:
     return mean_by_case([(item.case, dice(call(item), item.truth)) for item in seen])
 
 
-def row(name: str, method: str, shots: int, scores: Sequence[float], **more: Any) -> dict[str, Any]:
-    """One line of the table."""
-    spread = {"lowest": min(scores), "highest": max(scores), "runs": len(scores)}
-    return {"set": name, "method": method, "references": shots, "dice": float(np.mean(scores)), **spread, **more}
-
-
-def compare(backbone: Backbone, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All methods on one set."""
-    train = items(backbone, name, "train", size=options.size, most=max(*SHOTS, options.runs))
-    val = items(backbone, name, "val", size=options.size, most=options.images)
-    rows = []
-    for label, call in centre_points(backbone).items():
-        rows.append(row(name, f"centre point: {label}", 0, [score(call, val)], from_ground_truth=True))
-    shown = draws(train, 1, options.runs)
-    scores = [score(told(built(backbone, PersamFConfig(), one), backbone), val) for one in shown]
-    rows.append(row(name, "centre point: persam_f, only the place is told", 1, scores, from_ground_truth=True))
+def plan(name: str, shots: Sequence[int]) -> list[Task]:
+    """The rows of one set."""
+    found: list[Task] = [{"method": method, "references": 0, "from_ground_truth": True} for method in CENTRE]
+    found.append({"method": TOLD, "references": 1, "from_ground_truth": True})
     for method, config in CONFIGS.items():
-        for shots in SHOTS if isinstance(config, InContextConfig) else SHOTS[:1]:
-            start = time.process_time()
-            scores = [
-                score(answer(built(backbone, config, shown), backbone, shown), val)
-                for shown in draws(train, shots, options.runs)
-            ]
-            seconds = (time.process_time() - start) / (len(scores) * len(val))
-            rows.append(row(name, method, shots, scores, from_ground_truth=False, seconds=seconds))
-            print(f"{name} {method} {shots}: {rows[-1]['dice']:.3f}", flush=True)
-    return rows
+        for number in shots if isinstance(config, InContextConfig) else (1,):
+            found.append({"method": method, "references": number, "from_ground_truth": False})
+    own = {TOLD: CONFIGS["persam_f"], **CONFIGS}
+    configs = {method: config.to_dict() for method, config in own.items()}
+    return [{"set": name, **task, "config": configs.get(task["method"])} for task in found]
+
+
+def scores(task: Task, backbone: Backbone, train: Sequence[Item], val: Sequence[Item], runs: int) -> list[float]:
+    """Dice of one row, for each draw of references."""
+    method = task["method"]
+    if method in CENTRE:
+        return [score(lambda item: CENTRE[method](item, backbone), val)]
+    found = []
+    for shown in draws(train, task["references"], runs):
+        prompter = built(backbone, CONFIGS["persam_f" if method == TOLD else method], shown)
+        found.append(score(told(prompter, backbone) if method == TOLD else answer(prompter, backbone, shown), val))
+    return found
+
+
+def compare(backbone: Backbone, name: str, options: argparse.Namespace, done: Sequence[Task]) -> Iterator[Task]:
+    """All methods on one set, but for what is done."""
+    setting = {"images": options.images, "runs": options.runs, "size": options.size}
+    tasks = [task | setting | {"weights": backbone.weights_hash()} for task in plan(name, options.shots)]
+    missing = [task for task in tasks if not is_there(task, done, KEY)]
+    if not missing:
+        return
+    train = items(backbone, name, "train", size=options.size, most=max(*options.shots, options.runs))
+    val = items(backbone, name, "val", size=options.size, most=options.images)
+    for task in missing:
+        start = time.process_time()
+        found = scores(task, backbone, train, val, options.runs)
+        spread = {"dice": float(np.mean(found)), "lowest": min(found), "highest": max(found), "draws": len(found)}
+        yield task | spread | {"seconds": (time.process_time() - start) / (len(found) * len(val))}
 
 
 def draws(train: Sequence[Item], shots: int, runs: int) -> list[References]:
@@ -238,33 +261,34 @@ CONFIGS: dict[str, Any] = {
     "matcher": PROMPTERS.get("matcher")(),
     "reference_region": PROMPTERS.get("reference_region")(),
     "in_context: read-out": InContextConfig(),
+    "in_context: read-out, border at one half": InContextConfig(relative=False),
     "in_context: mask and box prompt": InContextConfig(prompts=("mask", "box")),
 }
 """What is compared."""
 
 
-def taps(backbone: Backbone, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def taps(backbone: Backbone, name: str, options: argparse.Namespace, done: Sequence[Task]) -> Iterator[Task]:
     """Neighbours' labels and the place of the largest similarity, for all features; train images only."""
+    setting = {"set": name, "method": "taps", "references": 1, "weights": backbone.weights_hash()}
+    setting |= {"images": options.images, "runs": options.runs, "size": options.size}
+    extras: list[dict[str, Any]] = [
+        {"tap": tap, "position": position, "appearance": appearance, "centre": bool(centred)}
+        for tap in ("neck", *range(backbone.spec.num_blocks))
+        for position, appearance, centred in options.extras
+    ]
+    missing = [extra for extra in extras if not is_there(setting | {"config": extra}, done, KEY)]
+    if not missing:
+        return
     train = items(backbone, name, "train", size=options.size, most=2 * options.images)
     shown, seen = train[::2], train[1::2]
     other = [[item for item in seen if item.case != ref.case] for ref in shown]
-    rows = []
-    for tap in ("neck", *range(backbone.spec.num_blocks)):
-        for position, appearance, centre in options.extras:
-            extra: dict[str, Any] = {
-                "tap": tap,
-                "position": position,
-                "appearance": appearance,
-                "centre": bool(centre),
-            }
-            hits, found = [], []
-            for i in evenly(len(shown), options.runs):
-                few = references([shown[i]])
-                hits.append(hit_rate(PersamConfig(**extra), backbone, few, other[i]))
-                found.append(score(answer(InContextConfig(**extra).build(backbone), backbone, few), other[i]))
-            rows.append({"set": name, **extra, "hits": float(np.mean(hits)), "dice, 1": float(np.mean(found))})
-            print(rows[-1], flush=True)
-    return rows
+    for extra in missing:
+        hits, found = [], []
+        for i in evenly(len(shown), options.runs):
+            few = references([shown[i]])
+            hits.append(hit_rate(PersamConfig(**extra), backbone, few, other[i]))
+            found.append(score(answer(InContextConfig(**extra).build(backbone), backbone, few), other[i]))
+        yield setting | {"config": extra, **extra, "hits": float(np.mean(hits)), "dice": float(np.mean(found))}
 
 
 @torch.no_grad()
@@ -296,17 +320,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[(0.0, 0.0, 1.0)],
         help="weights of position and appearance, and centring (0 or 1), for --taps",
     )
-    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--shots", nargs="*", type=int, default=list(SHOTS), help="references of in_context")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/one_shot.json"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
 
-    backbone = open_backbone(options.backbone)
-    work = taps if options.taps else compare
-    rows = [one for name in options.sets for one in work(backbone, name, options)]
-    result = {"backbone": options.backbone, "weights": backbone.weights_hash(), "size": options.size, "rows": rows}
-    print(markdown(rows))
-    if options.json:
-        write_json(options.json, result)
+    backbone, results = open_backbone(options.backbone), Results(options.json)
+    work, name_of = (taps, "taps") if options.taps else (compare, "results")
+    for name in options.sets:
+        for row in work(backbone, name, options, results.rows(name_of)):
+            results.add(name_of, row, KEY)
+            print(f"{name} {row['method']} {row['references']}: {row['dice']:.3f}", flush=True)
+    setting = {"images": options.images, "runs": options.runs, "size": options.size}
+    keys = ("set", *setting, "weights")
+    asked = [setting | {"set": name, "weights": backbone.weights_hash()} for name in options.sets]
+    own = [row for row in results.rows(name_of) if any(is_there(one, [row], keys) for one in asked)]
+    print(markdown(own, TAP_COLUMNS if options.taps else COLUMNS))
 
 
 if __name__ == "__main__":

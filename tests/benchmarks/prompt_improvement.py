@@ -13,20 +13,20 @@ answers:
 IoU per object on the grid of the file, averaged per case, then over cases.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from samgraft.adapters.prompts.clicks import deepest_point
 from samgraft.adapters.prompts.improve import KINDS, Improvement
 from samgraft.recipes.engine.focus import segment_points
+from tests.benchmarks._arguments import scored
 from tests.benchmarks._backbone import open_backbone
-from tests.benchmarks._data import View, views
+from tests.benchmarks._data import View, picture, views
 from tests.benchmarks._metrics import iou, mean_by_case
 from tests.benchmarks._table import markdown, write_json
 
@@ -47,11 +47,11 @@ def ways() -> dict[str, Improvement]:
 
 def measure(view: View, backbone: Any, size: int) -> dict[str, list[float]]:
     """IoU of every object of one picture, way by way, and the predicted IoU of what was chosen."""
-    picture = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
+    image = picture(view)
     clicks = torch.tensor([[deepest_point(mask)] for mask in view.masks], dtype=torch.float64)
     found: dict[str, list[float]] = {}
     for name, better in ways().items():
-        answers = segment_points(backbone, picture, clicks, size=size, better=better or None)
+        answers = segment_points(backbone, image, clicks, size=size, better=better or None)
         found[name] = [iou(masks[0].full(), truth) for masks, truth in zip(answers, view.masks, strict=True)]
         if name == BASELINE:
             pairs = list(zip(answers, view.masks, strict=True))
@@ -63,9 +63,7 @@ def one_set(name: str, backbone: Any, *, size: int, limit: int | None) -> dict[s
     """A row of the table."""
     values: dict[str, list[tuple[str, float]]] = {}
     began, seen, objects = time.process_time(), 0, 0
-    for view in views(name):
-        if limit is not None and seen >= limit:
-            break
+    for view in islice(views(name), limit):
         seen += 1
         if not view.masks:
             continue
@@ -91,11 +89,7 @@ def turned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.prompt_improvement", description=__doc__)
-    parser.add_argument("--backbone", default="graft-tiny", help="name, folder or weight file")
-    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=SETS, metavar="SET", help=", ".join(SETS))
-    parser.add_argument("--size", type=int, default=128, help="side of the network input in pixels")
-    parser.add_argument("--limit", type=int, help="most pictures per set")
+    parser = scored("prompt_improvement", __doc__, SETS)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/prompt_improvement.json"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

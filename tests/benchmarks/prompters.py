@@ -18,12 +18,12 @@ count is chosen on training pictures.
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.benchmarks import _prompter_summary
+from tests.benchmarks._arguments import settled, trained
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import HASH, KEY
 from tests.benchmarks._object_rows import Row, rows
@@ -81,29 +81,11 @@ def tell(results: Results, tasks: Sequence[Task], *, tune: bool) -> str:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of the command line, with defaults that follow ``--tune``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.prompters",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    default = f"all; to tune {', '.join(TUNED_ON)}"
+    parser = trained("prompters", __doc__, sets=list(SETS), default=default, budget=120, dropped="--rows")
     parser.add_argument("--rows", nargs="*", metavar="ROW", help="default all; --list names them")
-    parser.add_argument("--sets", nargs="*", choices=list(SETS), help=f"default all, to tune {TUNED_ON}")
-    parser.add_argument("--fractions", nargs="*", help='numbers of training images, or "all"; default 5 and all')
-    parser.add_argument("--seeds", nargs="*", type=int, help="default 0 1 2, to tune 0")
-    parser.add_argument("--budget", type=float, default=120, help="seconds that a run trains")
-    parser.add_argument("--backbone", default="graft-tiny")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one core each")
-    parser.add_argument("--tune", action="store_true", help="compare learning rates on held-out training cases")
     parser.add_argument("--list", action="store_true", help="name the rows, and stop")
-    parser.add_argument("--summary", action="store_true", help="only write the tables of what is there")
-    parser.add_argument("--forget", action="store_true", help="drop the results of --rows, and stop")
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/prompters.json"))
-    parser.add_argument("--task", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    options.sets = options.sets or list(TUNED_ON if options.tune else SETS)
-    options.fractions = options.fractions or (["all"] if options.tune else ["5", "all"])
-    options.seeds = options.seeds or ([0] if options.tune else [0, 1, 2])
-    return options
+    return settled(parser.parse_args(argv), sets=list(SETS), tuned_on=TUNED_ON)
 
 
 def chosen_rows(options: argparse.Namespace, known: dict[str, Row]) -> list[str]:

@@ -5,9 +5,9 @@
 the same box. IoU per object on the grid of the file, averaged per case, then over cases.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.clicks import deepest_point
 from samgraft.recipes.engine.focus import segment_boxes, segment_points
 from samgraft.recipes.pretrain.scenes import make_sample
+from tests.benchmarks._arguments import scored
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._baselines import BASELINES
-from tests.benchmarks._data import View, box_of, views
+from tests.benchmarks._data import View, box_of, picture, views
 from tests.benchmarks._metrics import iou, mean_by_case
 from tests.benchmarks._table import markdown, write_json
 
@@ -98,16 +99,13 @@ def real(backbone: Backbone, name: str, *, limit: int | None, size: int, context
     start, values, objects = time.process_time(), dict[str, list[tuple[str, float]]](), 0
     seen: list[View] = []
     crop: dict[str, Any] = {} if context is None else {"context": context}
-    for view in views(name):
-        if limit is not None and len(seen) >= limit:
-            break
+    for view in islice(views(name), limit):
         seen.append(view)
         gray = np.ascontiguousarray(view.image.mean(axis=2))
         if not view.masks:
             continue
         boxes = [box_of(truth) for truth in view.masks]
-        picture = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
-        own = segment_boxes(backbone, picture, torch.tensor(boxes), size=size, **crop)
+        own = segment_boxes(backbone, picture(view), torch.tensor(boxes), size=size, **crop)
         for truth, box, found in zip(view.masks, boxes, own, strict=True):
             objects += 1
             masks = {key: method(gray, box) for key, method in BASELINES.items()} | {"graft-tiny": found.full()}
@@ -138,12 +136,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.zero_shot", description=__doc__)
-    parser.add_argument("--backbone", default="graft-tiny", help="name, folder or weight file")
-    parser.add_argument("--sets", nargs="*", default=list(REAL), choices=REAL, metavar="SET", help=", ".join(REAL))
-    parser.add_argument("--limit", type=int, help="most pictures per set")
+    parser = scored("zero_shot", __doc__, REAL)
     parser.add_argument("--images", type=int, default=200, help="procedural images; 0 for none")
-    parser.add_argument("--size", type=int, default=128, help="side of the network input in pixels")
     parser.add_argument(
         "--context", type=float, help="side of the crop over the box's longer side; default of the engine"
     )

@@ -10,17 +10,23 @@ import torch
 from PIL import Image
 
 import samgraft
-from samgraft.adapters.bundle import read_meta, save_bundle
+from samgraft.adapters.bundle import BundleMeta, read_meta, save_bundle
 from samgraft.adapters.decoders import ClassTokensConfig, DesamConfig, HqTokenConfig
 from samgraft.adapters.graft import attach
-from samgraft.errors import CheckpointError
-from samgraft.recipes.api import UserPrompts
+from samgraft.errors import CheckpointError, ConfigError
+from samgraft.recipes.api import UserPrompts, with_meta
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.training import build, fit
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures
 
 BOX = UserPrompts(boxes=((12.0, 30.0, 48.0, 60.0),))
+META = BundleMeta(
+    classes={1: "disc"},
+    extra={
+        "input": {"size": 64, "window": None, "overlap": 0.0, "slice_axis": None, "neighbours": False, "bands": None}
+    },
+)
 POINT = UserPrompts(points=((30.0, 40.0, 1),))
 
 
@@ -58,8 +64,11 @@ def test_segment_asks_the_adapters_decoder(picture: Path, tmp_path: Path, prompt
 
 
 def test_without_prompts_it_says_what_is_missing(picture: Path) -> None:
+    grafted = attach(toy_backbone(), decoder=HqTokenConfig())
     with pytest.raises(CheckpointError, match="names no classes"):
-        samgraft.segment(picture, adapter=attach(toy_backbone(), decoder=HqTokenConfig()))
+        samgraft.segment(picture, adapter=grafted)
+    with pytest.raises(ConfigError, match="predict needs class maps, but the prompter is none"):
+        samgraft.segment(picture, adapter=with_meta(grafted, META))
 
 
 def config(path: Path) -> FitConfig:

@@ -13,9 +13,11 @@ from samgraft.adapters import DECODERS, GRAFTS, PROMPTERS
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.bundle import save_bundle
+from samgraft.adapters.prompts.objects import ObjectHead
 from samgraft.errors import ConfigError, SamgraftError
 from samgraft.recipes.assemble import build_network
-from samgraft.recipes.config import TaskConfig
+from samgraft.recipes.config import Kind, TaskConfig
+from samgraft.recipes.representations import represent
 from samgraft.registry import Registry
 from tests.adapters.sam_shapes import meta_backbone
 from tests.adapters.toy import toy_backbone, toy_image
@@ -144,13 +146,29 @@ class Bench:
             return None
 
 
+def kind_of(method: Method) -> Kind:
+    """What a recipe with this head is for: separate objects where it gives nothing else."""
+    if method.role == "graft":
+        return "semantic"
+    try:
+        represent("semantic", method.config(), classes=1)
+    except ConfigError:
+        return "instance"
+    return "semantic"
+
+
 def recipe_refusal(method: Method) -> str:
-    """Build what a recipe would build on a toy backbone, and predict once; the message of what refuses that."""
+    """Build what a recipe would build on a toy backbone, and use it once; the message of what refuses that."""
     if method.role == "graft":
         return ""
+    image = toy_image()
     try:
         network = build_network(TaskConfig(grafts={}, head=method.name), num_classes=1, backbone=toy_backbone())
-        network.predict(toy_image())
+        head = network.decoder if network.prompter is None else network.prompter
+        if isinstance(head, ObjectHead):
+            head.find(network.backbone, network.encode(image), image, {})
+        else:
+            network.predict(image)
     except ConfigError as error:
         return str(error)
     return ""

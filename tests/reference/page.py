@@ -6,7 +6,7 @@ from typing import Any
 
 from samgraft.recipes.config import to_yaml
 from tests.benchmarks._table import markdown
-from tests.reference.facts import TINY, Facts, Method
+from tests.reference.facts import TINY, Facts, Method, kind_of
 from tests.reference.figure import alternative
 from tests.reference.parse import inline, to_markdown
 
@@ -44,7 +44,8 @@ def recipe(method: Method) -> str:
     if method.role == "graft":
         return to_yaml({"task": {"grafts": {method.name: options}}})
     options.pop("num_classes", None)
-    return to_yaml({"task": {"grafts": {}, "head": method.name, "head_options": options}})
+    kind = {"kind": "instance"} if kind_of(method) == "instance" else {}
+    return to_yaml({"task": {**kind, "grafts": {}, "head": method.name, "head_options": options}})
 
 
 def python(method: Method) -> str:

@@ -6,7 +6,7 @@ import torch
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.decoders import DistancesConfig
 from samgraft.adapters.decoders.distance_maps import distance_targets
-from samgraft.adapters.decoders.distance_points import mask_nms, object_prompts, objects_from_points
+from samgraft.adapters.decoders.distance_points import object_prompts, objects_from_points
 from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import LoraConfig
 from samgraft.errors import ConfigError
@@ -111,16 +111,3 @@ def test_masks_of_the_decoder_become_objects() -> None:
         backbone, backbone.encode(image), torch.zeros_like(maps_of(labels)), DistancesConfig(from_points=True)
     )
     assert len(none) == 0 and none.logits.shape == (0, 16, 24)
-
-
-def test_masks_are_compared_by_their_overlap() -> None:
-    masks = torch.zeros(4, 6, 8, dtype=torch.bool)
-    masks[0, 0:4, 0:5] = True  # 20
-    masks[1, 0:4, 0:4] = True  # 16 within it: IoU 0.8
-    masks[2, 1:3, 1:3] = True  # 4 within both: concentric, IoU 0.2 and 0.25
-    masks[3, 4:6, 6:8] = True
-    scores = torch.tensor([0.5, 0.9, 0.7, 0.5])
-    assert mask_nms(masks, scores, 0.79).tolist() == [1, 2, 3]
-    assert mask_nms(masks, scores, 0.81).tolist() == [1, 2, 0, 3]
-    assert mask_nms(masks, scores, 0.24).tolist() == [1, 3]
-    assert mask_nms(masks[:0], scores[:0], 0.5).tolist() == []

@@ -103,7 +103,7 @@ def test_logits_may_be_negative_and_lie_where_the_neck_says(config: Any) -> None
 @pytest.mark.parametrize(
     ("head", "rate", "steps"),
     [
-        (ClassMasksConfig(num_classes=2), 1e-3, 150),
+        (ClassMasksConfig(num_classes=2), 1e-2, 80),
         (LinearHeadConfig(num_classes=2), 1e-2, 150),
         (CnnHeadConfig(num_classes=2, width=8, depth=2), 5e-3, 150),
     ],

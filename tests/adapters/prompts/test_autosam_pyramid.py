@@ -60,9 +60,8 @@ def test_prompts_lie_where_the_image_says(shrink: int) -> None:
     features = backbone.encode(image)
     with torch.no_grad():
         change = (prompter(features, spot, {}).dense - prompter(features, image, {}).dense).square().sum(dim=(0, 1))
-    share = change.square() / change.square().sum()
-    row, column = float(share.sum(1) @ torch.arange(12.0)), float(share.sum(0) @ torch.arange(8.0))
-    assert row > 6 and column < 3, f"the change lies around row {row:.1f}, column {column:.1f}"
+    row, column = divmod(int(change.argmax()), 8)
+    assert row in (8, 9, 10, 11) and column in (0, 1, 2, 3)
 
 
 def test_min_max_by_hand() -> None:
@@ -86,7 +85,11 @@ def test_min_max_always_finds_something() -> None:
     assert (found.labels() == 1).flatten(1).any(dim=1).all()
 
 
-@pytest.mark.parametrize("config", [AutoSamConfig(channels=32)], ids=lambda c: c.method)
+@pytest.mark.parametrize(
+    "config",
+    [AutoSamConfig(channels=32), AutoSamPyramidConfig(widths=(16, 16, 24), tanh=False)],
+    ids=lambda c: c.method,
+)
 def test_learns_to_say_nothing(config: Any) -> None:
     """Two images with a disc, two without: after a few steps the masks of the latter are empty."""
     torch.manual_seed(0)
@@ -97,7 +100,7 @@ def test_learns_to_say_nothing(config: Any) -> None:
     image[2:] = 0.3 * torch.rand_like(image[2:])
     target[2:] = 0
     grafted = attach(backbone, prompter=config).train()
-    optimizer = torch.optim.Adam(grafted.trainable_parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(grafted.trainable_parameters(), lr=2e-3)
     features = grafted.encode(image)
 
     def loss() -> Tensor:
@@ -105,7 +108,7 @@ def test_learns_to_say_nothing(config: Any) -> None:
         assert further is None
         return functional.binary_cross_entropy_with_logits(output.logits, target)
 
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()

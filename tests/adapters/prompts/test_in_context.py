@@ -1,12 +1,13 @@
 """Nearest-neighbour labels worked out by hand, and the prompts made of them."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from samgraft.adapters.prompts import InContextConfig, ReferenceRegionConfig, make_references
-from samgraft.adapters.prompts.in_context import inner_point, main_region, read_labels
+from samgraft.adapters.prompts.in_context import border, inner_point, main_region, read_labels
 from samgraft.errors import ConfigError
 from tests.adapters.prompts.one_shot import BOX, inside, overlap, scene, shown
 from tests.adapters.toy import toy_backbone
@@ -47,6 +48,26 @@ def test_one_neighbour_gives_the_reference_back() -> None:
     assert torch.allclose(soft, expected, atol=1e-6)
     found = prompter.find(backbone, features, image, {"references": references})
     assert torch.equal(found.logits[0] > 0, expected[0, 0] > 0.5)
+
+
+def test_border_is_half_of_the_maximum() -> None:
+    soft = torch.zeros(1, 3, 2, 4)
+    soft[0, 0, 1, 3], soft[0, 1, 0, 2], soft[0, 2, 0, 0] = 0.3, 1.0, 0.01
+    assert border(soft, 0.02).flatten().tolist() == pytest.approx([0.15, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(("options", "seen"), [({}, True), ({"relative": False}, False), ({"least": 0.4}, False)])
+def test_references_that_disagree(options: dict[str, Any], seen: bool) -> None:
+    """Three times the same image, labelled once: every cell finds its three copies, and a third of them is object."""
+    backbone = toy_backbone()
+    image, mask = scene()
+    _, references = shown(backbone, image.expand(3, -1, -1, -1), torch.cat([mask, 0 * mask, 0 * mask]))
+    prompter = InContextConfig(tap=0, neighbours=3, position=0.0, **options).build(backbone)
+    features = backbone.encode(image, (0,))
+    soft = prompter.read_out(features, image, references)
+    assert torch.allclose(soft, mask[..., ::2, ::2] / 3, atol=1e-4)
+    found = prompter.find(backbone, features, image, {"references": references})
+    assert torch.equal(found.logits[0] > 0, mask[0, 0, ::2, ::2] * seen > 0)
 
 
 def test_two_objects_and_two_references() -> None:
@@ -110,6 +131,8 @@ def test_clicks_do_not_say_what_is_background() -> None:
         InContextConfig(tap="neck").build(backbone)(features, image, {"references": references})
     with pytest.raises(ConfigError, match=r"prompts name \['boxes'\]; choose from points, box, mask"):
         InContextConfig(prompts=("boxes",))
+    with pytest.raises(ConfigError, match="least is -0.1; expected a probability"):
+        InContextConfig(least=-0.1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ import torch
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.prompts import InContextConfig, MatcherConfig, PersamConfig, make_references
 from samgraft.adapters.prompts.matcher import Matches, around, centres, earth_mover, match, padded, subsets, thinned
-from samgraft.adapters.prompts.matching import cell_centres, look_code, nearest, place_code, valid_cells
+from samgraft.adapters.prompts.matching import (
+    allowed_cells,
+    cell_centres,
+    image_major,
+    look_code,
+    nearest,
+    place_code,
+    valid_cells,
+)
 from samgraft.errors import ConfigError
 from tests.adapters.prompts.one_shot import BOX, SIZE, inside, overlap, scene, shown
 from tests.adapters.toy import toy_backbone
@@ -66,6 +74,14 @@ def test_cell_centres_and_valid_cells() -> None:
     valid[0, :8, :9] = True
     features = Features(neck=torch.zeros(1, 4, 2, 3))
     assert valid_cells({"valid": valid}, features)[0].tolist() == [[True, True, False], [False, False, False]]
+
+
+def test_an_image_of_padding_alone_is_searched_everywhere() -> None:
+    valid = torch.zeros(2, 16, 24, dtype=torch.bool)
+    valid[0, 8:, 16:] = True
+    features = Features(neck=torch.zeros(2, 4, 2, 3))
+    assert allowed_cells({"valid": valid}, features).tolist() == [[False] * 5 + [True], [True] * 6]
+    assert image_major(2, 3, valid.device).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_unknown_taps_are_refused() -> None:

@@ -9,7 +9,8 @@ from samgraft.adapters.backbones import guidance as guiding
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.guidance import Guidance
 from samgraft.adapters.prompts import PersamConfig, PersamFConfig, Prompts, make_references
-from samgraft.adapters.prompts.persam import attention_prior, location_prior, mask_iou
+from samgraft.adapters.prompts.object_masks import mask_iou
+from samgraft.adapters.prompts.persam import attention_prior, location_prior
 from samgraft.adapters.prompts.persam_f import mask_loss, targets
 from samgraft.errors import ConfigError, ShapeError
 from tests.adapters.prompts.one_shot import BOX, SIZE, inside, overlap, scene, shown

@@ -11,8 +11,8 @@ from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.backbones.hf import HFSamBackbone, hash_tensors
 from samgraft.adapters.prompts import RSPrompterQueryConfig
-from samgraft.adapters.prompts.object_masks import certainty, in_the_unknown, mask_nms
-from samgraft.adapters.prompts.objects import FoundObjects, Objects, objects_from_labels
+from samgraft.adapters.prompts.object_masks import certainty, in_the_unknown
+from samgraft.adapters.prompts.objects import Objects, objects_from_labels
 from samgraft.adapters.prompts.query_layers import mask_products, outside, with_places
 from samgraft.adapters.prompts.rsprompter_query import RSPrompterQuery
 from samgraft.errors import ConfigError
@@ -179,22 +179,6 @@ def test_places_of_cells_are_in_tokens_and_products_with_them_are_distances() ->
     found = mask_products(weights, pixels)
     assert found.shape == (1, 1, 8, 12)
     assert found[0, 0, 5, 9].item() == pytest.approx(1.5 - (0.375**2 + 0.875**2), abs=1e-5)
-
-
-def test_of_two_equal_masks_the_better_one_stays_and_other_images_do_not_matter() -> None:
-    logits = torch.full((5, 4, 6), -1.0)
-    logits[:, 1:3, 2:6] = 1.0  # eight cells
-    logits[2, 2, 2:6] = -1.0  # four of them: IoU 0.5
-    logits[4, 1:3, 2:4] = -1.0  # the right half: IoU 0.5 with the whole, 1 / 3 with the upper one
-    found = FoundObjects(
-        image_index=torch.tensor([0, 0, 0, 1, 0]),
-        logits=logits,
-        scores=torch.tensor([0.3, 0.9, 0.8, 0.1, 0.95]),
-        classes=torch.zeros(5, dtype=torch.int64),
-    )
-    assert mask_nms(found, 0.5).tolist() == [4, 1, 2, 3]
-    assert mask_nms(found, 0.4).tolist() == [4, 2, 3]
-    assert mask_nms(found, 1.0).tolist() == [4, 1, 2, 0, 3]
 
 
 @pytest.mark.parametrize(

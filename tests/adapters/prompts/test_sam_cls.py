@@ -11,7 +11,6 @@ from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.graft import attach
 from samgraft.adapters.prompts import PROMPTERS
 from samgraft.adapters.prompts.objects import objects_from_labels
-from samgraft.adapters.prompts.proposals import mask_iou, suppress_masks
 from samgraft.adapters.prompts.sam_cls import FORM, Proposals, SamClsConfig, SamClsHead
 from samgraft.errors import ConfigError
 from tests.adapters.toy import toy_backbone, toy_image
@@ -33,14 +32,6 @@ def proposals(logits: Tensor, index: list[int], features: Tensor | None = None) 
     width = 2 * BACKBONE.spec.neck_channels + FORM
     given = torch.zeros(count, width) if features is None else features
     return Proposals(image_index=torch.tensor(index), logits=logits, iou=torch.full((count,), 0.8), features=given)
-
-
-def test_iou_and_suppression_by_hand() -> None:
-    masks = boxes((0, 0, 9, 9), (5, 0, 14, 9), (0, 0, 9, 8), (40, 20, 47, 31)) > 0
-    assert mask_iou(masks[:1], masks)[0].tolist() == pytest.approx([1, 50 / 150, 0.9, 0])
-    assert suppress_masks(masks, torch.tensor([0.5, 0.6, 0.7, 0.1]), 0.4).tolist() == [2, 1, 3]
-    assert suppress_masks(masks, torch.tensor([0.5, 0.6, 0.7, 0.1]), 0.3).tolist() == [2, 3]  # 45 / 145
-    assert suppress_masks(masks[:0], torch.zeros(0), 0.3).tolist() == []
 
 
 def test_features_are_pooled_inside_and_around() -> None:
