@@ -38,6 +38,8 @@ T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
 """Wraps a loop to show its progress."""
 Part = tuple[slice, slice]
+Read = Callable[[slice, slice], tuple[NDArray[np.float32], NDArray[np.bool_]]]
+"""Rows and columns -> (3, h, w) in [0, 1], and (h, w) where there is data."""
 IN_MEMORY = 2**30
 """Maps of a raster up to this many bytes stay in memory, larger ones in a temporary file (instances only)."""
 
@@ -162,7 +164,7 @@ def strips(
 
     Logits of overlapping windows are blended; windows without valid pixels are not computed.
     """
-    rows = _Blend(recorded.maps, plane.shape)
+    rows = Blend(recorded.maps, plane.shape)
     with closing(_walk(network, plane, recorded, batch=batch, depth=depth, track=track)) as answers:
         for place, valid, logits in answers:
             if place[0].start > rows.top:  # rows above the next windows are finished
@@ -176,9 +178,9 @@ def _walk(
 ) -> Generator[tuple[Part, NDArray[np.bool_], Any], None, None]:
     """Every window in order: its place, where it is valid, and what the network gave (None where nothing is valid)."""
     places = windows(plane.shape, recorded.window, recorded.overlap)
-    stages = [_on_squares(network.encode), _on_squares(network.decode)]
-    with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
-        answers = (answer for chunk in chunks for answer in chunk.answers())
+    stages = [on_squares(network.encode), on_squares(network.decode)]
+    with closing(pipeline(chunks(Rows(plane).read, places, recorded.size, batch), *stages, depth=depth)) as walked:
+        answers = (answer for chunk in walked for answer in chunk.answers())
         for _ in track(range(len(places)), "windows") if track else range(len(places)):
             yield next(answers)
 
@@ -197,7 +199,7 @@ def _by_window(
 
 
 @dataclass(eq=False)
-class _Chunk:
+class Chunk:
     """Windows that are computed together, and what is known of them."""
 
     parts: list[Part]
@@ -215,12 +217,18 @@ class _Chunk:
             yield part, valid, next(given) if useful else None
 
 
-def _chunks(plane: Plane, places: Sequence[Part], size: int, batch: int) -> Iterator[_Chunk]:
-    """Windows in order, ``batch`` useful ones at a time, as network inputs through the 8 bits that training saw."""
-    rows = Rows(plane)
-    chunk, images = _Chunk([], [], [], None), list[Tensor]()
+def chunks(read: Read, places: Sequence[Part], size: int, batch: int) -> Iterator[Chunk]:
+    """Windows in order, ``batch`` useful ones at a time, as network inputs through the 8 bits that training saw.
+
+    Args:
+        read: Gives pixels; called for every place once, in order.
+        places: Windows.
+        size: Side of the network input.
+        batch: Network inputs per chunk.
+    """
+    chunk, images = Chunk([], [], [], None), list[Tensor]()
     for place in places:
-        pixels, valid = rows.read(*place)
+        pixels, valid = read(*place)
         chunk.parts.append(place)
         chunk.valid.append(valid)
         chunk.useful.append(bool(valid.any()))
@@ -230,16 +238,16 @@ def _chunks(plane: Plane, places: Sequence[Part], size: int, batch: int) -> Iter
         if len(images) == batch or len(chunk.parts) == 4 * batch:  # a desert must not gather its windows for ever
             chunk.content = torch.stack(images) if images else None
             yield chunk
-            chunk, images = _Chunk([], [], [], None), []
+            chunk, images = Chunk([], [], [], None), []
     if chunk.parts:
         chunk.content = torch.stack(images) if images else None
         yield chunk
 
 
-def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
+def on_squares(step: Callable[[Any], Any]) -> Callable[[Chunk], Chunk]:
     """A step of the network as a stage of the pipeline."""
 
-    def stage(chunk: _Chunk) -> _Chunk:
+    def stage(chunk: Chunk) -> Chunk:
         if chunk.content is not None:
             chunk.content = step(chunk.content)
         return chunk
@@ -247,7 +255,7 @@ def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
     return stage
 
 
-class _Blend:
+class Blend:
     """Rows in the making: sums of weighted logits over the width of the plane."""
 
     def __init__(self, representation: Maps, shape: tuple[int, int]) -> None:
