@@ -195,7 +195,7 @@ def _by_window(
             known[place] = valid
             if found is not None:
                 joining.add(place, found)
-    return joining.finish(min_area=_area(recorded, plane.shape), valid=known)
+    return joining.finish(min_area=least_area(recorded, plane.shape), valid=known)
 
 
 @dataclass(eq=False)
@@ -309,12 +309,12 @@ def _from_maps(
         )
         for strip in found:
             maps[:, strip.rows] = strip.maps.where(torch.from_numpy(strip.valid), nothing).numpy()
-        labels, scores = representation.objects(maps, min_area=_area(recorded, plane.shape))
+        labels, scores = representation.objects(maps, min_area=least_area(recorded, plane.shape))
         del maps
     return labels, scores
 
 
-def _area(recorded: Recorded, shape: tuple[int, int]) -> int:
+def least_area(recorded: Recorded, shape: tuple[int, int]) -> int:
     """Least pixels of an object on a plane of ``shape``."""
     return max(1, round(recorded.recipe.min_area * recorded.scale(shape) ** 2))
 

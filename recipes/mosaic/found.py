@@ -66,6 +66,10 @@ class TileObjects:
         """SHA-256 of the values; the same whatever the file's compression."""
         return _hash(self._arrays())
 
+    def to_bytes(self) -> bytes:
+        """The bytes of the file."""
+        return _packed(self._arrays())
+
     def save(self, path: Path | str) -> Path:
         """Write the file, whole or not at all.
 
@@ -75,8 +79,8 @@ class TileObjects:
         return _save(path, self._arrays())
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read the file back.
+    def load(cls, path: Path | str | io.BytesIO) -> Self:
+        """Read the file, or its bytes, back.
 
         Raises:
             InputError: missing, damaged, or not such a file.
@@ -96,9 +100,9 @@ class TileClasses:
     """Class of every pixel of a tile."""
 
     labels: NDArray[np.integer]
-    """(h, w) over the tile's core."""
+    """(h, w) over the tile's window, the same in all tiles that show a pixel."""
     scores: NDArray[np.uint8] | None = None
-    """(h, w) over the core, 0 to 255 for 0 to 1."""
+    """(h, w) over the window, 0 to 255 for 0 to 1."""
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -116,6 +120,10 @@ class TileClasses:
         """SHA-256 of the values; the same whatever the file's compression."""
         return _hash(self._arrays())
 
+    def to_bytes(self) -> bytes:
+        """The bytes of the file."""
+        return _packed(self._arrays())
+
     def save(self, path: Path | str) -> Path:
         """Write the file, whole or not at all.
 
@@ -125,8 +133,8 @@ class TileClasses:
         return _save(path, self._arrays())
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read the file back.
+    def load(cls, path: Path | str | io.BytesIO) -> Self:
+        """Read the file, or its bytes, back.
 
         Raises:
             InputError: missing, damaged, or not such a file.
@@ -151,17 +159,25 @@ def _hash(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 def _save(path: Path | str, arrays: Mapping[str, NDArray[Any]]) -> Path:
     final = Path(path)
-    with atomic_path(final) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_path(final) as temporary:
+        temporary.write_bytes(_packed(arrays))
+    return final
+
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Bytes of a zip of ``.npy`` arrays."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             content = io.BytesIO()
             np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=_DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content.getbuffer(), compresslevel=_LEVEL)
-    return final
+    return file.getvalue()
 
 
-def _load(path: Path | str, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+def _load(path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
     """The named arrays of a file."""
     try:
         with np.load(path, allow_pickle=False) as file:
