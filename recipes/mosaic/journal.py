@@ -120,6 +120,11 @@ class Journal:
             self._commit()
             return int(self._base.execute("select count(*) from tiles").fetchone()[0])
 
+    def finished(self) -> Iterator[int]:
+        """Numbers of the tiles that are finished, ascending."""
+        for (number,) in self._base.execute("select number from tiles order by number"):
+            yield number
+
     def state(self, number: int) -> State | None:
         """What became of a tile, or None if it is not finished."""
         row = self._base.execute("select state from tiles where number = ?", (number,)).fetchone()
@@ -145,9 +150,13 @@ class Journal:
         """Number and reason of the tiles that could not be read."""
         yield from self._base.execute("select number, note from tiles where state = 'bad' order by number")
 
-    def count(self) -> int:
-        """Tiles that are finished."""
-        return int(self._base.execute("select count(*) from tiles").fetchone()[0])
+    def count(self, state: State | None = None) -> int:
+        """Tiles that are finished, or those in one state."""
+        wanted = ("select count(*) from tiles", ()) if state is None else (
+            "select count(*) from tiles where state = ?",
+            (state,),
+        )
+        return int(self._base.execute(*wanted).fetchone()[0])
 
     def close(self) -> None:
         """Commit and let go of the lock."""

@@ -110,15 +110,14 @@ class AdapterInfer(TileInfer):
     def describe(self) -> dict[str, Any]:
         """See :meth:`TileInfer.describe`."""
         here = self.loaded
-        recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(here.recorded.recipe).items()}
         return {
             "mode": "automatic",
             "adapter": tensors_hash(here.grafted.graft_state()),
             "backbone": here.grafted.base_hash,
             "kind": here.recorded.kind,
             "classes": {str(number): name for number, name in here.recorded.classes.items()},
-            "recipe": recipe,
-            "look": {name: list(value) for name, value in asdict(self.look).items()},
+            "recipe": asdict(here.recorded.recipe),
+            "look": asdict(self.look),
             "scores": self.scores,
             "batch": here.batch,
             "device": next(here.grafted.backbone.parameters()).device.type,
