@@ -11,24 +11,93 @@ Source: none published; instance stitching by overlap votes is common, for examp
 Deviations: votes are counted by connected part and must be mutual, see above.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from samgraft.recipes.mosaic.found import TileObjects
-from samgraft.recipes.mosaic.plan import Tile
+from samgraft.recipes.mosaic.plan import Tile, shared, within
 
 Labels = NDArray[np.int32]
 Pairs = NDArray[np.int64]
 
 LEAST = 0.5
-"""Share of the smaller of two parts that both tiles must show."""
+"""Share of the smaller of two parts that both tiles must show, and more."""
 
 
-def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects) -> Pairs:
+def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects, least: float = LEAST) -> Pairs:
     """Local ids (m, 2) of objects of two tiles that are one object, sorted; (0, 2) if the windows do not meet."""
-    raise NotImplementedError
+    common = shared(a_tile.window, b_tile.window)
+    if common is None:
+        return np.zeros((0, 2), dtype=np.int64)
+    strips = a.labels[within(common, a_tile.window)], b.labels[within(common, b_tile.window)]
+    return link_strips(strips[0], a.classes, strips[1], b.classes, least)
 
 
 def link_strips(a: Labels, a_classes: Labels, b: Labels, b_classes: Labels, least: float = LEAST) -> Pairs:
     """The same from labels (h, w) of both tiles over what they share, and the classes (n,) of all their objects."""
-    raise NotImplementedError
+    if not (a.any() and b.any()):
+        return np.zeros((0, 2), dtype=np.int64)
+    one, other = parts_of(a), parts_of(b)
+    joint = one.places.astype(np.int64) * len(other.labels) + other.places
+    seen, counts = np.unique(joint[(a > 0) & (b > 0)], return_counts=True)
+    i, j = np.divmod(seen, len(other.labels))
+    alike = a_classes[one.labels[i] - 1] == b_classes[other.labels[j] - 1]
+    i, j, counts = i[alike], j[alike], counts[alike]
+    enough = counts > least * np.minimum(one.sizes[i], other.sizes[j])
+    same = enough & _best(i, j, counts) & _best(j, i, counts)
+    pairs: Pairs = np.unique(np.stack([one.labels[i[same]], other.labels[j[same]]], axis=1).astype(np.int64), axis=0)
+    return pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Connected parts of labelled pixels, in raster scan order of their first pixels."""
+
+    places: NDArray[np.int32]
+    """(h, w) number of the part, from 0; 0 also where nothing is."""
+    labels: Labels
+    """(p,) label of each part."""
+    sizes: NDArray[np.int64]
+    """(p,) pixels of each part."""
+
+
+def parts_of(labels: Labels) -> Parts:
+    """Split labels (h, w) with at least one pixel above 0 into parts whose pixels touch by an edge.
+
+    Works on the runs of equal labels in each row: two runs of one label in successive rows that share a column belong
+    together.
+    """
+    width = labels.shape[1]
+    flat = labels.ravel()
+    fresh, ends = labels != 0, labels != 0
+    change = labels[:, 1:] != labels[:, :-1]
+    fresh[:, 1:] &= change
+    ends[:, :-1] &= change
+    starts, stops = np.flatnonzero(fresh), np.flatnonzero(ends) + 1
+    own = flat[starts]
+    first = np.searchsorted(stops, starts + width, side="right")  # the runs of the next row that a run looks down on
+    amount = np.maximum(np.searchsorted(starts, stops + width, side="left") - first, 0)
+    above = np.repeat(np.arange(len(starts)), amount)
+    below = np.arange(len(above)) - np.repeat(np.cumsum(amount) - amount, amount) + np.repeat(first, amount)
+    alike = own[above] == own[below]
+    above, below = above[alike], below[alike]
+    graph = coo_array((np.ones(len(above), dtype=np.int8), (above, below)), shape=(len(starts), len(starts)))
+    count, part = connected_components(graph, directed=False)
+    places = np.zeros(labels.shape, dtype=np.int32)
+    places.ravel()[flat != 0] = np.repeat(part, stops - starts)
+    owner = np.zeros(count, dtype=np.int32)
+    owner[part] = own
+    sizes = np.bincount(part, weights=stops - starts, minlength=count).astype(np.int64)
+    return Parts(places=places, labels=owner, sizes=sizes)
+
+
+def _best(of: NDArray[np.int64], among: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each pair whether it is the largest of all pairs with the same ``of``; of equal ones the least ``among``."""
+    order = np.lexsort((among, -counts, of))
+    result = np.zeros(len(of), dtype=bool)
+    result[order[np.flatnonzero(np.diff(of[order], prepend=-1))]] = True
+    return result

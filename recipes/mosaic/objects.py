@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -22,19 +21,22 @@ class Piece:
 
     part: Part
     """The smallest rectangle of the raster that holds them."""
+    first: tuple[int, int]
+    """Row and column of the first pixel in raster scan order."""
     area_px: int
     _mask: Mask | bytes | None
     """As an array, as zlib of packed bits, or None for a full rectangle."""
 
     @classmethod
     def of(cls, part: Part, mask: Mask) -> Self:
-        """Keep a mask over ``part``; the array is copied unless it is packed."""
+        """Keep a mask over ``part`` with a pixel in its first row; a small array is kept as it is, not copied."""
         area = int(np.count_nonzero(mask))
+        first = part[0].start, part[1].start + int(mask[0].argmax())
         if area == mask.size:
-            return cls(part, area, None)
+            return cls(part, first, area, None)
         if mask.size <= _SMALL:
-            return cls(part, area, mask.copy())
-        return cls(part, area, zlib.compress(np.packbits(mask).tobytes(), level=1))
+            return cls(part, first, area, mask)
+        return cls(part, first, area, zlib.compress(np.packbits(mask).tobytes(), level=1))
 
     @property
     def mask(self) -> Mask:
@@ -46,12 +48,6 @@ class Piece:
             bits = np.frombuffer(zlib.decompress(self._mask), dtype=np.uint8)
             return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
         return self._mask
-
-    @property
-    def first(self) -> tuple[int, int]:
-        """Row and column of the first pixel in raster scan order."""
-        rows, cols = self.part
-        return rows.start, cols.start + int(np.argmax(self.mask[0]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,10 +83,10 @@ class MosaicObject:
             whole[within(part, self.box)] |= mask
         return whole
 
-    @cached_property
+    @property
     def first(self) -> tuple[int, int]:
         """Row and column of the first pixel in raster scan order."""
-        return min(piece.first for piece in self.parts if piece.part[0].start == self.box[0].start)
+        return min(piece.first for piece in self.parts)
 
 
 def hull(parts: Iterable[Part]) -> Part:

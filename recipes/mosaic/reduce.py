@@ -1,54 +1,143 @@
 """From pairs that are one object to groups, and from groups to final numbers.
 
-A fragment is named by its tile and its local id: ``key = tile number * 2**32 + local id``. The root of a group is its
-least key, so the same groups come out whatever the order or the number of reductions: ``merge`` is associative,
-commutative and idempotent. Final ids count the objects in raster scan order of their first pixels.
+A fragment is named by a key: ``tile number * 2**32 + local id``. The root of a group is its least key, so the same
+groups and roots come out whatever the order of the pairs, and whatever is reduced first: ``Forest.merge`` is
+associative, commutative and idempotent. Final ids count the objects in raster scan order of their first pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 Keys = NDArray[np.int64]
+_SHIFT = 32
 
 
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """Fragments that are one object; those that stand alone are left out."""
-
-    keys: Keys
-    """(k,) ascending."""
-    roots: Keys
-    """(k,) least key of each one's group."""
+def key_of(tile: int, local: int) -> int:
+    """Name of a fragment: its tile's number and its label there."""
+    return tile << _SHIFT | local
 
 
-def groups_of(pairs: Keys) -> Groups:
-    """Groups from pairs (m, 2) of keys in any order."""
-    raise NotImplementedError
+def split_key(key: int) -> tuple[int, int]:
+    """Tile number and local id of a fragment."""
+    return key >> _SHIFT, key & (1 << _SHIFT) - 1
 
 
-def merge(groups: Sequence[Groups]) -> Groups:
-    """One set of groups out of several; groups with a common fragment become one."""
-    raise NotImplementedError
+class Forest:
+    """Union-find whose roots are the least keys of their groups."""
+
+    def __init__(self, pairs: Iterable[tuple[int, int]] = ()) -> None:
+        """With these pairs joined."""
+        self._parent: dict[int, int] = {}
+        for a, b in pairs:
+            self.join(a, b)
+
+    def root(self, key: int) -> int:
+        """Least key of the group; a key that was never joined is its own root."""
+        parent = self._parent
+        while (above := parent.get(key, key)) != key:
+            parent[key] = key = parent.get(above, above)
+        return key
+
+    def join(self, a: int, b: int) -> tuple[int, int]:
+        """Make two groups one.
+
+        Returns:
+            The root of the new group, and the root that is none any more (the same if they were one already).
+        """
+        least, other = sorted((self.root(a), self.root(b)))
+        if least != other:
+            self._parent.setdefault(least, least)
+            self._parent[other] = least
+        return least, other
+
+    def merge(self, other: "Forest") -> "Forest":
+        """A new forest in which both hold; neither is changed beyond shorter paths."""
+        return Forest([*self.pairs(), *other.pairs()])
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(key, root) of every fragment that was joined to another, ascending: equal groups give equal lists."""
+        return [(key, self.root(key)) for key in sorted(self._parent)]
+
+    def forget(self, keys: Iterable[int]) -> None:
+        """Drop a whole group that nothing will be joined to any more."""
+        for key in keys:
+            self._parent.pop(key, None)
 
 
 @dataclass(frozen=True, eq=False)
 class Numbering:
-    """Final ids of a whole raster: 4 bytes for each fragment, 24 for each object."""
+    """Final ids of a whole raster: 4 bytes for each fragment and 16 for each object."""
 
-    count: int
-    """Number of objects; ids are 1 to ``count``."""
     classes: NDArray[np.int32]
-    """(count,) class of each object."""
+    """(count,) class of each object, in order of its id."""
     scores: NDArray[np.float32]
     """(count,) score of each object."""
+    firsts: Keys
+    """(count,) row times width plus column of each object's first pixel; ascending."""
+    width: int
+    """Of the raster."""
+    _tables: dict[int, NDArray[np.int32]] = field(repr=False)
 
-    def of_tile(self, number: int) -> NDArray[np.int32]:
-        """(n + 1,) final id of each local id of a tile, 0 for 0; a look-up table for ``TileObjects.labels``."""
-        raise NotImplementedError
+    @property
+    def count(self) -> int:
+        """Number of objects; ids are 1 to ``count``."""
+        return len(self.firsts)
+
+    def of_tile(self, number: int, size: int) -> NDArray[np.int32]:
+        """Final id of each of ``size`` local ids of a tile, 0 for 0: a look-up table for ``TileObjects.labels``."""
+        table = self._tables.get(number)
+        return np.zeros(size, dtype=np.int32) if table is None else table
 
     def at(self, first: tuple[int, int]) -> int:
         """Final id of the object whose first pixel lies at this row and column."""
-        raise NotImplementedError
+        return int(np.searchsorted(self.firsts, first[0] * self.width + first[1])) + 1
+
+
+class Register:
+    """Collects objects as they close, in any order, and numbers them in the end."""
+
+    def __init__(self) -> None:
+        """Nothing is there yet."""
+        self._firsts, self._classes, self._scores = array("q"), array("i"), array("f")
+        self._tables: dict[int, NDArray[np.int32]] = {}
+
+    def tile(self, number: int, count: int) -> None:
+        """Make room for ``count`` fragments of a tile."""
+        if count:
+            self._tables[number] = np.zeros(count + 1, dtype=np.int32)
+
+    def alone(
+        self, tile: int, local: NDArray[np.intp], firsts: Keys, classes: NDArray[np.int32], scores: NDArray[np.float32]
+    ) -> None:
+        """Objects (k,) of one fragment each."""
+        if len(local):
+            self._tables[tile][local] = np.arange(len(self._firsts) + 1, len(self._firsts) + len(local) + 1)
+            self._firsts.frombytes(np.ascontiguousarray(firsts, dtype=np.int64).tobytes())
+            self._classes.frombytes(np.ascontiguousarray(classes, dtype=np.int32).tobytes())
+            self._scores.frombytes(np.ascontiguousarray(scores, dtype=np.float32).tobytes())
+
+    def joined(self, keys: Sequence[int], first: int, class_id: int, score: float) -> None:
+        """One object of several fragments."""
+        self._firsts.append(first)
+        self._classes.append(class_id)
+        self._scores.append(score)
+        for key in keys:
+            tile, local = split_key(key)
+            self._tables[tile][local] = len(self._firsts)
+
+    def numbering(self, width: int) -> Numbering:
+        """Final ids of everything so far; call it once, in the end."""
+        firsts = np.frombuffer(self._firsts, dtype=np.int64) if len(self._firsts) else np.zeros(0, np.int64)
+        order = np.argsort(firsts, kind="stable")
+        final = np.zeros(len(order) + 1, dtype=np.int32)
+        final[order + 1] = np.arange(1, len(order) + 1)
+        tables, self._tables = self._tables, {}
+        for table in tables.values():
+            table[:] = final[table]
+        classes = np.array(self._classes, dtype=np.int32)[order]
+        scores = np.array(self._scores, dtype=np.float32)[order]
+        return Numbering(classes=classes, scores=scores, firsts=firsts[order], width=width, _tables=tables)
