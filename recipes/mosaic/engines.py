@@ -10,7 +10,6 @@ import os
 import pickle
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -81,40 +80,41 @@ class LocalEngine:
                 yield from outcomes
             return
         payload = packed(infer)
-        waiting: deque[Sequence[Tile]] = deque()
+        begun: dict[int, Sequence[Tile]] = {}
         batches, deaths = _batches(tiles, self.batch), 0
         while True:
             try:
-                for batch, outcomes in self._pool(payload, batches, waiting):
-                    waiting.remove(batch)
-                    yield from outcomes
+                with closing(self._pool(payload, batches, begun)) as results:
+                    for outcomes in results:
+                        yield from outcomes
                 return
             except BrokenProcessPool as error:
                 deaths += 1
                 if deaths > RETRIES:
-                    raise _dead(deaths, "process", waiting) from error
+                    raise _dead(deaths, "process", begun.values()) from error
 
     def _pool(
-        self, payload: bytes, batches: Iterator[Sequence[Tile]], waiting: deque[Sequence[Tile]]
-    ) -> Iterator[tuple[Sequence[Tile], list[Outcome]]]:
-        """Results of one pool of processes; ``waiting`` holds the batches that have been begun and not given back."""
+        self, payload: bytes, batches: Iterator[Sequence[Tile]], begun: dict[int, Sequence[Tile]]
+    ) -> Iterator[list[Outcome]]:
+        """Results of one pool; ``begun`` holds the batches that are not given back, by the number of their first tile."""
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         with ProcessPoolExecutor(
             self.workers, mp_context=get_context("spawn"), initializer=_start, initargs=(payload, threads)
         ) as pool:
             try:
-                running: dict[Future[list[Outcome]], Sequence[Tile]] = {
-                    pool.submit(_work, batch): batch for batch in waiting
+                running: dict[Future[list[Outcome]], int] = {
+                    pool.submit(_work, batch): first for first, batch in begun.items()
                 }
                 while True:
                     for batch in islice(batches, 2 * self.workers - len(running)):
-                        waiting.append(batch)
-                        running[pool.submit(_work, batch)] = batch
+                        begun[batch[0].number] = batch
+                        running[pool.submit(_work, batch)] = batch[0].number
                     if not running:
                         return
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         outcomes = future.result()
-                        yield running.pop(future), outcomes
+                        del begun[running.pop(future)]
+                        yield outcomes
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -216,11 +216,18 @@ def work_on(payload: bytes, tiles: Sequence[Tile]) -> list[Outcome]:
 
 
 def _start(payload: bytes, threads: int) -> None:
-    """Make a process ready."""
+    """Make a process ready; it ends with the one that started it, also if that was killed."""
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     _here[""] = pickle.loads(payload)  # noqa: S301 - from the process that started this one
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _work(tiles: Sequence[Tile]) -> list[Outcome]:
