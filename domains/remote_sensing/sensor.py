@@ -155,8 +155,9 @@ def normalise(text: str) -> str:
 def common_name(text: str, sensor: Sensor | None = None) -> str | None:
     """Common name of a band description, or None; codes such as "B4" mean something only with a sensor."""
     plain = normalise(text)
-    if sensor is not None and plain in sensor.codes:
-        return sensor.codes[plain]
+    for code in (plain, normalise(re.split(r"[\s,;:(]", text.strip())[0])):  # "B4, central wavelength 665 nm"
+        if sensor is not None and code in sensor.codes:
+            return sensor.codes[code]
     for name in (plain, _SYNONYMS.get(plain, "")):
         if name in _PLAIN:
             return name
@@ -180,12 +181,15 @@ def band_names(
         InputError: a sensor was named, the file has no band names, and no file of that sensor has so many bands.
     """
     known = sensor or _guessed(descriptions)
+    fitting = [order for order in sensor.orders if len(order) == len(descriptions)] if sensor else []
+    counted = all(normalise(text or "") == f"b{n}" for n, text in enumerate(descriptions, start=1))
+    if fitting and counted:  # "Band 1", "Band 2", ... number the file's bands, not the sensor's
+        return fitting[0]
     named = tuple(common_name(text, known) if text else None for text in descriptions)
     if any(named):
         return named
     if sensor is None:
         return tuple(_COLORS.get(color) for color in colors)
-    fitting = [order for order in sensor.orders if len(order) == len(descriptions)]
     if not fitting:
         counts = ", ".join(str(len(order)) for order in sensor.orders)
         raise InputError(
