@@ -17,7 +17,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling as GdalResampling
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as warp_points
 
@@ -216,17 +216,19 @@ def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, g
     middle = np.array([[width / 2, height / 2]])
     ends = place(middle + np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]]))
     size = float(np.sqrt(abs(np.linalg.det(ends[1::2] - ends[::2]))))
+    down = across = size
     if gsd is not None:
         x, y = place(middle)[0].tolist()
         one = grid_of(Affine(size, 0.0, x - size / 2, 0.0, -size, y + size / 2), target, (1, 1))
         step = ground_step(one)
         if step is None:
             raise GeometryError(f"the CRS {_short(target)} has no known unit, so gsd={gsd} m has no meaning in it")
-        size *= gsd / float(np.sqrt(step[0] * step[1]))
-    shape = tuple(max(1, int(np.ceil(extent / size - 1e-6))) for extent in (top - bottom, right - left))
+        down, across = (size * gsd / metres for metres in step)
+    sides = ((top - bottom) / down, (right - left) / across)
+    shape = tuple(max(1, int(np.ceil(side - 1e-6))) for side in sides)
     if max(shape) > _MOST_SIDE:
         raise GeometryError(f"the raster would have {shape} pixels in {_short(target)}; choose another CRS")
-    return grid_of(Affine(size, 0.0, left, 0.0, -size, top), target, (shape[0], shape[1]))
+    return grid_of(Affine(across, 0.0, left, 0.0, -down, top), target, (shape[0], shape[1]))
 
 
 def scaled(grid: Grid, shape: tuple[int, int]) -> Grid:
@@ -253,7 +255,7 @@ def _to_target(header: RasterHeader, target: CRS | None, shift: float) -> PointM
         try:
             moved = raw(before)
             near = before[:, 0] if source.is_geographic else raw(middle)[0, 0]
-        except RasterioError as error:
+        except (RasterioError, CRSError) as error:
             raise GeometryError(f"{_short(source)} cannot be turned into {_short(target)}: {error}") from error
         if target.is_geographic:
             moved[:, 0] += 360.0 * np.round((near - moved[:, 0]) / 360.0)
@@ -303,8 +305,10 @@ def _target(crs: str | None) -> CRS | None:
         return None
     try:
         return CRS.from_user_input(crs)
-    except RasterioError as error:
-        raise ConfigError(f"crs={crs!r} is not a coordinate reference system: {error}; expected such as EPSG:32633") from error
+    except CRSError as error:
+        raise ConfigError(
+            f"crs={crs!r} is not a coordinate reference system ({error}); expected one such as EPSG:32633"
+        ) from error
 
 
 def _short(crs: CRS | None) -> str:
