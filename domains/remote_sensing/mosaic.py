@@ -17,7 +17,7 @@ from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample, reduced_
 from samgraft.domains.remote_sensing.georeference import crs_of
 from samgraft.domains.remote_sensing.header import RasterChoice
 from samgraft.domains.remote_sensing.raster import RasterScene, header_of
-from samgraft.domains.remote_sensing.warp import Warp, WarpedScene
+from samgraft.domains.remote_sensing.warp import Warp, WarpedScene, target_crs
 from samgraft.domains.scene import Array, Window
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
@@ -57,8 +57,8 @@ class MosaicScene(GeoScene):
     ) -> None:
         """Read all headers and lay the files out.
 
-        The grid is that of the first file, extended over all; with ``warp.crs`` it is a north-up grid in that CRS with
-        pixels of the first file's area.
+        The grid is that of the first file, extended over all. With ``warp.crs`` it is that of the first file in this
+        CRS, else a north-up one with pixels of the first file's area.
 
         Args:
             paths: Raster files; the first has precedence where they overlap.
@@ -168,9 +168,9 @@ class MosaicScene(GeoScene):
 
 
 def _opened(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
-    """A file of a mosaic: as it is, or already warped where it has no grid of its own or a CRS is asked for."""
+    """A file of a mosaic: as it is, or warped where it has no grid of its own or lies in another CRS than asked for."""
     header = header_of(path, choice)
-    if header.warped_by or (warp.crs is not None):
+    if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
         return WarpedScene(path, warp=warp, choice=choice)
     return RasterScene(
         path, bands=choice.bands, nodata=choice.nodata, sensor=choice.sensor, magnitude=choice.magnitude
@@ -215,7 +215,7 @@ def _laid_out(
     scenes: Sequence[RasterScene], choice: RasterChoice, warp: Warp
 ) -> tuple[tuple[_Part, ...], Grid, tuple[str, ...]]:
     """Parts on one grid, the grid, and remarks."""
-    base = scenes[0].grid
+    base = next((s for s in scenes if not isinstance(s, WarpedScene)), scenes[0]).grid
     shifts = _shifts([scene.grid for scene in scenes])
     corners = np.stack([_corners(base, s.grid, shift) for s, shift in zip(scenes, shifts, strict=True)])  # (n, 4, 2)
     low = np.floor(corners.min(axis=1) + ON_GRID).astype(np.int64)

@@ -83,10 +83,15 @@ class WarpedScene(RasterScene):
         _check(path, header, warp)
         self._warp, self._source = warp, header
         self._free = header.warped_by is not None
+        if self._free and grid is not None:
+            raise GeometryError(
+                f"{path} is placed by {header.warped_by} and cannot be laid on the grid of other files; "
+                f"orthorectify it first: gdalwarp {path.name} out.tif"
+            )
         if self._free:
             found = self._automatic_grid(path)
         else:
-            found = grid or default_grid(header, _target(warp.crs), shift=warp.shift, gsd=warp.gsd)
+            found = grid or default_grid(header, target_crs(warp.crs), shift=warp.shift, gsd=warp.gsd)
         own = f"{header.warped_by or 'warped'} on a new grid, {warp.resampling}"
         seen = replace(
             header,
@@ -146,7 +151,7 @@ class WarpedScene(RasterScene):
         """GDAL's warper on an open file."""
         header, options = self._source, self._options()
         if self._free:
-            return WarpedVRT(source, crs=_target(self._warp.crs) or header.crs, **options)
+            return WarpedVRT(source, crs=target_crs(self._warp.crs) or header.crs, **options)
         grid = self.grid
         x, y = _shrinking(header, grid, self._warp.shift)
         return WarpedVRT(
@@ -204,7 +209,7 @@ def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, g
         GeometryError: a part of the raster has no place in the target CRS, or would take more pixels than GDAL allows.
     """
     target = crs or header.crs
-    place = _to_target(header, target, shift)
+    place = _totarget_crs(header, target, shift)
     height, width = header.shape
     rows, cols = np.meshgrid(np.linspace(0, height, 65), np.linspace(0, width, 65), indexing="ij")
     spots = place(np.stack([cols.ravel(), rows.ravel()], axis=1))
@@ -238,7 +243,7 @@ def scaled(grid: Grid, shape: tuple[int, int]) -> Grid:
     return Grid(shape=shape, affine=affine, world=grid.world, nodata=grid.nodata, anchor=grid.anchor)
 
 
-def _to_target(header: RasterHeader, target: CRS | None, shift: float) -> PointMap:
+def _totarget_crs(header: RasterHeader, target: CRS | None, shift: float) -> PointMap:
     """From (col, row) of a raster to coordinates of a CRS; longitudes stay together across the antimeridian."""
     own = point_map(Affine.translation(shift, 0.0) @ header.transform)
     source = header.crs
@@ -269,7 +274,7 @@ def _shrinking(header: RasterHeader, grid: Grid, shift: float) -> tuple[float, f
 
     GDAL would estimate them for every window anew, and pixels would depend on windows.
     """
-    place = _to_target(header, crs_of(grid), shift)
+    place = _totarget_crs(header, crs_of(grid), shift)
     middle = np.array([[header.shape[1] / 2, header.shape[0] / 2]])
     ends = place(middle + np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]]))
     pixels = point_map(~transform_of(grid))(ends)
@@ -295,7 +300,7 @@ def _check(path: Path, header: RasterHeader, warp: Warp) -> None:
         )
 
 
-def _target(crs: str | None) -> CRS | None:
+def target_crs(crs: str | None) -> CRS | None:
     """The CRS that a caller names.
 
     Raises:
