@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
 from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample
-from samgraft.domains.remote_sensing.georeference import crs_of, point_map, transform_of
+from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, point_map, transform_of
 from samgraft.domains.remote_sensing.vector import comparable_crs, read_layer, reproject
 from samgraft.domains.scene import Array, Window
 from samgraft.errors import InputError
@@ -155,18 +155,24 @@ def read_area(path: Path | str, grid: Grid, *, layer: str | None = None) -> Area
         GeometryError: only one of file and raster has a CRS.
     """
     found = read_layer(path, layer=layer)
-    polygons = np.array([g for g in found.geometries if g.geom_type in ("Polygon", "MultiPolygon")], dtype=object)
+    polygons = [g for g in found.geometries if g.geom_type in ("Polygon", "MultiPolygon")]
     target = crs_of(grid)
     source = comparable_crs(found, target)
     extent = shapely.box(0, 0, grid.shape[1], grid.shape[0])
-    to_world, to_pixel = point_map(transform_of(grid)), point_map(~transform_of(grid))
-    outline = shapely.transform(shapely.segmentize(extent, max(grid.shape) / _PIECES), to_world)
-    turns = (-360.0, 0.0, 360.0) if target is not None and target.is_geographic else (0.0,)
+    outline = shapely.segmentize(extent, max(grid.shape) / _PIECES)
+    there = shapely.transform(outline, point_map(transform_of(grid)))
+    frame, step = _frame(there, source, target)
+    to_pixel = point_map(~transform_of(grid))
     pieces: list[BaseGeometry] = []
-    for turn in turns:  # longitudes beyond 180 degrees, of a raster or of the polygons
-        here = shapely.transform(outline, lambda points, turn=turn: points - np.array([turn, 0.0]))
-        for polygon in _moved(polygons, here, source, target):
-            placed = shapely.transform(polygon, lambda points, turn=turn: to_pixel(points + np.array([turn, 0.0])))
+    for polygon in polygons:
+        for turn in _turns(source or target):
+            cut = shapely.intersection(shapely.transform(polygon, _add(turn)), frame)
+            if cut.geom_type not in ("Polygon", "MultiPolygon") or cut.is_empty:
+                continue
+            if source is not None:
+                fine = shapely.transform(shapely.segmentize(cut, step), reproject(source, target))
+                cut = shapely.transform(fine, _together(target, there))
+            placed = shapely.transform(cut, to_pixel)
             if placed.intersects(extent):
                 pieces.append(placed)
     if not pieces:
@@ -176,18 +182,40 @@ def read_area(path: Path | str, grid: Grid, *, layer: str | None = None) -> Area
     return Area(np.array(pieces, dtype=object), grid.shape, found.path)
 
 
-def _moved(
-    polygons: NDArray[Any], outline: BaseGeometry, source: CRS | None, target: CRS | None
-) -> list[BaseGeometry]:
-    """Polygons that come near an outline, brought into its CRS; far parts, which may have no place there, are cut."""
-    near = outline if source is None else shapely.transform(outline, reproject(target, source))
+def _frame(outline: BaseGeometry, source: CRS | None, target: CRS | None) -> tuple[BaseGeometry, float]:
+    """Box around a raster's outline in the CRS of the polygons, and the longest edge that may stay straight.
+
+    Parts of polygons far away, which may have no place in the raster's CRS, are cut off by it.
+    """
+    near = outline
+    if source is not None:
+        near = shapely.transform(outline, reproject(target, source))
+        near = shapely.transform(near, _together(source, near))
     left, bottom, right, top = near.bounds
-    margin = 0.05 * max(right - left, top - bottom)
-    frame = shapely.box(left - margin, bottom - margin, right + margin, top + margin)
-    hits = [p for p in polygons if p.intersects(frame)]
-    if source is None:
-        return hits
-    cut = [shapely.intersection(p, frame) for p in hits]
-    step = max(right - left, top - bottom) / _PIECES
-    fine = [shapely.segmentize(p, step) for p in cut if p.geom_type in ("Polygon", "MultiPolygon")]
-    return [shapely.transform(p, reproject(source, target)) for p in fine]
+    size = max(right - left, top - bottom)
+    margin = 0.05 * size
+    return shapely.box(left - margin, bottom - margin, right + margin, top + margin), size / _PIECES
+
+
+def _turns(crs: CRS | None) -> tuple[float, ...]:
+    """What may be added to x so that a polygon lies where the raster does: whole turns, for longitudes."""
+    return (-360.0, 0.0, 360.0) if crs is not None and crs.is_geographic else (0.0,)
+
+
+def _add(turn: float) -> PointMap:
+    """Shift x."""
+    return lambda points: points + np.array([turn, 0.0])
+
+
+def _together(crs: CRS | None, about: BaseGeometry) -> PointMap:
+    """Bring longitudes within half a turn of the first point of a geometry."""
+    if crs is None or not crs.is_geographic:
+        return _add(0.0)
+    anchor = float(shapely.get_coordinates(about)[0, 0])
+
+    def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        turned = points.copy()
+        turned[:, 0] += 360.0 * np.round((anchor - points[:, 0]) / 360.0)
+        return turned
+
+    return move

@@ -209,7 +209,7 @@ def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, g
         GeometryError: a part of the raster has no place in the target CRS, or would take more pixels than GDAL allows.
     """
     target = crs or header.crs
-    place = _totarget_crs(header, target, shift)
+    place = _to_target(header, target, shift)
     height, width = header.shape
     rows, cols = np.meshgrid(np.linspace(0, height, 65), np.linspace(0, width, 65), indexing="ij")
     spots = place(np.stack([cols.ravel(), rows.ravel()], axis=1))
@@ -243,7 +243,7 @@ def scaled(grid: Grid, shape: tuple[int, int]) -> Grid:
     return Grid(shape=shape, affine=affine, world=grid.world, nodata=grid.nodata, anchor=grid.anchor)
 
 
-def _totarget_crs(header: RasterHeader, target: CRS | None, shift: float) -> PointMap:
+def _to_target(header: RasterHeader, target: CRS | None, shift: float) -> PointMap:
     """From (col, row) of a raster to coordinates of a CRS; longitudes stay together across the antimeridian."""
     own = point_map(Affine.translation(shift, 0.0) @ header.transform)
     source = header.crs
@@ -274,7 +274,7 @@ def _shrinking(header: RasterHeader, grid: Grid, shift: float) -> tuple[float, f
 
     GDAL would estimate them for every window anew, and pixels would depend on windows.
     """
-    place = _totarget_crs(header, crs_of(grid), shift)
+    place = _to_target(header, crs_of(grid), shift)
     middle = np.array([[header.shape[1] / 2, header.shape[0] / 2]])
     ends = place(middle + np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]]))
     pixels = point_map(~transform_of(grid))(ends)
