@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample, reduced_shape
 from samgraft.domains.remote_sensing.georeference import crs_of
 from samgraft.domains.remote_sensing.header import RasterChoice
-from samgraft.domains.remote_sensing.raster import RasterScene, header_of
-from samgraft.domains.remote_sensing.warp import Warp, WarpedScene, target_crs
+from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.remote_sensing.warp import Warp, WarpedScene, placed
 from samgraft.domains.scene import Array, Window
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
@@ -76,7 +76,7 @@ class MosaicScene(GeoScene):
         if not paths:
             raise InputError("a mosaic of no files; name at least one raster")
         chosen, warp = choice or RasterChoice(), warp or Warp()
-        scenes = [_opened(Path(path), chosen, warp) for path in paths]
+        scenes = [placed(Path(path), chosen, warp) for path in paths]
         _require_alike(scenes, dtypes)
         if warp.crs is None:
             _require_one_world(scenes)
@@ -165,16 +165,6 @@ class MosaicScene(GeoScene):
             np.copyto(array[(slice(None), *here)], pixels.astype(self.dtype, copy=False), where=new)
             valid[here] |= new
         return array, valid
-
-
-def _opened(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
-    """A file of a mosaic: as it is, or warped where it has no grid of its own or lies in another CRS than asked for."""
-    header = header_of(path, choice)
-    if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
-        return WarpedScene(path, warp=warp, choice=choice)
-    return RasterScene(
-        path, bands=choice.bands, nodata=choice.nodata, sensor=choice.sensor, magnitude=choice.magnitude
-    )
 
 
 def _require_alike(scenes: Sequence[RasterScene], dtypes: MixedDtypes) -> None:

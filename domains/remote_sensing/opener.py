@@ -8,10 +8,9 @@ from samgraft.domains.remote_sensing.area import AreaScene, read_area
 from samgraft.domains.remote_sensing.geo_scene import GeoScene
 from samgraft.domains.remote_sensing.header import RasterChoice
 from samgraft.domains.remote_sensing.mosaic import MixedDtypes, MosaicScene
-from samgraft.domains.remote_sensing.raster import RasterScene, header_of
 from samgraft.domains.remote_sensing.resample import Kernel, at_gsd
 from samgraft.domains.remote_sensing.sensor import BandChoice
-from samgraft.domains.remote_sensing.warp import Resampling, Warp, WarpedScene, target_crs
+from samgraft.domains.remote_sensing.warp import Resampling, Warp, placed
 from samgraft.errors import InputError
 
 
@@ -65,18 +64,12 @@ def open_raster(paths: Path | str | Sequence[Path | str], options: RasterOptions
         bands=options.bands, sensor=options.sensor, nodata=options.nodata, magnitude=options.magnitude
     )
     warp = Warp(resampling=options.resampling, crs=options.crs, rpc_height=options.rpc_height, gsd=options.gsd)
-    scene = _single(files[0], choice, warp) if len(files) == 1 else MosaicScene(
-        files, choice=choice, warp=replace(warp, gsd=None), dtypes=options.dtypes
-    )  # fmt: skip
+    scene: GeoScene
+    if len(files) == 1:
+        scene = placed(files[0], choice, warp)
+    else:
+        scene = MosaicScene(files, choice=choice, warp=replace(warp, gsd=None), dtypes=options.dtypes)
     if options.gsd is not None:
         kernel: Kernel = "nearest" if options.resampling == "nearest" else "linear"
         scene = at_gsd(scene, options.gsd, kernel=kernel)
     return scene if options.aoi is None else AreaScene(scene, read_area(options.aoi, scene.grid))
-
-
-def _single(path: Path, choice: RasterChoice, warp: Warp) -> GeoScene:
-    """One file; warped only where it has no grid of its own or lies in another CRS."""
-    header = header_of(path, choice)
-    if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
-        return WarpedScene(path, warp=warp, choice=choice)
-    return RasterScene(path, bands=choice.bands, nodata=choice.nodata, sensor=choice.sensor, magnitude=choice.magnitude)

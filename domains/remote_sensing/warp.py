@@ -194,6 +194,18 @@ class WarpedScene(RasterScene):
             ) from error
 
 
+def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
+    """Open one file: warped where it has no grid of its own or lies in another CRS than asked for, else as it is.
+
+    Raises:
+        InputError, GeometryError, ConfigError: as :class:`WarpedScene`.
+    """
+    header = header_of(path, choice)
+    if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
+        return WarpedScene(path, warp=warp, choice=choice)
+    return RasterScene(path, bands=choice.bands, nodata=choice.nodata, sensor=choice.sensor, magnitude=choice.magnitude)
+
+
 def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, gsd: float | None = None) -> Grid:
     """North-up grid in another CRS that holds a whole raster, with pixels of the same area at its centre.
 
