@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from samgraft.errors import OutputError
@@ -97,6 +97,17 @@ def remove_leftovers(final: Path | str) -> list[Path]:
         else:
             path.unlink(missing_ok=True)
     return found
+
+
+class _Abandoned(Exception):
+    """Thrown into the contexts of a file that is given up, so that they delete it."""
+
+
+def drop(stack: ExitStack) -> None:
+    """Leave contexts such as :func:`atomic_path` as after a failure, so that nothing stays behind."""
+    with suppress(_Abandoned):
+        stack.__exit__(_Abandoned, _Abandoned(), None)
+    stack.pop_all()
 
 
 def _hidden(final: Path) -> str:

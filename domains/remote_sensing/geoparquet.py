@@ -16,6 +16,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from samgraft.domains.remote_sensing.provenance import KEY
 from samgraft.errors import InputError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 GEOMETRY = "geometry"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_KEY = b"samgraft"
 
 
 def require_pyarrow(path: Path) -> None:
@@ -89,7 +89,7 @@ class GeoParquetWriter:
         """
         import pyarrow.parquet as pq
 
-        self._writer.add_key_value_metadata({"geo": json.dumps(self._geo()), _KEY.decode(): provenance})
+        self._writer.add_key_value_metadata({"geo": json.dumps(self._geo()), KEY: provenance})
         self._writer.close()
         stored = pq.read_metadata(self._temp).num_rows
         if stored != self._count:
@@ -149,7 +149,7 @@ def read_provenance(path: Path) -> str | None:
     import pyarrow.parquet as pq
 
     try:
-        found = (pq.read_metadata(path).metadata or {}).get(_KEY)
+        found = (pq.read_metadata(path).metadata or {}).get(KEY.encode())
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}; is it complete?") from error
     return None if found is None else str(found.decode("utf-8"))

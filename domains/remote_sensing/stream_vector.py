@@ -26,8 +26,9 @@ from pyogrio import raw
 from pyogrio.errors import DataSourceError
 from rasterio.crs import CRS
 
-from samgraft.domains.atomic import atomic_path, full_suffix, work_folder
+from samgraft.domains.atomic import atomic_path, drop, full_suffix, work_folder
 from samgraft.domains.remote_sensing.georeference import crs_of, registered_code
+from samgraft.domains.remote_sensing.provenance import KEY, canonical_json
 from samgraft.errors import ConfigError, GeometryError, OutputError, SamgraftError
 from samgraft.grid import Grid
 
@@ -41,8 +42,7 @@ FORMATS = {
 """Vector formats by suffix."""
 LAYER = "segmentation"
 """Layer name in the files written."""
-KEY = "samgraft"
-"""Name under which every format keeps what the file was made from, as JSON."""
+_ARROW_BATCH = 4096
 _FIXED_DATE = "1970-01-01T00:00:00.000Z"
 
 
@@ -187,24 +187,6 @@ class VectorFile:
             ) from error
 
 
-class _Abandoned(Exception):
-    """Thrown into the contexts of a file that is given up, so that they delete it."""
-
-
-def drop(stack: ExitStack) -> None:
-    """Close contexts as after a failure, so that temporary files vanish."""
-    given_up = _Abandoned()
-    try:
-        stack.__exit__(_Abandoned, given_up, None)
-    except _Abandoned:
-        pass
-
-
-def canonical_json(values: Mapping[str, object]) -> str:
-    """One line of JSON, the same for equal values."""
-    return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
 class _OgrWriter:
     """GeoPackage and FlatGeobuf, by GDAL from a spool."""
 
@@ -243,7 +225,7 @@ class _OgrWriter:
         if self._driver == "FlatGeobuf":
             options["TEMPORARY_DIR"] = str(self._work)
             options["SPATIAL_INDEX"] = "YES" if self._count else "NO"
-        with _quiet(), _fixed_date(), raw.open_arrow(self._spool, layer=LAYER) as (meta, stream):
+        with _quiet(), _fixed_date(), raw.open_arrow(self._spool, layer=LAYER, batch_size=_ARROW_BATCH) as (meta, stream):
             raw.write_arrow(
                 stream,
                 self._temp,
