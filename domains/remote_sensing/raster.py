@@ -1,14 +1,13 @@
-"""Rasters (GeoTIFF, COG, VRT, JPEG with a sidecar, ...): a lazy :class:`RasterScene`, and the writer of label GeoTIFFs.
+"""Rasters (GeoTIFF, COG, VRT, JPEG with a sidecar, ...): a lazy :class:`RasterScene`.
 
 Takes any file that GDAL opens and that has a transform; gives arrays (C, H, W) by window and a Grid whose world is the
 CRS. Only the header is read when a scene is made. Every read opens the file anew, so scenes can be shared between
 threads and sent to other processes.
 """
 
-import json
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as GdalWindow
 
+<<<<<<< HEAD
 from samgraft.domains.atomic import atomic_path
 from samgraft.domains.remote_sensing.damage import damage
 from samgraft.domains.remote_sensing.geo_scene import WHOLE_PIXELS, GeoScene, Sample, reduced_shape
@@ -29,12 +29,15 @@ from samgraft.domains.remote_sensing.sensor import BandChoice
 from samgraft.domains.scene import Array, Window, label_dtype
 from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
 from samgraft.grid import Grid
+=======
+from samgraft.domains.remote_sensing.georeference import grid_of
+from samgraft.domains.scene import Array, Scene, Window, dtype_range, explicit_window
+from samgraft.errors import InputError
+>>>>>>> r3
 
 _WARNINGS_LOCK = threading.Lock()
 _READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}  # a cut-off JPEG is otherwise filled with gray
 _FORMATS = {"GTiff": "GeoTIFF", "COG": "COG", "VRT": "VRT", "JPEG": "JPEG", "PNG": "PNG", "JP2OpenJPEG": "JPEG 2000"}
-_BLOCK = 256
-_ROWS_PER_CHUNK = 1024
 
 
 class RasterScene(GeoScene):
@@ -232,6 +235,7 @@ class RasterScene(GeoScene):
             ) from error
 
 
+<<<<<<< HEAD
 def header_of(path: Path, choice: RasterChoice) -> RasterHeader:
     """Open a raster file and read its header.
 
@@ -338,6 +342,8 @@ def _verify(path: Path, values: Array, grid: Grid) -> None:
                 raise OutputError(f"{path.name}: rows from {start} did not arrive on the disk; is it full?")
 
 
+=======
+>>>>>>> r3
 @contextmanager
 def opened(path: Path, *, mode: str = "r", quiet: bool = False, **profile: Any) -> Iterator[Any]:
     """Open with rasterio; ``quiet`` silences its remark on missing georeferences; a failure to open names the file."""

@@ -8,7 +8,8 @@ an error: whoever runs it decides what to do about it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from skimage import measure
 
 from samgraft.domains.opening import open_scene
+from samgraft.domains.remote_sensing.area import Area
 from samgraft.domains.scene import Array, Scene
 from samgraft.errors import InputError
 from samgraft.recipes.engine.pipeline import DEPTH, pipeline
-from samgraft.recipes.mosaic.area import Area
 from samgraft.recipes.mosaic.fingerprint import fingerprint
 from samgraft.recipes.mosaic.found import TileClasses, TileObjects
 from samgraft.recipes.mosaic.journal import Outcome
@@ -32,20 +33,24 @@ Kind = Literal["instance", "semantic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A raster by its path, so that every process opens its own."""
+    """A raster by its paths, so that every process opens its own."""
 
-    path: str
+    paths: tuple[str, ...]
+    """One file, or several that are one mosaic."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """For ``samgraft.open``."""
     content: Mapping[str, Any] | None = None
     """Fingerprint without times, compared where another process opens it; None compares nothing."""
 
     @classmethod
-    def of(cls, scene: Scene, **options: Any) -> "Source":
-        """The source of an opened scene."""
-        return cls(
-            path=str(scene.path.resolve()), options=options, content=fingerprint(files_of(scene), times=False)
-        )
+    def of(cls, *paths: str | PathLike[str], **options: Any) -> "Source":
+        """The source of files that are there now; options are those of ``samgraft.open``.
+
+        Raises:
+            InputError: see ``samgraft.open``.
+        """
+        source = cls(paths=tuple(str(Path(one).expanduser().absolute()) for one in paths), options=options)
+        return replace(source, content=fingerprint(files_of(source.open()), times=False))
 
     def open(self) -> Scene:
         """The scene.
@@ -53,11 +58,11 @@ class Source:
         Raises:
             InputError: the file is missing, or is another one than where the run began.
         """
-        scene = open_scene(self.path, **self.options)
+        scene = open_scene(self.paths[0] if len(self.paths) == 1 else self.paths, **self.options)
         if self.content is not None and fingerprint(files_of(scene), times=False) != self.content:
             raise InputError(
-                f"{self.path} is not the file that this run began with; every worker must see the same files under the "
-                "same path"
+                f"{scene.path} is not the file that this run began with; every worker must see the same files under the "
+                "same paths"
             )
         return scene
 
@@ -97,7 +102,7 @@ class TileInfer(ABC):
         return {
             "input": fingerprint(files_of(self.scene)),
             "reading": {name: value for name, value in sorted(self.source.options.items()) if value is not None},
-            "area": None if self.area is None else self.area.digest(),
+            "area": None if self.area is None else fingerprint([self.area.path], times=False),
             "method": self.describe(),
         }
 

@@ -17,7 +17,9 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from samgraft.domains.remote_sensing.georeference import UNKNOWN_CRS, crs_of, transform_of
-from samgraft.domains.remote_sensing.raster import RasterScene, class_colors, write_label_geotiff
+from samgraft.domains.remote_sensing.label_raster import write_label_geotiff
+from samgraft.domains.remote_sensing.palette import class_colors
+from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
 from samgraft.grid import Grid
 from tests.data import rasters

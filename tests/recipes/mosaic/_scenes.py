@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.opening import open_scene
+from samgraft.domains.remote_sensing.area import Area
 from samgraft.recipes.engine.automatic import steps
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import look_at
-from samgraft.recipes.mosaic.area import Area
 from samgraft.recipes.mosaic.infer import OracleInfer, Source
 from samgraft.recipes.mosaic.windows import AdapterInfer, Loaded
 from tests.data.rasters import write_raster
@@ -27,7 +27,7 @@ def header(**options: Any) -> Recorded:
 def bright(path: Path, said: Recorded, *, batch: int = 3, area: Area | None = None, scores: bool = False) -> AdapterInfer:
     """An infer function that calls bright pixels of a raster an object or a class."""
     scene = open_scene(path)
-    infer = AdapterInfer(Source.of(scene), "bright.graft", look_at(scene), area=area, scores=scores)
+    infer = AdapterInfer(Source.of(path), "bright.graft", look_at(scene), area=area, scores=scores)
     graft: Any = OracleGraft(instance=said.kind == "instance")
     infer._loaded = Loaded(graft, said, steps(graft, said.maps), batch)
     return infer
@@ -64,4 +64,4 @@ def separate(labels: NDArray[np.uint16]) -> NDArray[np.uint16]:
 def oracle(folder: Path, labels: NDArray[np.uint16], **options: Any) -> OracleInfer:
     """The true objects of a label raster that is written here."""
     path = write_raster(folder / "truth.tif", labels, tiled=True, blockxsize=64, blockysize=64)
-    return OracleInfer(Source.of(open_scene(path)), **options)
+    return OracleInfer(Source.of(path), **options)
