@@ -19,21 +19,13 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as GdalWindow
 
-<<<<<<< HEAD
-from samgraft.domains.atomic import atomic_path
 from samgraft.domains.remote_sensing.damage import damage
 from samgraft.domains.remote_sensing.geo_scene import WHOLE_PIXELS, GeoScene, Sample, reduced_shape
-from samgraft.domains.remote_sensing.georeference import crs_of, grid_of, transform_of
+from samgraft.domains.remote_sensing.georeference import grid_of
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader, read_header
 from samgraft.domains.remote_sensing.sensor import BandChoice
-from samgraft.domains.scene import Array, Window, label_dtype
-from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
-from samgraft.grid import Grid
-=======
-from samgraft.domains.remote_sensing.georeference import grid_of
-from samgraft.domains.scene import Array, Scene, Window, dtype_range, explicit_window
+from samgraft.domains.scene import Array, Window
 from samgraft.errors import InputError
->>>>>>> r3
 
 _WARNINGS_LOCK = threading.Lock()
 _READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}  # a cut-off JPEG is otherwise filled with gray
@@ -235,7 +227,6 @@ class RasterScene(GeoScene):
             ) from error
 
 
-<<<<<<< HEAD
 def header_of(path: Path, choice: RasterChoice) -> RasterHeader:
     """Open a raster file and read its header.
 
@@ -249,101 +240,6 @@ def header_of(path: Path, choice: RasterChoice) -> RasterHeader:
         return read_header(path, source, choice)
 
 
-def write_label_geotiff(
-    path: Path | str,
-    labels: Array,
-    grid: Grid,
-    classes: Mapping[int, str] | None = None,
-    *,
-    tags: Mapping[str, str] | None = None,
-) -> None:
-    """Write labels as a tiled, deflate-compressed GeoTIFF on exactly the grid given, and read it back to be sure.
-
-    No nodata value is set, since 0 is background. uint8 maps with at most 255 classes get a colour table.
-
-    Args:
-        path: File to write; replaced only when the new one is complete.
-        labels: Integers >= 0, (H, W). The dtype of the file is the smallest of uint8, uint16, uint32 that fits.
-        grid: Grid of the labels: a raster or a picture.
-        classes: Label value -> name, for semantic maps: stored as a tag and used for the colour table.
-        tags: More text to store in the header.
-
-    Raises:
-        ShapeError: labels and grid have different shapes.
-        GeometryError: the grid cannot be stored in a GeoTIFF without changing it.
-        OutputError: the file cannot be written; nothing is left behind.
-    """
-    if labels.shape != grid.shape:
-        raise ShapeError(f"labels are {labels.shape}; the grid is {grid.shape}")
-    transform, crs = transform_of(grid), crs_of(grid)
-    values = labels.astype(label_dtype(int(labels.max(initial=0))))
-    height, width = grid.shape
-    tiled = height >= _BLOCK and width >= _BLOCK
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": 1,
-        "dtype": values.dtype.name,
-    }
-    profile |= {"crs": crs, "compress": "deflate", "predictor": 2, "bigtiff": "if_safer"}
-    if transform != Affine.identity() or crs:
-        profile["transform"] = transform
-    if tiled:
-        profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
-    text = {f"SAMGRAFT_{key.upper()}": value for key, value in (tags or {}).items()}
-    if classes:
-        text["SAMGRAFT_CLASSES"] = json.dumps({str(k): v for k, v in classes.items()}, ensure_ascii=False)
-    with atomic_path(path) as temp:
-        try:
-            with opened(temp, mode="w", quiet=transform == Affine.identity(), **profile) as target:
-                target.write(values, 1)
-                if text:
-                    target.update_tags(**text)
-                if classes and values.dtype == np.uint8:
-                    target.write_colormap(1, class_colors(len(classes)))
-            _verify(temp, values, grid)
-        except OutputError:
-            raise
-        except (RasterioError, OSError, InputError) as error:
-            raise OutputError(
-                f"cannot write {path}: {error}; nothing was left behind, check space and rights"
-            ) from error
-
-
-def class_colors(count: int) -> dict[int, tuple[int, int, int, int]]:
-    """Colour table for ``count`` classes and a transparent background: label -> (red, green, blue, alpha), 0 to 255.
-
-    Hues step by the golden ratio, so that neighbouring labels differ.
-    """
-    colors = {0: (0, 0, 0, 0)}
-    for label in range(1, min(count, 254) + 2):
-        hue = (label * 0.61803398875) % 1.0 * 6.0
-        value = 255 - 25 * (label // 16 % 4)
-        ramp = np.clip([abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)], 0.15, 1.0) * value
-        colors[label] = (int(ramp[0]), int(ramp[1]), int(ramp[2]), 255)
-    return {label: color for label, color in colors.items() if label <= 255}
-
-
-def _verify(path: Path, values: Array, grid: Grid) -> None:
-    """Read a written file back; a full disk does not always show while writing."""
-    with opened(path, quiet=True) as source:
-        stored = grid_of(source.transform, source.crs, (source.height, source.width))
-        affine_differs = source.transform != transform_of(grid)
-        crs_differs = (source.crs or None) != crs_of(grid)
-        if affine_differs or crs_differs:
-            raise GeometryError(
-                f"a GeoTIFF cannot hold this {'transform' if affine_differs else 'CRS'}: {grid.world[:80]!r} came back "
-                f"as {stored.world[:80]!r}; write .gpkg instead"
-            )
-        for start in range(0, grid.shape[0], _ROWS_PER_CHUNK):
-            part = values[start : start + _ROWS_PER_CHUNK]
-            if not np.array_equal(source.read(1, window=GdalWindow(0, start, grid.shape[1], len(part))), part):
-                raise OutputError(f"{path.name}: rows from {start} did not arrive on the disk; is it full?")
-
-
-=======
->>>>>>> r3
 @contextmanager
 def opened(path: Path, *, mode: str = "r", quiet: bool = False, **profile: Any) -> Iterator[Any]:
     """Open with rasterio; ``quiet`` silences its remark on missing georeferences; a failure to open names the file."""
