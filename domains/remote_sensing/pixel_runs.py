@@ -38,11 +38,12 @@ class Runs:
         return Runs(self.owner[index], self.row[index], self.start[index], self.stop[index])
 
 
-def runs_of_masks(masks: Sequence[tuple[int, int, int, NDArray[np.bool_]]]) -> Runs:
+def runs_of_masks(masks: Iterable[tuple[int, int, int, NDArray[np.bool_]]]) -> Runs:
     """Runs of many masks at once.
 
     Args:
         masks: (owner, row of the first pixel, column of the first pixel, bool mask (h, w)); an owner may come back.
+            They are taken one by one.
 
     Raises:
         ShapeError: a mask is not 2D.

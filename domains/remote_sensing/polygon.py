@@ -190,13 +190,22 @@ def simplified(geometries: NDArray[np.object_], tolerance: float) -> NDArray[np.
     Raises:
         ConfigError: a negative tolerance.
     """
-    if not tolerance >= 0:
-        raise ConfigError(f"simplification by {tolerance} map units; expected 0 (off) or more")
+    require_tolerance(tolerance)
     if tolerance == 0 or not len(geometries):
         return geometries
     simple = shapely.simplify(geometries, tolerance, preserve_topology=True)
     good = shapely.is_valid(simple) & ~shapely.is_empty(simple)
     return np.where(good, simple, geometries)
+
+
+def require_tolerance(tolerance: float) -> None:
+    """Raise if polygons cannot be simplified by this much.
+
+    Raises:
+        ConfigError: negative, infinite or not a number.
+    """
+    if not 0 <= tolerance < float("inf"):
+        raise ConfigError(f"simplification by {tolerance} map units; expected 0 (off) or more")
 
 
 def write_vectors(
