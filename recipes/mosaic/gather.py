@@ -14,7 +14,7 @@ from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.look import Look
 from samgraft.recipes.mosaic.found import TileClasses, TileObjects
-from samgraft.recipes.mosaic.infer import Found
+from samgraft.recipes.mosaic.infer import Found, marked
 from samgraft.recipes.mosaic.plan import Part, Tile, shape_of, within
 from samgraft.recipes.representations import ObjectMaps, WindowObjects
 
@@ -110,21 +110,20 @@ class _Classes(_Strips):
         super().__init__(view, said)
         shape = shape_of(view.need)
         self.labels = np.zeros(shape, dtype=label_dtype(max(said.classes)))
+        self.known = np.zeros(shape, dtype=np.bool_)
         self.scores = np.zeros(shape, dtype=np.uint8) if scores else None
 
     def take(self, rows: slice, maps: Tensor, known: NDArray[np.bool_]) -> None:
         best = maps.max(dim=0)
-        self.labels[rows] = best.indices.numpy()
-        self.labels[rows][~known] = 0
+        self.labels[rows], self.known[rows] = best.indices.numpy(), known
         if self.scores is not None:
             self.scores[rows] = (best.values * 255).round().clamp(0, 255).to(torch.uint8).numpy()
             self.scores[rows][~known] = 0
 
     def finish(self) -> TileClasses | None:
         self.rest()
-        if self.scores is None and not self.labels.any():
-            return None
-        return TileClasses(labels=self.labels, scores=self.scores)
+        labels = marked(self.labels, self.known)
+        return TileClasses(labels=labels, scores=self.scores) if labels.any() or self.scores is not None else None
 
 
 class _ObjectMaps(_Strips):

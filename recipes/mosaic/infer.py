@@ -142,6 +142,18 @@ class TileInfer(ABC):
         return self.__dict__ | {"_scene": None}
 
 
+NO_DATA = -1
+"""In class maps of tiles: a pixel without data, or outside the area."""
+
+
+def marked(labels: Array, known: NDArray[np.bool_]) -> Array:
+    """Labels (h, w) with ``NO_DATA`` where nothing is known; as they are if everything is."""
+    if known.all():
+        return labels
+    wider = np.promote_types(labels.dtype, np.int8)
+    return np.where(known, labels, NO_DATA).astype(np.int64 if wider.kind == "f" else wider)
+
+
 def readable(tile: Tile, read: Callable[[Tile], Any]) -> Any:
     """What ``read`` gives, or the outcome of a tile that cannot be read."""
     try:
@@ -153,7 +165,7 @@ def readable(tile: Tile, read: Callable[[Tile], Any]) -> Any:
 def outcome_of(tile: Tile, found: Found | None) -> Outcome:
     """The outcome of a tile that was computed."""
     if found is None or (isinstance(found, TileObjects) and not len(found.scores)):
-        return Outcome(number=tile.number, state="empty")
+        return Outcome(number=tile.number, state="blank")
     return Outcome(number=tile.number, state="found", content=found.to_bytes())
 
 
@@ -178,16 +190,19 @@ class OracleInfer(TileInfer):
         return {"mode": "oracle", "kind": self.kind}
 
     def read(self, tile: Tile) -> Array | None:
-        """Labels (h, w), 0 where nothing is known; None if all are."""
+        """Labels (h, w), ``NO_DATA`` where there is no data; None if there is none at all."""
         values, valid = self.scene.read_valid(tile.window, [0])
-        labels = np.where(self.known(tile.window, valid), values[0], 0)
-        return labels if labels.any() else None
+        known = self.known(tile.window, valid)
+        return marked(values[0], known) if known.any() else None
 
-    def find(self, tile: Tile, content: Array) -> Found:
+    def find(self, tile: Tile, content: Array) -> Found | None:
         """Connected pixels of one value."""
+        if not content.any():
+            return None
         if self.kind == "semantic":
             return TileClasses(labels=content, scores=None)
-        labels, count = measure.label(content, connectivity=1, background=0, return_num=True)
+        own = np.maximum(content, 0)
+        labels, count = measure.label(own, connectivity=1, background=0, return_num=True)
         ones = np.ones(count)
         return TileObjects(labels=labels.astype(np.int32), classes=ones.astype(np.int64), scores=ones.astype(np.float32))
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from samgraft.errors import ConfigError, OutputError
 
-State = Literal["found", "empty", "bad"]
+State = Literal["found", "blank", "empty", "bad"]
 COMMIT_SECONDS = 0.5
 """Rows are committed at most this often."""
 _TABLES = """
@@ -45,11 +45,12 @@ class Outcome:
     number: int
     """Of the tile in its plan."""
     state: State
-    """"found": ``content`` holds it; "empty": nothing to see or nothing found; "bad": it could not be read."""
+    """"found": ``content`` holds it; "blank": there is data, but nothing was found in it; "empty": no data, or all of it
+    outside the area; "bad": it could not be read."""
     content: bytes = b""
     """The bytes of its artifact."""
     note: str = ""
-    """Why it is bad, or empty."""
+    """Why it is bad."""
 
 
 class Journal:

@@ -11,14 +11,13 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from skimage import measure
 
-from samgraft.domains.scene import label_dtype
 from samgraft.errors import ConfigError, InputError
 from samgraft.grid import Grid
 from samgraft.recipes.mosaic.engines import Engine, Infer
@@ -29,7 +28,6 @@ from samgraft.recipes.mosaic.journal import Journal, Outcome
 from samgraft.recipes.mosaic.plan import Tile, TilePlan, within
 from samgraft.recipes.mosaic.reduce import Numbering
 from samgraft.recipes.mosaic.sink import Sink
-from samgraft.recipes.mosaic.strips import RowStrip, Strips
 
 OnBad = Literal["fail", "skip"]
 
@@ -88,7 +86,7 @@ class MosaicSummary:
     computed: int
     """By this process; the others were in the journal."""
     empty: int
-    """Tiles without data, outside the area, or where nothing was found."""
+    """Tiles without data in the area."""
     skipped: tuple[Skipped, ...]
     objects: int
     """Objects, or connected patches of a class; 0 where nobody asked for them."""
@@ -107,7 +105,7 @@ def run_mosaic(
     classes: Mapping[int, str],
     engine: Engine,
     journal: Journal,
-    provenance: Mapping[str, str] | None = None,
+    provenance: Mapping[str, object] | None = None,
     on_bad_tile: OnBad = "fail",
     tell: Tell | None = None,
 ) -> MosaicSummary:
@@ -143,9 +141,7 @@ def run_mosaic(
             for _ in arriving:
                 pass
     skipped = run.skipped()
-    notes = dict(provenance or {})
-    if skipped:
-        notes["skipped tiles"] = "; ".join(one.words() for one in skipped)
+    notes = dict(provenance or {}) | {"failed_tiles": [asdict(one) for one in skipped]}
     outputs = _write(run, grid, sinks, numbering, classes, notes)
     counts = np.zeros(1, dtype=np.int64) if numbering is None else np.bincount(numbering.classes, minlength=1)
     return MosaicSummary(
@@ -153,7 +149,7 @@ def run_mosaic(
         kind=kind,
         tiles=len(plan.tiles),
         computed=run.new,
-        empty=len(plan.tiles) - journal.count("found") - len(skipped),
+        empty=journal.count("empty"),
         skipped=skipped,
         objects=0 if numbering is None else numbering.count,
         by_class={classes.get(int(n), str(n)): int(counts[n]) for n in np.flatnonzero(counts)},
@@ -177,7 +173,7 @@ class _Run:
         self.plan, self.kind, self.journal, self.new = plan, kind, journal, 0
         self._infer, self._engine, self._on_bad, self._tell = infer, engine, on_bad_tile, tell
 
-    def arriving(self) -> Iterator[tuple[Tile, bytes]]:
+    def arriving(self) -> Iterator[tuple[Tile, bytes | None]]:
         """First pass: tiles with something in them, in raster order, each as soon as it and all before it are there."""
         tiles, began = self.plan.tiles, time.monotonic()
         rows, cols = self.plan.grid
@@ -197,18 +193,20 @@ class _Run:
                 if content is not None:
                     yield tile, content
 
-    def again(self) -> Iterator[tuple[Tile, bytes]]:
-        """Second pass: the same from the journal."""
+    def again(self) -> Iterator[tuple[Tile, bytes | None]]:
+        """Second pass: tiles with data in raster order; None where nothing was found in them."""
         total, began = len(self.plan.tiles), time.monotonic()
         for done, tile in enumerate(self.plan.tiles, start=1):
-            content = self.journal.content(tile.number)
-            if content is not None:
-                yield tile, content
+            state = self.journal.state(tile.number)
+            if state in ("found", "blank"):
+                yield tile, self.journal.content(tile.number)
             self._say("writing", done, done, began, total)
 
-    def objects(self, found: Iterator[tuple[Tile, bytes]]) -> Iterator[tuple[Tile, TileObjects]]:
+    def objects(self, found: Iterator[tuple[Tile, bytes | None]]) -> Iterator[tuple[Tile, TileObjects]]:
         """Objects of tiles; of class maps, connected pixels of one class."""
         for tile, content in found:
+            if content is None:
+                continue
             if self.kind == "instance":
                 yield tile, TileObjects.load(io.BytesIO(content))
             else:
@@ -243,9 +241,10 @@ class _Run:
 
 def patches(found: TileClasses) -> TileObjects:
     """Connected pixels of one class (4 neighbours) as objects; their score is the mean of that of their pixels."""
-    labels, count = measure.label(found.labels, connectivity=1, background=0, return_num=True)
+    own = np.maximum(found.labels, 0)  # below 0: no data
+    labels, count = measure.label(own, connectivity=1, background=0, return_num=True)
     values, first = np.unique(labels, return_index=True)
-    classes = found.labels.ravel()[first[values > 0]]
+    classes = own.ravel()[first[values > 0]]
     scores = np.ones(count, dtype=np.float64)
     if found.scores is not None and count:
         area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
@@ -260,20 +259,21 @@ def _write(
     sinks: Sequence[Sink],
     numbering: Numbering | None,
     classes: Mapping[int, str],
-    notes: Mapping[str, str],
+    notes: Mapping[str, object],
 ) -> tuple[Path, ...]:
     """Second pass: fill all sinks, and give the files their names when all are complete."""
+    count = None if numbering is None or run.kind == "semantic" else numbering.count
     opened: list[Sink] = []
     try:
         for sink in sinks:
             opened.append(sink)
-            sink.start(grid, classes, notes)
+            sink.start(grid, classes, notes, count=count)
         takers = [sink for sink in sinks if sink.takes == "objects"]
-        writers = [sink for sink in sinks if sink.takes == "rows"]
-        if run.kind == "semantic" and writers:
-            _write_classes(run, writers, classes)
-        if takers or (run.kind == "instance" and writers):
-            _write_objects(run, takers, writers if run.kind == "instance" else [], numbering)
+        painters = [sink for sink in sinks if sink.takes == "rows"]
+        if run.kind == "semantic" and painters:
+            _paint_classes(run, painters)
+        if numbering is not None and (takers or run.kind == "instance"):
+            _write_objects(run, takers, painters if run.kind == "instance" else [], numbering)
         return tuple(sink.commit() for sink in sinks)
     except BaseException:
         for sink in opened:
@@ -281,38 +281,26 @@ def _write(
         raise
 
 
-def _write_objects(run: _Run, takers: Sequence[Sink], writers: Sequence[Sink], numbering: Numbering | None) -> None:
-    """Objects as they close, and their numbers as rows."""
-    if numbering is None:
-        return
-    strips = Strips(run.plan.shape, label_dtype(numbering.count), scores=True)
+def _write_objects(run: _Run, takers: Sequence[Sink], painters: Sequence[Sink], numbering: Numbering) -> None:
+    """Objects as they close, and pixels with their numbers as they are decided."""
     table = np.zeros(numbering.count + 1, dtype=np.uint8)
     table[1:] = np.round(numbering.scores * 255)
     for step in stream_steps(run.plan, run.objects(run.again()), numbering):
         for taker in takers:
             for one in step.objects:
                 taker.add(one)
-        if writers:
-            scores = None if step.labels is None else table[step.labels]
-            _send(strips.add(step.part, step.labels, scores), writers)
-    if writers:
-        _send(strips.finish(), writers)
+        if painters and step.labels is not None:
+            for painter in painters:
+                painter.paint(step.part, step.labels, table[step.labels])
 
 
-def _write_classes(run: _Run, writers: Sequence[Sink], classes: Mapping[int, str]) -> None:
-    """Class maps as rows."""
-    strips: Strips | None = None
+def _paint_classes(run: _Run, painters: Sequence[Sink]) -> None:
+    """Class maps, core by core."""
     for tile, content in run.again():
-        found = TileClasses.load(io.BytesIO(content))
-        if strips is None:
-            strips = Strips(run.plan.shape, label_dtype(max(classes)), scores=found.scores is not None)
-        own = within(tile.core, tile.window)
-        _send(strips.add(tile.core, found.labels[own], None if found.scores is None else found.scores[own]), writers)
-    strips = strips or Strips(run.plan.shape, label_dtype(max(classes)), scores=False)
-    _send(strips.finish(), writers)
-
-
-def _send(rows: Iterator[RowStrip], writers: Sequence[Sink]) -> None:
-    for strip in rows:
-        for writer in writers:
-            writer.rows(strip.rows, strip.labels, strip.scores)
+        labels = scores = valid = None
+        if content is not None:
+            found, own = TileClasses.load(io.BytesIO(content)), within(tile.core, tile.window)
+            labels, valid = np.maximum(found.labels[own], 0), found.labels[own] >= 0
+            scores = None if found.scores is None else found.scores[own]
+        for painter in painters:
+            painter.paint(tile.core, labels, scores, valid)

@@ -16,7 +16,8 @@ from samgraft.errors import CheckpointError
 from samgraft.grid import Grid
 from samgraft.recipes.mosaic.journal import Outcome
 from samgraft.recipes.mosaic.objects import MosaicObject
-from samgraft.recipes.mosaic.plan import Tile, TilePlan, plan_tiles
+from samgraft.recipes.mosaic.plan import Part, Tile, TilePlan, plan_tiles, shape_of
+from samgraft.recipes.mosaic.sink import Takes
 
 
 class Names:
@@ -54,12 +55,14 @@ class Names:
 class JsonSink:
     """Everything that a sink is told, as one file; objects or rows."""
 
-    def __init__(self, path: Path, takes: str = "objects") -> None:
+    def __init__(self, path: Path, takes: Takes = "objects") -> None:
         self.path, self.takes = path, takes
         self.content: dict[str, Any] = {}
 
-    def start(self, grid: Grid, classes: Mapping[int, str], provenance: Mapping[str, str]) -> None:
-        self.content = {"shape": list(grid.shape), "classes": {str(k): v for k, v in classes.items()}}
+    def start(
+        self, grid: Grid, classes: Mapping[int, str], provenance: Mapping[str, object], *, count: int | None = None
+    ) -> None:
+        self.content = {"shape": list(grid.shape), "classes": {str(k): v for k, v in classes.items()}, "count": count}
         self.content |= {"provenance": dict(provenance), "found": []}
 
     def add(self, found: MosaicObject) -> None:
@@ -68,10 +71,23 @@ class JsonSink:
         ]
         self.content["found"].append([found.id, found.class_id, round(found.score, 6), sorted(pixels)])
 
-    def rows(self, rows: slice, labels: NDArray[Any], scores: NDArray[np.uint8] | None) -> None:
-        self.content["found"].append([rows.start, labels.tolist(), None if scores is None else scores.tolist()])
+    def paint(
+        self,
+        part: Part,
+        labels: NDArray[Any] | None,
+        scores: NDArray[np.uint8] | None = None,
+        valid: NDArray[np.bool_] | None = None,
+    ) -> None:
+        shape = shape_of(part)
+        values = np.zeros(shape, dtype=np.int64) if labels is None else labels.astype(np.int64)
+        values[np.zeros(shape, dtype=bool) if valid is None else ~valid] = -1
+        entry = [part[0].start, part[1].start, values.tolist(), None if scores is None else scores.tolist()]
+        self.content["found"].append(entry)
 
-    def commit(self) -> Path:
+    def rows(self, rows: slice, labels: NDArray[Any] | None, scores: NDArray[np.uint8] | None = None) -> None:
+        raise NotImplementedError
+
+    def commit(self, further: Mapping[str, object] | None = None) -> Path:
         with atomic_path(self.path) as temporary:
             temporary.write_text(json.dumps(self.content))
         return self.path
@@ -79,12 +95,14 @@ class JsonSink:
     def abort(self) -> None:
         self.content = {}
 
-    def labels(self, shape: tuple[int, int]) -> NDArray[np.int64]:
-        """The whole map of the file that was written."""
-        whole, content = np.zeros(shape, dtype=np.int64), json.loads(self.path.read_text())
+    def labels(self) -> NDArray[np.int64]:
+        """The whole map of the file that was written; -1 where nothing was painted."""
+        content = json.loads(self.path.read_text())
+        whole = np.full(content["shape"], -1 if self.takes == "rows" else 0, dtype=np.int64)
         for entry in content["found"]:
             if self.takes == "rows":
-                whole[entry[0] : entry[0] + len(entry[1])] = entry[1]
+                values = np.array(entry[2])
+                whole[entry[0] : entry[0] + len(values), entry[1] : entry[1] + values.shape[1]] = values
             else:
                 rows, cols = zip(*entry[3], strict=True)
                 whole[list(rows), list(cols)] = entry[0]

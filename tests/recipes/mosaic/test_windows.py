@@ -27,15 +27,15 @@ from tests.recipes.mosaic._scenes import bright, grainy, header, oracle, things
 
 
 def classes(infer: TileInfer, plan: TilePlan) -> NDArray[np.int64]:
-    """The class map of all cores; 7 where no tile says anything, -1 where two tiles differ."""
+    """The class map of all cores; 7 where no tile says anything."""
     whole = np.full(plan.shape, 7, dtype=np.int64)
     for outcome in infer.stream(plan.tiles):
         tile = plan.tile(outcome.number)
-        if outcome.state == "empty":
+        if outcome.state != "found":
             whole[tile.core] = 0
             continue
         labels = TileClasses.load(io.BytesIO(outcome.content)).labels
-        whole[tile.core] = labels[within(tile.core, tile.window)]
+        whole[tile.core] = np.maximum(labels[within(tile.core, tile.window)], 0)
     return whole
 
 
