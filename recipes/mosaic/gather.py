@@ -1,5 +1,6 @@
 """From the answers of network windows to the result of one tile: classes, objects of maps, or objects of windows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -177,3 +178,8 @@ def numbered(
     return TileObjects(
         labels=table[labels], classes=classes[present - 1], scores=np.clip(scores[present - 1], 0.0, 1.0)
     )
+
+
+def classes_of(said: Recorded) -> Mapping[int, str]:
+    """Class label -> name of what an adapter gives; all objects are of one class."""
+    return dict(said.classes) if said.kind == "semantic" else {1: said.classes.get(1, "object")}

@@ -7,7 +7,7 @@ What separates objects (``ObjectMaps``, ``WindowObjects``) works on the window o
 neighbours shows objects on the seam whole.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.bundle import BundleMeta, tensors_hash
+from samgraft.adapters.bundle import tensors_hash
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.fit import windows as tiling
@@ -94,12 +94,16 @@ class AdapterInfer(TileInfer):
             CheckpointError: the adapter is damaged or belongs to another backbone.
             ConfigError: it looks at whole pictures.
         """
-        if self._loaded is None:
-            grafted, meta = _network(self.adapter, self.backbone)
-            said = recorded(grafted, meta)
-            representation = said.representation
-            network = steps(grafted, representation if isinstance(representation, WindowObjects) else said.maps)
-            self._loaded = Loaded(grafted, said, network, encode_batch(grafted.backbone, said.size, self.batch))
+        if self._loaded is not None:
+            return self._loaded
+        grafted = self.adapter if isinstance(self.adapter, Grafted) else load_adapter(self.adapter, self.backbone)
+        return self.take(grafted, recorded(grafted, adapter_meta(grafted)))
+
+    def take(self, grafted: Grafted, said: Recorded) -> Loaded:
+        """Use what this process has loaded already."""
+        representation = said.representation
+        network = steps(grafted, representation if isinstance(representation, WindowObjects) else said.maps)
+        self._loaded = Loaded(grafted, said, network, encode_batch(grafted.backbone, said.size, self.batch))
         return self._loaded
 
     @property
@@ -232,14 +236,3 @@ def lattice(said: Recorded, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], N
     down = [one[0].start for one in tiling((rows, 1), said.window, said.overlap)]
     right = [one[1].start for one in tiling((1, cols), said.window, said.overlap)]
     return np.array(down, dtype=np.intp), np.array(right, dtype=np.intp)
-
-
-def _network(adapter: str | Grafted, backbone: str | Backbone | None) -> tuple[Grafted, BundleMeta]:
-    """The adapter on its backbone, and its header."""
-    grafted = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
-    return grafted, adapter_meta(grafted)
-
-
-def classes_of(said: Recorded) -> Mapping[int, str]:
-    """Class label -> name of what an adapter gives; all objects are of one class."""
-    return dict(said.classes) if said.kind == "semantic" else {1: said.classes.get(1, "object")}
