@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> None:
     scene = None if several else open_scene(values.input[0], **reading_options(values))
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     options |= everything_options(values)
-    if scene is None or by_tiles(values, scene):
-        by_tiles(values, scene)
+    tiled = by_tiles(values, scene)
+    if tiled or scene is None:
         run_tiles(values, options.get("everything"))
         return
     better = Improvement(augment=values.augment_points, refine=values.refine)
