@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from samgraft.recipes.mosaic.found import TileObjects
 from samgraft.recipes.mosaic.plan import Tile, shared, within
 
-Labels = NDArray[np.int32]
+Labels = NDArray[np.integer]
+Classes = NDArray[np.int32]
 Pairs = NDArray[np.int64]
 
 LEAST = 0.5
@@ -37,7 +38,7 @@ def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects, least: floa
     return link_strips(strips[0], a.classes, strips[1], b.classes, least)
 
 
-def link_strips(a: Labels, a_classes: Labels, b: Labels, b_classes: Labels, least: float = LEAST) -> Pairs:
+def link_strips(a: Labels, a_classes: Classes, b: Labels, b_classes: Classes, least: float = LEAST) -> Pairs:
     """The same from labels (h, w) of both tiles over what they share, and the classes (n,) of all their objects."""
     if not (a.any() and b.any()):
         return np.zeros((0, 2), dtype=np.int64)
@@ -59,7 +60,7 @@ class Parts:
 
     places: NDArray[np.int32]
     """(h, w) number of the part, from 0; 0 also where nothing is."""
-    labels: Labels
+    labels: NDArray[np.int32]
     """(p,) label of each part."""
     sizes: NDArray[np.int64]
     """(p,) pixels of each part."""
