@@ -1,7 +1,7 @@
 """Which objects of two neighbouring tiles are one.
 
 Only what both windows show is compared. There, each object falls into connected parts (4 neighbours); two parts are
-the same thing if each is the other's best match and they share more than half of the smaller one; two objects are one
+the same thing if each is the other's best match by IoU and they share more than half of the smaller one; two objects are one
 if any of their parts are the same thing and their classes agree. Looking at parts rather than at whole objects keeps
 this exact for objects that enter the shared strip several times (U shapes, rings, networks of roads): an oracle's
 parts are equal in both tiles, while its whole objects need not be. "Each the other's best" keeps a blob that covers two
@@ -49,7 +49,8 @@ def link_strips(a: Labels, a_classes: Classes, b: Labels, b_classes: Classes, le
     alike = a_classes[one.labels[i] - 1] == b_classes[other.labels[j] - 1]
     i, j, counts = i[alike], j[alike], counts[alike]
     enough = counts > least * np.minimum(one.sizes[i], other.sizes[j])
-    same = enough & _best(i, j, counts) & _best(j, i, counts)
+    agreement = counts / (one.sizes[i] + other.sizes[j] - counts)
+    same = enough & _best(i, j, agreement) & _best(j, i, agreement)
     pairs: Pairs = np.unique(np.stack([one.labels[i[same]], other.labels[j[same]]], axis=1).astype(np.int64), axis=0)
     return pairs
 
@@ -96,9 +97,9 @@ def parts_of(labels: Labels) -> Parts:
     return Parts(places=places, labels=owner, sizes=sizes)
 
 
-def _best(of: NDArray[np.int64], among: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """For each pair whether it is the largest of all pairs with the same ``of``; of equal ones the least ``among``."""
-    order = np.lexsort((among, -counts, of))
+def _best(of: NDArray[np.int64], among: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """For each pair whether it has the largest value of all with the same ``of``; of equals, the least ``among``."""
+    order = np.lexsort((among, -values, of))
     result = np.zeros(len(of), dtype=bool)
     result[order[np.flatnonzero(np.diff(of[order], prepend=-1))]] = True
     return result
