@@ -1,9 +1,9 @@
 """Which objects of two neighbouring tiles are one.
 
-Only what both windows show is compared. There, each object falls into connected parts (4 neighbours); two parts are
-the same thing if each is the other's best match by IoU and they share more than half of the smaller one; two objects are one
-if any of their parts are the same thing and their classes agree. Looking at parts rather than at whole objects keeps
-this exact for objects that enter the shared strip several times (U shapes, rings, networks of roads): an oracle's
+Only what both windows show is compared. There, each object falls into connected parts (4 neighbours). Two parts are
+the same thing if each is the other's best match by IoU and they share more than half of the smaller one; two objects
+are one if any of their parts are the same thing and their classes agree. Looking at parts rather than at whole objects
+keeps this exact for objects that enter the shared strip several times (U shapes, rings, networks of roads): an oracle's
 parts are equal in both tiles, while its whole objects need not be. "Each the other's best" keeps a blob that covers two
 objects of the other tile from gluing them together.
 

@@ -70,11 +70,8 @@ def test_a_ring_a_road_and_a_comb_over_many_tiles_are_three_objects() -> None:
     labels[distance < 9] = 2
     labels[3:5], labels[5:9, ::7] = 3, 3
     found = _check(plan_tiles((60, 50), 8, 2), labels)
-    assert [(one.box, one.tiles > 9) for one in found] == [
-        (_box(3, 8, 0, 49), False),
-        (_box(11, 49, 6, 44), True),
-        (_box(22, 38, 17, 33), False),
-    ]
+    assert [one.box for one in found] == [_box(3, 8, 0, 49), _box(11, 49, 6, 44), _box(22, 38, 17, 33)]
+    assert min(one.tiles for one in found) > 9
 
 
 def _two(a: list[Box], b: list[Box]) -> list[tuple[Box, int]]:
@@ -123,10 +120,9 @@ def test_no_crumbs_where_tiles_draw_a_border_at_the_seam_differently() -> None:
     assert [(one.box, one.area_px) for one in objects] == [(_box(2, 17, 1, 8), 128), (_box(18, 30, 1, 8), 104)]
 
 
-def test_an_object_of_two_colliding_claims_that_is_nowhere_else_stays() -> None:
-    # the left tile sees one object, the right tile another one inside it: the core of each decides
+def test_what_one_tile_cuts_out_of_an_object_at_its_edge_is_filled_by_the_core() -> None:
     found = _two([_box(1, 6, 2, 11)], [_box(1, 6, 8, 15), _box(3, 4, 8, 9)])
-    assert found[0] == (_box(1, 6, 2, 15), 6 * 14)
+    assert found == [(_box(1, 6, 2, 15), 6 * 14)]
 
 
 @pytest.mark.parametrize("kept", [True, False])
