@@ -185,6 +185,8 @@ def _load(path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple
             if missing:
                 raise InputError(f"{path} has {sorted(file.files)} but lacks {missing}; delete it to have it made again")
             return {name: file[name] for name in (*names, *optional) if name in file.files}
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {path}: there is no such file") from error
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise

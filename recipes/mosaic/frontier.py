@@ -16,7 +16,7 @@ window, so connected fragments share pixels with each other, and over what two t
 import heapq
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ from samgraft.recipes.mosaic.pending import Held, OpenObject
 from samgraft.recipes.mosaic.plan import Part, Tile, TilePlan, shape_of, shared, within
 from samgraft.recipes.mosaic.reduce import Forest, Keys, Numbering, Register, key_of, split_key
 
-__all__ = ["Frontier", "MosaicObject", "Piece", "Step", "number_objects", "stream_objects", "stream_steps"]
+__all__ = ["Frontier", "Links", "MosaicObject", "Piece", "Step", "number_objects", "stream_objects", "stream_steps"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +197,8 @@ class Frontier:
         partial = until > number
         for each in pairs.values():
             partial[each[:, 1]] = True
-        faint = glimpsed(self.plan, tile, found.labels, count)
         areas = np.bincount(found.labels.ravel(), minlength=count + 1)
+        faint = glimpsed(self.plan, tile, found.labels, areas)
         for local in np.flatnonzero(partial).tolist():
             key, end = key_of(number, local), int(until[local])
             self._open[key] = OpenObject(
@@ -266,7 +266,8 @@ class Frontier:
                     ids.append(0 if before is None else int(before[local]))
             layers.append(Layer(held.tile.core, common, labels, seen))
         layers.append(Layer(tile.core, tile.window, found.labels, codes))
-        return _Block(tile, part, found, compose(part, layers), ids, roots)
+        rim = tuple(self.plan.overlap * (place > 0) for place in tile.index)
+        return _Block(tile, part, found, compose(part, layers, (rim[0], rim[1])), ids, roots)
 
     def _collect(self, block: _Block) -> list[_Complete]:
         """Cut the objects out of a block: complete ones are given back, the others wait."""
@@ -350,28 +351,42 @@ class _Counter(Frontier):
         return []
 
 
-def number_objects(plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]]) -> Numbering:
+Links = Callable[[Tile], Mapping[int, Keys]]
+"""Gives, for a tile, what ``Frontier.push`` takes as ``links``."""
+
+
+def number_objects(
+    plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], links: Links | None = None
+) -> Numbering:
     """First pass: final ids. ``found`` gives the tiles in raster scan order; it is read once and not kept."""
     counter = _Counter(plan)
-    for tile, objects in found:
-        counter.push(tile, objects)
-    counter.finish()
+    for _ in _steps(counter, found, links):
+        pass
     return counter.register.numbering(plan.shape[1])
 
 
 def stream_steps(
-    plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], numbering: Numbering | None = None
+    plan: TilePlan,
+    found: Iterable[tuple[Tile, TileObjects]],
+    numbering: Numbering | None = None,
+    links: Links | None = None,
 ) -> Iterator[Step]:
     """Decided pixels and complete objects, tile by tile; ``found`` gives the tiles in raster scan order."""
-    frontier = Frontier(plan, numbering)
-    for tile, objects in found:
-        yield from frontier.push(tile, objects)
-    yield from frontier.finish()
+    return _steps(Frontier(plan, numbering), found, links)
 
 
 def stream_objects(
-    plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], numbering: Numbering | None = None
+    plan: TilePlan,
+    found: Iterable[tuple[Tile, TileObjects]],
+    numbering: Numbering | None = None,
+    links: Links | None = None,
 ) -> Iterator[MosaicObject]:
     """Complete objects only."""
-    for step in stream_steps(plan, found, numbering):
+    for step in stream_steps(plan, found, numbering, links):
         yield from step.objects
+
+
+def _steps(frontier: Frontier, found: Iterable[tuple[Tile, TileObjects]], links: Links | None) -> Iterator[Step]:
+    for tile, objects in found:
+        yield from frontier.push(tile, objects, None if links is None else links(tile))
+    yield from frontier.finish()

@@ -1,9 +1,9 @@
 """Which objects of two neighbouring tiles are one.
 
-Only what both windows show is compared. There, each object falls into connected parts (4 neighbours); two parts are
-the same thing if each is the other's best match and they share more than half of the smaller one; two objects are one
-if any of their parts are the same thing and their classes agree. Looking at parts rather than at whole objects keeps
-this exact for objects that enter the shared strip several times (U shapes, rings, networks of roads): an oracle's
+Only what both windows show is compared. There, each object falls into connected parts (4 neighbours). Two parts are
+the same thing if each is the other's best match by IoU and they share more than half of the smaller one; two objects
+are one if any of their parts are the same thing and their classes agree. Looking at parts rather than at whole objects
+keeps this exact for objects that enter the shared strip several times (U shapes, rings, networks of roads): an oracle's
 parts are equal in both tiles, while its whole objects need not be. "Each the other's best" keeps a blob that covers two
 objects of the other tile from gluing them together.
 
@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from samgraft.recipes.mosaic.found import TileObjects
 from samgraft.recipes.mosaic.plan import Tile, shared, within
 
-Labels = NDArray[np.int32]
+Labels = NDArray[np.integer]
+Classes = NDArray[np.int32]
 Pairs = NDArray[np.int64]
 
 LEAST = 0.5
@@ -37,7 +38,7 @@ def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects, least: floa
     return link_strips(strips[0], a.classes, strips[1], b.classes, least)
 
 
-def link_strips(a: Labels, a_classes: Labels, b: Labels, b_classes: Labels, least: float = LEAST) -> Pairs:
+def link_strips(a: Labels, a_classes: Classes, b: Labels, b_classes: Classes, least: float = LEAST) -> Pairs:
     """The same from labels (h, w) of both tiles over what they share, and the classes (n,) of all their objects."""
     if not (a.any() and b.any()):
         return np.zeros((0, 2), dtype=np.int64)
@@ -48,7 +49,8 @@ def link_strips(a: Labels, a_classes: Labels, b: Labels, b_classes: Labels, leas
     alike = a_classes[one.labels[i] - 1] == b_classes[other.labels[j] - 1]
     i, j, counts = i[alike], j[alike], counts[alike]
     enough = counts > least * np.minimum(one.sizes[i], other.sizes[j])
-    same = enough & _best(i, j, counts) & _best(j, i, counts)
+    agreement = counts / (one.sizes[i] + other.sizes[j] - counts)
+    same = enough & _best(i, j, agreement) & _best(j, i, agreement)
     pairs: Pairs = np.unique(np.stack([one.labels[i[same]], other.labels[j[same]]], axis=1).astype(np.int64), axis=0)
     return pairs
 
@@ -59,7 +61,7 @@ class Parts:
 
     places: NDArray[np.int32]
     """(h, w) number of the part, from 0; 0 also where nothing is."""
-    labels: Labels
+    labels: NDArray[np.int32]
     """(p,) label of each part."""
     sizes: NDArray[np.int64]
     """(p,) pixels of each part."""
@@ -95,9 +97,9 @@ def parts_of(labels: Labels) -> Parts:
     return Parts(places=places, labels=owner, sizes=sizes)
 
 
-def _best(of: NDArray[np.int64], among: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """For each pair whether it is the largest of all pairs with the same ``of``; of equal ones the least ``among``."""
-    order = np.lexsort((among, -counts, of))
+def _best(of: NDArray[np.int64], among: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """For each pair whether it has the largest value of all with the same ``of``; of equals, the least ``among``."""
+    order = np.lexsort((among, -values, of))
     result = np.zeros(len(of), dtype=bool)
     result[order[np.flatnonzero(np.diff(of[order], prepend=-1))]] = True
     return result

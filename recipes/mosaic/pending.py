@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.recipes.mosaic.layers import Labels, later_parts
+from samgraft.recipes.mosaic.layers import AnyLabels, Labels, later_parts
 from samgraft.recipes.mosaic.objects import Piece
 from samgraft.recipes.mosaic.plan import Part, Tile, TilePlan, shared, within
 
@@ -18,7 +18,7 @@ class Held:
     tile: Tile
     classes: NDArray[np.int32]
     """(n,) of all its objects."""
-    strips: list[tuple[Part, Labels]]
+    strips: list[tuple[Part, AnyLabels]]
     """Those that are not empty."""
 
     @classmethod
@@ -29,7 +29,7 @@ class Held:
         cut = [(part, labels[within(part, tile.window)]) for part in parts]
         return cls(tile, classes, [(part, strip.astype(small)) for part, strip in cut if strip.any()])
 
-    def over(self, part: Part) -> Labels | None:
+    def over(self, part: Part) -> AnyLabels | None:
         """Labels over a part that later tiles share, or None where nothing is."""
         for place, labels in self.strips:
             if shared(place, part) == part:
