@@ -118,8 +118,16 @@ class GeoParquetWriter:
         return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
 
 
-def read_geometries(path: Path, box: tuple[float, float, float, float] | None = None) -> NDArray[np.object_]:
-    """Geometries of a GeoParquet file, of those only whose box meets ``box`` (x0, y0, x1, y1).
+def read_features(
+    path: Path, column: str | None = None, *, box: tuple[float, float, float, float] | None = None, most: int | None = None
+) -> tuple[NDArray[np.object_], NDArray[Any]]:
+    """Geometries of a GeoParquet file with the values of one column; row groups are read one by one.
+
+    Args:
+        path: The file.
+        column: Its values come along; None or a column that is absent gives None for each.
+        box: Only what meets (x0, y0, x1, y1).
+        most: Stop after this many.
 
     Raises:
         InputError: damaged, or without geometries.
@@ -129,12 +137,23 @@ def read_geometries(path: Path, box: tuple[float, float, float, float] | None = 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    geometries, values, count = [np.zeros(0, dtype=object)], [np.zeros(0, dtype=object)], 0
     try:
-        column = json.loads((pq.read_metadata(path).metadata or {})[b"geo"])["primary_column"]
-        geometry = shapely.from_wkb(pq.read_table(path, columns=[column])[column].to_numpy())
+        with pq.ParquetFile(path) as file:
+            primary = json.loads((file.metadata.metadata or {})[b"geo"])["primary_column"]
+            wanted = [name for name in (primary, column) if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=wanted):
+                found = shapely.from_wkb(batch.column(primary).to_numpy(zero_copy_only=False))
+                met = slice(None) if box is None else np.flatnonzero(shapely.intersects(shapely.box(*box), found))
+                other = batch.column(str(column)).to_pylist() if column in wanted else [None] * len(found)
+                geometries.append(found[met])
+                values.append(np.array(other, dtype=object)[met])
+                count += len(geometries[-1])
+                if most is not None and count >= most:
+                    break
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as GeoParquet: {error}; is it complete?") from error
-    return geometry if box is None else geometry[shapely.intersects(shapely.box(*box), geometry)]
+    return np.concatenate(geometries)[:most], np.concatenate(values)[:most]
 
 
 def read_provenance(path: Path) -> str | None:
@@ -144,12 +163,39 @@ def read_provenance(path: Path) -> str | None:
         InputError: damaged.
         MissingDependencyError: pyarrow is not installed.
     """
+    found = (_footer(path).metadata or {}).get(KEY.encode())
+    return None if found is None else str(found.decode("utf-8"))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What the footer says: driver, features, geometry_type, crs, fields.
+
+    Raises:
+        InputError: damaged, or no GeoParquet.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    footer = _footer(path)
+    geo = json.loads((footer.metadata or {}).get(b"geo", b"{}"))
+    column = geo.get("columns", {}).get(geo.get("primary_column"), None)
+    if column is None:
+        raise InputError(f"{path} is Parquet without geometries; expected GeoParquet")
+    known = column.get("crs") or {}
+    code = known.get("id", {})
+    return {
+        "driver": f"GeoParquet {geo['version']}",
+        "features": footer.num_rows,
+        "geometry_type": "/".join(column["geometry_types"]) or "no geometry",
+        "crs": f"{code['authority']}:{code['code']}" if code else known.get("name"),
+        "fields": [n for n in footer.schema.to_arrow_schema().names if n not in (geo["primary_column"], "bbox")],
+    }
+
+
+def _footer(path: Path) -> Any:
     require_pyarrow(path)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        found = (pq.read_metadata(path).metadata or {}).get(KEY.encode())
+        return pq.read_metadata(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}; is it complete?") from error
-    return None if found is None else str(found.decode("utf-8"))

@@ -62,14 +62,41 @@ def read_provenance(path: Path | str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _of_layer(path: Path) -> str | None:
+def describe_vectors(path: Path | str) -> str:
+    """One line on a vector file: format, number and kind of features, CRS, fields.
+
+    Raises:
+        InputError: missing or damaged.
+        MissingDependencyError: GeoParquet without pyarrow.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    if full_suffix(path) == ".parquet":
+        from samgraft.domains.remote_sensing import geoparquet
+
+        facts = geoparquet.read_facts(path)
+    else:
+        facts = _layer(path)
+    fields = ", ".join(str(name) for name in facts["fields"])
+    return (
+        f"<polygons {path.name!r}: {facts['driver']}, {int(facts['features']):,} features, {facts['geometry_type']}, "
+        f"{facts['crs'] or 'no CRS'}, fields {fields}>"
+    )
+
+
+def _layer(path: Path) -> dict[str, Any]:
     import pyogrio
     from pyogrio.errors import DataSourceError
 
     try:
-        found = pyogrio.read_info(path).get("layer_metadata")
+        return dict(pyogrio.read_info(path, force_feature_count=True))
     except (DataSourceError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a vector file: {error}; is it complete?") from error
+
+
+def _of_layer(path: Path) -> str | None:
+    found = _layer(path).get("layer_metadata")
     return None if not found else found.get(KEY)
 
 

@@ -7,16 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.remote_sensing.cog import CogFile, Content, layout_of
-from samgraft.errors import ConfigError, OutputError
+from samgraft.errors import OutputError
 from samgraft.grid import Grid
-from samgraft.recipes.mosaic.objects import MosaicObject
 from samgraft.recipes.mosaic.plan import Part
-from samgraft.recipes.mosaic.sink import Takes
+from samgraft.recipes.mosaic.sink import RefusingSink, Takes
 
 _BANDS: Mapping[Content, str] = {"classes": "class", "ids": "id", "scores": "score"}
 
 
-class RasterSink:
+class RasterSink(RefusingSink):
     """A raster of classes, ids or scores."""
 
     takes: Takes = "rows"
@@ -32,7 +31,6 @@ class RasterSink:
         self.path = Path(path)
         self.content: Content = content
         self._file: CogFile | None = None
-        self._width = 0
         self._provenance: dict[str, object] = {}
 
     def check(self, grid: Grid, classes: Mapping[int, str]) -> None:
@@ -53,13 +51,9 @@ class RasterSink:
         self, grid: Grid, classes: Mapping[int, str], provenance: Mapping[str, object], *, count: int | None = None
     ) -> None:
         """Make the temporary file; see :class:`Sink`."""
-        self._width, self._provenance = grid.shape[1], dict(provenance)
+        self.width, self._provenance = grid.shape[1], dict(provenance)
         self._file = self._made(grid, classes, count)
         self._file.start()
-
-    def add(self, found: MosaicObject) -> None:
-        """Rasters are painted."""
-        raise ConfigError(f"{self.path.name}: a raster is made of pixels, not of objects; use paint()")
 
     def paint(
         self,
@@ -72,10 +66,6 @@ class RasterSink:
         if self._file is None:
             raise OutputError(f"{self.path} was not started, or is finished; call start() first")
         self._file.paint(part, scores if self.content == "scores" else labels, valid)
-
-    def rows(self, rows: slice, labels: NDArray[np.integer] | None, scores: NDArray[np.uint8] | None = None) -> None:
-        """Take decided rows; see :class:`Sink`."""
-        self.paint((rows, slice(0, self._width)), labels, scores)
 
     def commit(self, further: Mapping[str, object] | None = None) -> Path:
         """Complete the file; see :class:`Sink`."""

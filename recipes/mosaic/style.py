@@ -8,18 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import numpy as np
-from numpy.typing import NDArray
-
 from samgraft.domains.atomic import atomic_path
 from samgraft.domains.remote_sensing.cog import Content
 from samgraft.domains.remote_sensing.palette import Colour, class_color
 from samgraft.errors import ConfigError, OutputError
 from samgraft.grid import Grid
-from samgraft.recipes.mosaic.objects import MosaicObject
-from samgraft.recipes.mosaic.plan import Part
 from samgraft.recipes.mosaic.raster_sink import RasterSink
-from samgraft.recipes.mosaic.sink import Takes
+from samgraft.recipes.mosaic.sink import RefusingSink, Takes
 from samgraft.recipes.mosaic.vector_sink import VectorSink
 
 CLASS_FIELD = "class"
@@ -142,7 +137,7 @@ def write_style(path: Path | str, document: str) -> Path:
     return path
 
 
-class StyleSink:
+class StyleSink(RefusingSink):
     """The style file of results that share a name; knows classes and count, and takes nothing else."""
 
     takes: Takes = "nothing"
@@ -171,24 +166,6 @@ class StyleSink:
     ) -> None:
         """Make the document; see :class:`Sink`."""
         self._document = style_document(classes, vector=self.vector, raster=self.raster, count=count)
-
-    def add(self, found: MosaicObject) -> None:
-        """A style takes nothing."""
-        raise ConfigError(f"{self.path.name}: a style takes no objects")
-
-    def paint(
-        self,
-        part: Part,
-        labels: NDArray[np.integer] | None,
-        scores: NDArray[np.uint8] | None = None,
-        valid: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """A style takes nothing."""
-        raise ConfigError(f"{self.path.name}: a style takes no pixels")
-
-    def rows(self, rows: slice, labels: NDArray[np.integer] | None, scores: NDArray[np.uint8] | None = None) -> None:
-        """A style takes nothing."""
-        self.paint((rows, slice(0, 0)), labels, scores)
 
     def commit(self, further: Mapping[str, object] | None = None) -> Path:
         """Write the file; see :class:`Sink`."""

@@ -4,18 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samgraft.domains.remote_sensing.georeference import crs_of
 from samgraft.domains.remote_sensing.outline import outlines
 from samgraft.domains.remote_sensing.pixel_runs import runs_of_masks
 from samgraft.domains.remote_sensing.polygon import COLUMNS, require_tolerance, simplified, square_metres, world_map
 from samgraft.domains.remote_sensing.stream_vector import Batch, VectorFile
-from samgraft.errors import ConfigError, OutputError
+from samgraft.errors import OutputError
 from samgraft.grid import Grid
 from samgraft.recipes.mosaic.objects import MosaicObject
-from samgraft.recipes.mosaic.plan import Part
-from samgraft.recipes.mosaic.sink import Takes
+from samgraft.recipes.mosaic.sink import RefusingSink, Takes
 
 BATCH = 8192
 """Objects that are outlined and written together."""
@@ -25,7 +23,7 @@ TILE_COLUMNS: Mapping[str, type] = {**COLUMNS, "tiles": np.int32}
 """Columns of the file: id, class, class_name, score, area (m2), area_px, and in how many tiles the object was seen."""
 
 
-class VectorSink:
+class VectorSink(RefusingSink):
     """A vector file of objects."""
 
     takes: Takes = "objects"
@@ -72,20 +70,6 @@ class VectorSink:
         self._pixels += found.area_px
         if len(self._waiting) >= BATCH or self._pixels >= BATCH_PIXELS:
             self._flush()
-
-    def paint(
-        self,
-        part: Part,
-        labels: NDArray[np.integer] | None,
-        scores: NDArray[np.uint8] | None = None,
-        valid: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Polygons are not painted."""
-        raise ConfigError(f"{self.path.name}: polygons are made of objects, not of pixels; use add()")
-
-    def rows(self, rows: slice, labels: NDArray[np.integer] | None, scores: NDArray[np.uint8] | None = None) -> None:
-        """Polygons are not painted."""
-        self.paint((rows, slice(0, 0)), labels, scores)
 
     def commit(self, further: Mapping[str, object] | None = None) -> Path:
         """Complete the file; see :class:`Sink`."""
