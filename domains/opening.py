@@ -92,7 +92,8 @@ def open_scene(
     if nan not in ("raise", "fill"):
         raise ConfigError(f'nan={nan!r}; expected "raise" or "fill"')
     several = not isinstance(path, str | os.PathLike)
-    paths = [Path(one).expanduser() for one in (path if several else [path])]
+    given_paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    paths = [Path(one).expanduser() for one in given_paths]
     for one in paths if several else ():
         _choose(one)  # a missing or empty file is named before any is opened
     reader: _Reader = "raster" if several else _choose(paths[0])

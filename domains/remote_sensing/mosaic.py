@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample, reduced_shape
-from samgraft.domains.remote_sensing.georeference import crs_of
+from samgraft.domains.remote_sensing.georeference import PIXEL, crs_of
 from samgraft.domains.remote_sensing.header import RasterChoice
 from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.domains.remote_sensing.warp import Warp, WarpedScene, placed
@@ -74,10 +74,11 @@ class MosaicScene(GeoScene):
         if dtypes not in ("refuse", "promote"):
             raise ConfigError(f"dtypes is {dtypes!r}; expected 'refuse' or 'promote'")
         if not paths:
-            raise InputError("a mosaic of no files; name at least one raster")
+            raise InputError("no raster named; give at least one path")
         chosen, warp = choice or RasterChoice(), warp or Warp()
         scenes = [placed(Path(path), chosen, warp) for path in paths]
         _require_alike(scenes, dtypes)
+        _require_places(scenes)
         if warp.crs is None:
             _require_one_world(scenes)
         parts, grid, remarks = _laid_out(scenes, chosen, warp)
@@ -186,6 +187,16 @@ def _require_alike(scenes: Sequence[RasterScene], dtypes: MixedDtypes) -> None:
             raise InputError(
                 f"{other.path} has the channels {', '.join(other.color)}, {first.path} has {', '.join(first.color)}; "
                 "choose bands by name"
+            )
+
+
+def _require_places(scenes: Sequence[RasterScene]) -> None:
+    """Refuse files that nothing places: they would all lie on each other."""
+    for scene in scenes if len(scenes) > 1 else ():
+        if scene.grid.world == PIXEL:
+            raise GeometryError(
+                f"{scene.path} has no place in the world (neither CRS nor transform), so it cannot lie beside other "
+                "files; open it alone"
             )
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,13 +94,23 @@ def segment_automatic(
     chosen = encode_batch(grafted.backbone, recorded.size, batch)
     if scene.kind == "volume":
         return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
-    plane, representation = Plane(scene, recorded.look(scene)), recorded.representation
+    plane = Plane(scene, recorded.look(scene))
+    result = _plane(plane, grafted, recorded, batch=chosen, depth=depth, track=track)
+    seen = plane.look.describe(scene) if scene.kind == "raster" else {}
+    return replace(result, meta={**result.meta, **seen})
+
+
+def _plane(
+    plane: Plane, grafted: Grafted, recorded: Recorded, *, batch: int, depth: int, track: Track | None
+) -> Segmentation:
+    """A picture or a raster."""
+    scene, representation = plane.scene, recorded.representation
     if isinstance(representation, WindowObjects):
         network = steps(grafted, representation)
-        objects = _by_window(network, plane, recorded, batch=chosen, depth=depth, track=track)
+        objects = _by_window(network, plane, recorded, batch=batch, depth=depth, track=track)
         return _instances(scene, recorded, *objects)
     network = steps(grafted, recorded.maps)
-    with closing(strips(network, plane, recorded, batch=chosen, depth=depth, track=track)) as found:
+    with closing(strips(network, plane, recorded, batch=batch, depth=depth, track=track)) as found:
         if isinstance(representation, ObjectMaps):
             return _instances(scene, recorded, *_from_maps(plane, recorded, representation, found))
         labels = np.zeros(plane.shape, dtype=label_dtype(max(recorded.classes)))
