@@ -5,21 +5,19 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import torch
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from samgraft.adapters.backbones import load_backbone
-from samgraft.adapters.bundle import BundleMeta, save_bundle
-from samgraft.adapters.decoders import ClassTokensConfig
-from samgraft.adapters.graft import attach
 from samgraft.domains.scene import Array
 from samgraft.recipes.mosaic.found import TileObjects
 from samgraft.recipes.mosaic.infer import Source, TileInfer
 from samgraft.recipes.mosaic.plan import Tile
 from tests.benchmarks import _endless
 from tests.benchmarks.pipeline import texture
+from tests.recipes.mosaic._scenes import tiny_adapter
+
+__all__ = ["EndlessInfer", "raster", "source", "tiny_adapter"]
 
 PROFILE: dict[str, Any] = {
     "driver": "GTiff",
@@ -47,19 +45,6 @@ def raster(path: Path, side: int, *, filled: int | None = None, nodata: int | No
             row, col = (int(v) * 1024 for v in divmod(int(place), across))
             height, width = min(1024, side - row), min(1024, side - col)
             target.write(patch[:, :height, :width], window=Window(col, row, width, height))
-    return path
-
-
-def tiny_adapter(path: Path, *, kind: str = "semantic", window: int = 128) -> Path:
-    """graft-tiny with a decoder for two classes that was never trained."""
-    backbone = load_backbone("graft-tiny")
-    torch.manual_seed(0)
-    grafted = attach(backbone, decoder=ClassTokensConfig(num_classes=3 if kind == "instance" else 2))
-    settings = {"size": backbone.spec.native_size, "window": window, "overlap": 0.25, "slice_axis": None}
-    extra = {"input": settings | {"neighbours": False, "bands": None, "min_area": 4}}
-    classes = {1: "object"} if kind == "instance" else {1: "a", 2: "b"}
-    save_bundle(path, grafted, meta=BundleMeta(task=kind, classes=classes, extra=extra))
-    grafted.detach()
     return path
 
 

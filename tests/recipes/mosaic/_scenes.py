@@ -4,8 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from samgraft.adapters.backbones import load_backbone
+from samgraft.adapters.bundle import BundleMeta, save_bundle
+from samgraft.adapters.decoders import ClassTokensConfig
+from samgraft.adapters.graft import attach
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.area import Area
 from samgraft.recipes.engine.automatic import steps
@@ -31,6 +36,19 @@ def bright(path: Path, said: Recorded, *, batch: int = 3, area: Area | None = No
     graft: Any = OracleGraft(instance=said.kind == "instance")
     infer._loaded = Loaded(graft, said, steps(graft, said.maps), batch)
     return infer
+
+
+def tiny_adapter(path: Path, *, kind: str = "semantic", window: int = 128) -> Path:
+    """graft-tiny with a decoder for two classes that was never trained."""
+    backbone = load_backbone("graft-tiny")
+    torch.manual_seed(0)
+    grafted = attach(backbone, decoder=ClassTokensConfig(num_classes=3 if kind == "instance" else 2))
+    settings = {"size": backbone.spec.native_size, "window": window, "overlap": 0.25, "slice_axis": None}
+    extra = {"input": settings | {"neighbours": False, "bands": None, "min_area": 4}}
+    classes = {1: "object"} if kind == "instance" else {1: "a", 2: "b"}
+    save_bundle(path, grafted, meta=BundleMeta(task=kind, classes=classes, extra=extra))
+    grafted.detach()
+    return path
 
 
 def grainy(shape: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
