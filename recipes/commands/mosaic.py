@@ -19,7 +19,18 @@ need no joining, and the result is a ``Segmentation``."""
 STREAMED = (".parquet", ".fgb")
 """Formats that only the tiled run writes."""
 _READING = ("bands", "sensor", "gsd", "crs", "nodata")
-_ONLY = ("aoi", "engine", "scheduler", "workers", "largest", "restart", "on_bad_tile", "keep_work", "scores", "simplify")
+_ONLY = (
+    "aoi",
+    "engine",
+    "scheduler",
+    "workers",
+    "largest",
+    "restart",
+    "on_bad_tile",
+    "keep_work",
+    "scores",
+    "simplify",
+)
 
 
 def add_mosaic(parser: PlainParser) -> None:
@@ -27,26 +38,36 @@ def add_mosaic(parser: PlainParser) -> None:
     group = parser.add_argument_group(
         "large rasters",
         f"A raster of more than {LARGE:,} pixels, several files (one mosaic), and every call with one of these options "
-        "or with .parquet or .fgb as output goes tile by tile: memory follows the tile, and the same call goes on after "
-        "a crash. --tile (pixels) and --overlap (pixels) change the tiles.",
+        "or with .parquet or .fgb as output goes tile by tile: memory follows the tile, and the same call goes on "
+        "after a crash. --tile (pixels) and --overlap (pixels) change the tiles.",
     )
     group.add_argument("--aoi", default=None, metavar="FILE", help="polygons that say where results are wanted")
-    group.add_argument("--largest", type=float, default=None, metavar="METRES", help="longest object; chooses the tiles")
+    group.add_argument(
+        "--largest", type=float, default=None, metavar="METRES", help="longest object; chooses the tiles"
+    )
     group.add_argument("--workers", type=int, default=None, metavar="N", help="processes on this machine")
     group.add_argument("--engine", default=None, choices=("local", "dask"), help="who computes; local if not named")
-    group.add_argument("--scheduler", default=None, metavar="ADDRESS", help="dask: tcp://host:8786; none starts one here")
+    group.add_argument(
+        "--scheduler", default=None, metavar="ADDRESS", help="dask: tcp://host:8786; none starts one here"
+    )
     group.add_argument("--restart", action="store_true", default=None, help="throw away what an earlier run left")
     group.add_argument("--on-bad-tile", default=None, choices=("fail", "skip"), help="what to do if a tile is damaged")
     group.add_argument("--keep-work", action="store_true", default=None, help="leave OUTPUT.samgraft with the journal")
     group.add_argument("--scores", default=None, metavar="FILE.tif", help="raster of scores, as well")
-    group.add_argument("--simplify", type=float, default=None, metavar="UNITS", help="tolerance of polygons; 0 is exact")
+    group.add_argument(
+        "--simplify", type=float, default=None, metavar="UNITS", help="tolerance of polygons; 0 is exact"
+    )
     group.add_argument(
         "--report", nargs="?", const="", default=None, metavar="FILE.html", help="a page to look at, beside the output"
     )
     reading = parser.add_argument_group("how a raster is read")
-    reading.add_argument("--bands", default=None, help="numbers from 1 or names, such as 4,3,2 or red,green,blue or rgb")
+    reading.add_argument(
+        "--bands", default=None, help="numbers from 1 or names, such as 4,3,2 or red,green,blue or rgb"
+    )
     reading.add_argument("--sensor", default=None, help="names the bands: sentinel2, landsat8, naip, planetscope, ...")
-    reading.add_argument("--gsd", type=float, default=None, help="metres per pixel to work at; results lie on that grid")
+    reading.add_argument(
+        "--gsd", type=float, default=None, help="metres per pixel to work at; results lie on that grid"
+    )
     reading.add_argument("--crs", default=None, help="coordinate system to bring the raster to, such as EPSG:32633")
     reading.add_argument("--nodata", type=float, default=None, help="missing pixels, where the file does not say so")
 
@@ -131,8 +152,8 @@ def _report(values: argparse.Namespace, summary: Any, reading: dict[str, Any]) -
 
 def _options(values: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``MosaicOptions``, of those that were given."""
-    named = {"aoi": "aoi", "engine": "engine", "scheduler": "scheduler", "workers": "workers", "restart": "restart",
-             "on_bad_tile": "on_bad_tile", "keep_work": "keep_work", "largest_m": "largest", "tile": "tile"}  # fmt: skip
+    names = ("aoi", "engine", "scheduler", "workers", "restart", "on_bad_tile", "keep_work", "tile")
+    named = {name: name for name in names} | {"largest_m": "largest"}
     found = {name: v for name, option in named.items() if (v := getattr(values, option)) is not None}
     overlap = values.overlap
     if overlap is None:

@@ -96,7 +96,7 @@ class LocalEngine:
     def _pool(
         self, payload: bytes, batches: Iterator[Sequence[Tile]], begun: dict[int, Sequence[Tile]]
     ) -> Iterator[list[Outcome]]:
-        """Results of one pool; ``begun`` holds the batches that are not given back, by the number of their first tile."""
+        """Results of one pool; ``begun`` holds batches that are not given back, by the number of their first tile."""
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         with ProcessPoolExecutor(
             self.workers, mp_context=get_context("spawn"), initializer=_start, initargs=(payload, threads)

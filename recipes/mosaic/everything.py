@@ -52,8 +52,8 @@ class EverythingInfer(TileInfer):
         self.look, self.config, self.size = look, config or EverythingConfig(), size
         if self.config.shapes is not None:
             raise ConfigError(
-                "objects of a mosaic are complete only after their tiles are joined; filter by form in the written file, "
-                "or cut the raster"
+                "objects of a mosaic are complete only after their tiles are joined; filter by form in the written "
+                "file, or cut the raster"
             )
         self.backbone = backbone if isinstance(backbone, Backbone) else str(backbone)
         self._network: Backbone | None = None

@@ -48,7 +48,9 @@ class TileObjects:
             )
         low, high = int(self.labels.min(initial=0)), int(self.labels.max(initial=0))
         if low < 0 or high > count:
-            raise ShapeError(f"labels go from {low} to {high}, but {count} objects are described; expected 0 to {count}")
+            raise ShapeError(
+                f"labels go from {low} to {high}, but {count} objects are described; expected 0 to {count}"
+            )
         object.__setattr__(self, "labels", np.ascontiguousarray(self.labels, dtype=np.int32))
         object.__setattr__(self, "classes", np.asarray(self.classes, dtype=np.int32))
         object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float32))
@@ -89,7 +91,9 @@ class TileObjects:
         try:
             return cls(**arrays)
         except ShapeError as error:
-            raise InputError(f"{path} is not the objects of a tile: {error}; delete it to have it made again") from error
+            raise InputError(
+                f"{path} is not the objects of a tile: {error}; delete it to have it made again"
+            ) from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"labels": self.labels, "classes": self.classes, "scores": self.scores}
@@ -143,7 +147,9 @@ class TileClasses:
         try:
             return cls(**arrays)
         except ShapeError as error:
-            raise InputError(f"{path} is not the classes of a tile: {error}; delete it to have it made again") from error
+            raise InputError(
+                f"{path} is not the classes of a tile: {error}; delete it to have it made again"
+            ) from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"labels": self.labels} | ({} if self.scores is None else {"scores": self.scores})
@@ -177,17 +183,23 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return file.getvalue()
 
 
-def _load(path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+def _load(
+    path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, NDArray[Any]]:
     """The named arrays of a file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in names if name not in file.files]
             if missing:
-                raise InputError(f"{path} has {sorted(file.files)} but lacks {missing}; delete it to have it made again")
+                raise InputError(
+                    f"{path} has {sorted(file.files)} but lacks {missing}; delete it to have it made again"
+                )
             return {name: file[name] for name in (*names, *optional) if name in file.files}
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: there is no such file") from error
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"cannot read {path}: {error}; the file is damaged, delete it to have it made again") from error
+        raise InputError(
+            f"cannot read {path}: {error}; the file is damaged, delete it to have it made again"
+        ) from error

@@ -19,6 +19,7 @@ from samgraft.recipes.mosaic.infer import Found, marked
 from samgraft.recipes.mosaic.plan import Part, Tile, shape_of, within
 from samgraft.recipes.representations import ObjectMaps, WindowObjects
 
+
 @dataclass(eq=False)
 class View:
     """The pixels of a tile and of all network windows that touch it."""

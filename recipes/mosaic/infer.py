@@ -61,8 +61,8 @@ class Source:
         scene = open_scene(self.paths[0] if len(self.paths) == 1 else self.paths, **self.options)
         if self.content is not None and fingerprint(files_of(scene), times=False) != self.content:
             raise InputError(
-                f"{scene.path} is not the file that this run began with; every worker must see the same files under the "
-                "same paths"
+                f"{scene.path} is not the file that this run began with; all workers must see the same files "
+                "under the same paths"
             )
         return scene
 
@@ -204,7 +204,9 @@ class OracleInfer(TileInfer):
         own = np.maximum(content, 0)
         labels, count = measure.label(own, connectivity=1, background=0, return_num=True)
         ones = np.ones(count)
-        return TileObjects(labels=labels.astype(np.int32), classes=ones.astype(np.int64), scores=ones.astype(np.float32))
+        return TileObjects(
+            labels=labels.astype(np.int32), classes=ones.astype(np.int64), scores=ones.astype(np.float32)
+        )
 
 
 class NothingInfer(TileInfer):

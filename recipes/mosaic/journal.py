@@ -1,7 +1,7 @@
 """What a mosaic run has finished, kept so that a run that was killed goes on where it was.
 
-Beside the output lies the folder ``<output>.samgraft``: ``journal.sqlite`` says which tiles are finished, ``tiles`` holds
-what was found in them, one file per content, named by its SHA-256. A tile is written in this order: file under a
+Beside the output lies the folder ``<output>.samgraft``: ``journal.sqlite`` says which tiles are finished, ``tiles``
+holds what was found in them, one file per content, named by its SHA-256. A tile is written in this order: file under a
 temporary name, the same renamed, row in the journal. So a row never names a file that is not there, whenever the
 process is killed; at most the rows of the last half second are lost, and their tiles are computed again.
 
@@ -45,8 +45,8 @@ class Outcome:
     number: int
     """Of the tile in its plan."""
     state: State
-    """"found": ``content`` holds it; "blank": there is data, but nothing was found in it; "empty": no data, or all of it
-    outside the area; "bad": it could not be read."""
+    """"found": ``content`` holds it; "blank": there is data, but nothing was found in it; "empty": no data in the
+    area; "bad": it could not be read."""
     content: bytes = b""
     """The bytes of its artifact."""
     note: str = ""
@@ -153,9 +153,13 @@ class Journal:
 
     def count(self, state: State | None = None) -> int:
         """Tiles that are finished, or those in one state."""
-        wanted = ("select count(*) from tiles", ()) if state is None else (
-            "select count(*) from tiles where state = ?",
-            (state,),
+        wanted = (
+            ("select count(*) from tiles", ())
+            if state is None
+            else (
+                "select count(*) from tiles where state = ?",
+                (state,),
+            )
         )
         return int(self._base.execute(*wanted).fetchone()[0])
 
@@ -252,7 +256,9 @@ class Journal:
         except sqlite3.Error as error:
             if "locked" in str(error):
                 message = f"another run works in {self.folder}; wait for it, or name another output"
-            elif isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error) or "not a database" in str(error):
+            elif (
+                isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error) or "not a database" in str(error)
+            ):
                 message = f"{self.folder / 'journal.sqlite'} is damaged ({error}); remove the folder to begin again"
             else:
                 message = f"{self.folder} cannot {what}: {error}; {_STAYS}"

@@ -225,8 +225,8 @@ class _Run:
         if outcome.state == "bad" and self._on_bad == "fail":
             rows, cols = self.plan.tile(outcome.number).window
             raise InputError(
-                f"tile {outcome.number} (rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop}) cannot be "
-                f"read: {outcome.note}. Finished tiles stay in {self.journal.folder}: repair the file, or add "
+                f"tile {outcome.number} (rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop}) cannot "
+                f"be read: {outcome.note}. Finished tiles stay in {self.journal.folder}: repair the file, or add "
                 "--on-bad-tile skip to leave such tiles empty"
             )
         self.journal.record(outcome)
@@ -250,7 +250,9 @@ def patches(found: TileClasses) -> TileObjects:
         area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         total = np.bincount(labels.ravel(), weights=found.scores.ravel(), minlength=count + 1)[1:]
         scores = total / area / 255
-    return TileObjects(labels=labels.astype(np.int32), classes=classes.astype(np.int32), scores=scores.astype(np.float32))
+    return TileObjects(
+        labels=labels.astype(np.int32), classes=classes.astype(np.int32), scores=scores.astype(np.float32)
+    )
 
 
 def _write(

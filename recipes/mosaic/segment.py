@@ -75,7 +75,9 @@ class MosaicOptions:
                 "fail or skip"
             )
         if self.scheduler is not None and self.engine != "dask":
-            raise ConfigError(f"scheduler {self.scheduler} belongs to the Dask engine; add engine='dask' (--engine dask)")
+            raise ConfigError(
+                f"scheduler {self.scheduler} belongs to the Dask engine; add engine='dask' (--engine dask)"
+            )
         if self.largest_m is not None and (self.tile is not None or self.overlap is not None):
             raise ConfigError("largest_m chooses tile and overlap; leave these two out, or largest_m")
 
@@ -214,7 +216,11 @@ def _infer(
     """What is computed of a tile, its classes, and the side of a network window in pixels of the raster."""
     if adapter is None:
         whole = EverythingInfer(
-            source, look_at(scene), backbone="graft-tiny" if backbone is None else backbone, config=everything, area=area
+            source,
+            look_at(scene),
+            backbone="graft-tiny" if backbone is None else backbone,
+            config=everything,
+            area=area,
         )
         return whole, {1: "object"}, 2 * network_size(whole.network, None)
     grafted = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)

@@ -23,7 +23,7 @@ from samgraft.adapters.graft import Grafted
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.fit import windows as tiling
 from samgraft.recipes.engine.automatic import Chunk, Steps, chunks, on_squares, steps
-from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
+from samgraft.recipes.engine.pipeline import encode_batch, pipeline
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.run import adapter_meta, load_adapter
 from samgraft.recipes.look import Look
@@ -229,8 +229,8 @@ def lattice(said: Recorded, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], N
     """
     if said.window is None:
         raise ConfigError(
-            "the adapter was trained on whole pictures, so it has no windows to walk over a large raster with; train it "
-            "with --data.window, or cut the raster"
+            "the adapter was trained on whole pictures, so it has no windows to walk over a large raster with; train "
+            "it with --data.window, or cut the raster"
         )
     rows, cols = shape
     down = [one[0].start for one in tiling((rows, 1), said.window, said.overlap)]

@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--outputs", nargs="*", default=[".gpkg", ".tif"], help="suffixes of what is written")
     parser.add_argument("--tile", type=int, default=1024, help="side of a tile in pixels")
     parser.add_argument("--overlap", type=int, default=64, help="of the oracle's tiles")
-    parser.add_argument("--filled", type=int, default=16, help="graft-tiny: squares of 1024 pixels with something in them")
+    parser.add_argument(
+        "--filled", type=int, default=16, help="graft-tiny: squares of 1024 pixels with something in them"
+    )
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/raster_engine_memory.json"))
     options = options_or_work(parser, argv, measure)
     if options is None:

@@ -81,9 +81,7 @@ def nothing(task: dict[str, Any]) -> dict[str, Any]:
     plan = plan_tiles((grid.shape[0], grid.shape[1]), task["tile"], task["overlap"])
     sinks = plan_sinks([output], grid, {1: "a"}, kind=infer.kind)
     with Journal(work_folder(output), infer.facts()) as journal:
-        run_mosaic(
-            grid, infer, plan, sinks, kind=infer.kind, classes={1: "a"}, engine=LocalEngine(), journal=journal
-        )
+        run_mosaic(grid, infer, plan, sinks, kind=infer.kind, classes={1: "a"}, engine=LocalEngine(), journal=journal)
         journal.remove()
     seconds = time.perf_counter() - start
     for sink in sinks:

@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             there = [output for output in OUTPUTS if (folder / output).exists()]
             wrong = [output for output in there if (folder / output).read_bytes() != expected[output]]
             killed = child.returncode == -signal.SIGKILL
-            rows.append({"run": len(rows) + 1, "after_s": wait, "killed": killed, "final": len(there), "wrong": len(wrong)})
+            rows.append(
+                {"run": len(rows) + 1, "after_s": wait, "killed": killed, "final": len(there), "wrong": len(wrong)}
+            )
             if not killed:  # done: begin again from nothing
                 for output in OUTPUTS:
                     (folder / output).unlink()

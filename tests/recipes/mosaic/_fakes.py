@@ -1,4 +1,4 @@
-"""Infer functions that travel to other processes and need neither raster nor model, and a sink that is one JSON file."""
+"""Infer functions that travel and need neither raster nor model, and a sink that is one JSON file."""
 
 import json
 import os
@@ -67,7 +67,9 @@ class JsonSink:
 
     def add(self, found: MosaicObject) -> None:
         pixels = [
-            (int(r) + part[0].start, int(c) + part[1].start) for part, mask in found.pieces for r, c in np.argwhere(mask)
+            (int(r) + part[0].start, int(c) + part[1].start)
+            for part, mask in found.pieces
+            for r, c in np.argwhere(mask)
         ]
         self.content["found"].append([found.id, found.class_id, round(found.score, 6), sorted(pixels)])
 

@@ -29,7 +29,9 @@ def header(**options: Any) -> Recorded:
     return Recorded(recipe=InputRecipe(**{"size": 64, "window": 64} | options), classes=classes, kind=kind)
 
 
-def bright(path: Path, said: Recorded, *, batch: int = 3, area: Area | None = None, scores: bool = False) -> AdapterInfer:
+def bright(
+    path: Path, said: Recorded, *, batch: int = 3, area: Area | None = None, scores: bool = False
+) -> AdapterInfer:
     """An infer function that calls bright pixels of a raster an object or a class."""
     scene = open_scene(path)
     infer = AdapterInfer(Source.of(path), "bright.graft", look_at(scene), area=area, scores=scores)

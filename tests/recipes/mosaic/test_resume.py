@@ -1,4 +1,4 @@
-"""Kill -9 at random moments, and full disks: what is finished stays, nothing is at the final path, the end is the same."""
+"""Kill -9 at random moments, and full disks: what is finished stays, and the end is the same."""
 
 import os
 import random

@@ -111,7 +111,9 @@ def test_a_bad_tile_stops_the_run_and_the_rest_stays(tmp_path: Path) -> None:
     plan, infer = plan_tiles(SHAPE, 48, 8), oracle(tmp_path, things(SHAPE))
     sink = JsonSink(tmp_path / "out.json")
     broken(infer, 60, 60)
-    with pytest.raises(InputError, match=r"tile 6 \(rows 40 to 88, columns 40 to 88\).*block \(2, 1\).*on-bad-tile skip"):
+    with pytest.raises(
+        InputError, match=r"tile 6 \(rows 40 to 88, columns 40 to 88\).*block \(2, 1\).*on-bad-tile skip"
+    ):
         whole(tmp_path, infer, plan, sink)
     assert not sink.path.exists()
     repaired = OracleInfer(infer.source)
