@@ -7,7 +7,8 @@ nothing, to what another tile shows there (``layers.compose``).
 
 Two passes give final ids. The first, :func:`number_objects`, needs no masks; the second knows the id of every fragment
 and so can write label maps block by block, also of objects that are not complete yet. Memory: the strips and open
-objects along one row of tiles (large masks are packed), 16 bytes for each object and 4 for each fragment.
+objects along one row of tiles (large masks are packed), and for the ids 12 bytes for each object and 4 for each
+fragment in the first pass, 4 and 4 in the second.
 
 An oracle's objects come out exactly, for any tile size, overlap and origin: two adjacent pixels always lie in one
 window, so connected fragments share pixels with each other, and over what two tiles share their parts are equal.
@@ -65,6 +66,8 @@ class _Block:
 class _Complete:
     """An object before it has its id."""
 
+    key: int
+    """Of one of its fragments."""
     pieces: list[Piece]
     class_id: int
     score: float
@@ -166,13 +169,20 @@ class Frontier:
             for key in self._ending.pop(number):
                 if key in self._open and self._open[key].until <= tile.number:
                     complete += self._close(key)
-        passed = tile.number - self.plan.grid[1] - 1
-        for number in [n for n in self._held if n <= passed]:
-            del self._held[number]
+        self._let_go(tile)
         labels = None
         if self.numbering is not None and block.canvas.any():
             labels = np.array(block.ids, dtype=np.int32)[block.canvas]
         return Step(block.part, labels, self._named(complete))
+
+    def _let_go(self, tile: Tile) -> None:
+        """Drop what no tile after this one shares."""
+        passed = tile.number - self.plan.grid[1] - 1
+        for number in [n for n in self._held if n <= passed]:
+            del self._held[number]
+        if tile.index[1] and tile.number - 1 in self._held:
+            left = self._held[tile.number - 1]
+            left.strips = [strip for strip in left.strips if strip[0][1] == left.tile.window[1]]
 
     def _near(self, tile: Tile) -> list[Held]:
         """Earlier neighbours, ascending by number."""
@@ -283,7 +293,7 @@ class Frontier:
                 self._open[root].pieces.append(piece)
             else:
                 class_id, score = int(found.classes[code - 1]), float(found.scores[code - 1])
-                complete.append(_Complete([piece], class_id, score, 1))
+                complete.append(_Complete(key_of(block.tile.number, code), [piece], class_id, score, 1))
         return complete
 
     def _close(self, key: int) -> list[_Complete]:
@@ -291,16 +301,16 @@ class Frontier:
         one = self._open.pop(key)
         self._forest.forget(member for member, _, _ in one.members)
         tiles = len({split_key(member)[0] for member, _, _ in one.members})
-        return [_Complete(one.pieces, one.class_id, one.score(), tiles)] if one.pieces else []
+        return [_Complete(key, one.pieces, one.class_id, one.score(), tiles)] if one.pieces else []
 
     def _named(self, complete: list[_Complete]) -> tuple[MosaicObject, ...]:
         """Objects with their ids, in raster scan order of their first pixels."""
         found = []
-        for first, one in sorted(((one.first(), one) for one in complete), key=lambda pair: pair[0]):
+        for one in sorted(complete, key=_Complete.first):
             self._closed += 1
             parts = tuple(sorted(one.pieces, key=lambda piece: (piece.part[0].start, piece.part[1].start)))
             made = MosaicObject(
-                id=self._closed if self.numbering is None else self.numbering.at(first),
+                id=self._closed if self.numbering is None else self.numbering.id_of(one.key),
                 class_id=one.class_id,
                 score=one.score,
                 tiles=one.tiles,
@@ -361,7 +371,7 @@ def number_objects(
     counter = _Counter(plan)
     for _ in _steps(counter, found, links):
         pass
-    return counter.register.numbering(plan.shape[1])
+    return counter.register.numbering()
 
 
 def stream_steps(

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from samgraft.errors import ConfigError
+
 Keys = NDArray[np.int64]
 _SHIFT = 32
 
@@ -70,31 +72,38 @@ class Forest:
 
 @dataclass(frozen=True, eq=False)
 class Numbering:
-    """Final ids of a whole raster: 4 bytes for each fragment and 16 for each object."""
+    """Final ids of a whole raster: 4 bytes for each fragment and for each object."""
 
-    classes: NDArray[np.int32]
+    classes: NDArray[np.uint16]
     """(count,) class of each object, in order of its id."""
-    scores: NDArray[np.float32]
-    """(count,) score of each object."""
-    firsts: Keys
-    """(count,) row times width plus column of each object's first pixel; ascending."""
-    width: int
-    """Of the raster."""
+    scores: NDArray[np.float16]
+    """(count,) score of each object, 0 to 1; rounded, since it is meant for score maps."""
     _tables: dict[int, NDArray[np.int32]] = field(repr=False)
 
     @property
     def count(self) -> int:
         """Number of objects; ids are 1 to ``count``."""
-        return len(self.firsts)
+        return len(self.classes)
 
     def of_tile(self, number: int, size: int) -> NDArray[np.int32]:
-        """Final id of each of ``size`` local ids of a tile, 0 for 0: a look-up table for ``TileObjects.labels``."""
-        table = self._tables.get(number)
-        return np.zeros(size, dtype=np.int32) if table is None else table
+        """(size,) final id of each local id of a tile, 0 for 0: a look-up table for ``TileObjects.labels``.
 
-    def at(self, first: tuple[int, int]) -> int:
-        """Final id of the object whose first pixel lies at this row and column."""
-        return int(np.searchsorted(self.firsts, first[0] * self.width + first[1])) + 1
+        Raises:
+            ConfigError: the first pass saw another number of objects in this tile.
+        """
+        table = self._tables.get(number)
+        if table is None:
+            table = np.zeros(1, dtype=np.int32)
+        if len(table) != size and (len(table) > 1 or size > 1):
+            raise ConfigError(
+                f"tile {number} has {size - 1} objects, but {len(table) - 1} when they were numbered; number them again"
+            )
+        return table
+
+    def id_of(self, key: int) -> int:
+        """Final id of a fragment's object, 0 if no pixel was left to it."""
+        tile, local = split_key(key)
+        return int(self._tables[tile][local])
 
 
 class Register:
@@ -102,7 +111,7 @@ class Register:
 
     def __init__(self) -> None:
         """Nothing is there yet."""
-        self._firsts, self._classes, self._scores = array("q"), array("i"), array("f")
+        self._firsts, self._classes, self._scores = array("q"), array("H"), array("H")
         self._tables: dict[int, NDArray[np.int32]] = {}
 
     def tile(self, number: int, count: int) -> None:
@@ -113,31 +122,32 @@ class Register:
     def alone(
         self, tile: int, local: NDArray[np.intp], firsts: Keys, classes: NDArray[np.int32], scores: NDArray[np.float32]
     ) -> None:
-        """Objects (k,) of one fragment each."""
+        """Objects (k,) of one fragment each: local ids, and row times width plus column of the first pixels."""
         if len(local):
-            self._tables[tile][local] = np.arange(len(self._firsts) + 1, len(self._firsts) + len(local) + 1)
-            self._firsts.frombytes(np.ascontiguousarray(firsts, dtype=np.int64).tobytes())
-            self._classes.frombytes(np.ascontiguousarray(classes, dtype=np.int32).tobytes())
-            self._scores.frombytes(np.ascontiguousarray(scores, dtype=np.float32).tobytes())
+            known = len(self._firsts)
+            self._tables[tile][local] = np.arange(known + 1, known + len(local) + 1)
+            self._add(np.asarray(firsts, dtype=np.int64), classes, scores)
 
     def joined(self, keys: Sequence[int], first: int, class_id: int, score: float) -> None:
         """One object of several fragments."""
-        self._firsts.append(first)
-        self._classes.append(class_id)
-        self._scores.append(score)
+        self._add(np.array([first]), np.array([class_id]), np.array([score]))
         for key in keys:
             tile, local = split_key(key)
             self._tables[tile][local] = len(self._firsts)
 
-    def numbering(self, width: int) -> Numbering:
+    def numbering(self) -> Numbering:
         """Final ids of everything so far; call it once, in the end."""
-        firsts = np.frombuffer(self._firsts, dtype=np.int64) if len(self._firsts) else np.zeros(0, np.int64)
-        order = np.argsort(firsts, kind="stable")
-        final = np.zeros(len(order) + 1, dtype=np.int32)
-        final[order + 1] = np.arange(1, len(order) + 1)
-        tables, self._tables = self._tables, {}
-        for table in tables.values():
+        count = len(self._firsts)
+        order = np.argsort(np.frombuffer(self._firsts, dtype=np.int64), kind="stable") if count else np.zeros(0, np.intp)
+        self._firsts = array("q")
+        final = np.zeros(count + 1, dtype=np.int32)
+        final[order + 1] = np.arange(1, count + 1, dtype=np.int32)
+        for table in self._tables.values():
             table[:] = final[table]
-        classes = np.array(self._classes, dtype=np.int32)[order]
-        scores = np.array(self._scores, dtype=np.float32)[order]
-        return Numbering(classes=classes, scores=scores, firsts=firsts[order], width=width, _tables=tables)
+        classes, scores = np.array(self._classes, dtype=np.uint16), np.array(self._scores, dtype=np.uint16)
+        return Numbering(classes=classes[order], scores=scores.view(np.float16)[order], _tables=self._tables)
+
+    def _add(self, firsts: Keys, classes: NDArray[np.integer], scores: NDArray[np.floating]) -> None:
+        self._firsts.frombytes(firsts.tobytes())
+        self._classes.frombytes(classes.astype(np.uint16).tobytes())
+        self._scores.frombytes(scores.astype(np.float16).tobytes())

@@ -35,7 +35,7 @@ def see(tile: Tile, side: int) -> TileObjects:
     rows, cols = np.arange(y[0] // TALL, y[-1] // TALL + 1), np.arange(x[0] // WIDE, x[-1] // WIDE + 1)
     radius = 5 + _noise(rows, cols, 1) % 10
     limit = np.where(_noise(rows, cols, 2) % 4 == 0, 10_000, radius * radius).astype(np.int16)
-    road = rows % ROAD_EVERY == ROAD_AT
+    road = (rows % ROAD_EVERY == ROAD_AT) & (rows < side // TALL)
     limit[road] = -1
     limit[rows >= side // TALL] = -1
     limit[:, cols >= side // WIDE] = -1

@@ -74,7 +74,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read .*absent.npz"):
         TileObjects.load(tmp_path / "absent.npz")
     classes = TileClasses(np.zeros((2, 2), np.uint8)).save(tmp_path / "c.npz")
-    with pytest.raises(InputError, match=r"has \['labels'\] but lacks \['classes', 'scores'\]"):
+    with pytest.raises(InputError, match=r"it has \['labels'\] but lacks \['classes', 'scores'\]"):
         TileObjects.load(classes)
     objects = np.zeros(1, dtype=object)
     np.savez(tmp_path / "evil.npz", labels=objects, classes=objects, scores=objects)

@@ -1,9 +1,11 @@
 """Groups and numbers do not depend on the order of the work."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samgraft.errors import ConfigError
 from samgraft.recipes.mosaic.reduce import Forest, Register, key_of, split_key
 
 PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=12)
@@ -52,11 +54,13 @@ def test_ids_count_objects_by_their_first_pixels_whatever_closes_first() -> None
         4, np.array([1, 3]), np.array([70, 12]), np.array([5, 6], np.int32), np.array([0.5, 0.25], np.float32)
     )
     register.joined([key_of(4, 2), key_of(6, 1)], 31, 7, 0.75)
-    numbering = register.numbering(10)
+    numbering = register.numbering()
     assert numbering.count == 3
     assert numbering.of_tile(4, 4).tolist() == [0, 3, 2, 1]
     assert numbering.of_tile(6, 3).tolist() == [0, 2, 0]  # the second has no pixel of its own
     assert numbering.of_tile(7, 1).tolist() == [0]
     assert (numbering.classes.tolist(), numbering.scores.tolist()) == ([6, 7, 5], [0.25, 0.75, 0.5])
-    assert [numbering.at(first) for first in ((1, 2), (3, 1), (7, 0))] == [1, 2, 3]
-    assert Register().numbering(10).count == 0
+    assert [numbering.id_of(key_of(*place)) for place in ((4, 3), (4, 2), (6, 1), (4, 1))] == [1, 2, 2, 3]
+    with pytest.raises(ConfigError, match="tile 4 has 5 objects, but 3 when they were numbered"):
+        numbering.of_tile(4, 6)
+    assert Register().numbering().count == 0
