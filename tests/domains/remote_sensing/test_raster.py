@@ -72,7 +72,7 @@ def test_bands_are_chosen_by_gdal_number(tmp_path: Path) -> None:
     scene = RasterScene(path, bands=(5, 3, 2))
     assert scene.channel_names == ("B5", "B3", "B2")
     np.testing.assert_array_equal(scene.read(), array[[4, 2, 1]])
-    with pytest.raises(InputError, match=r"bands \[0, 9\] asked; it has bands 1 to 8"):
+    with pytest.raises(InputError, match="band 0 asked; the file has bands 1 to 8"):
         RasterScene(path, bands=(0, 9))
 
 
@@ -172,8 +172,8 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.tif").write_text("no raster")
     with pytest.raises(InputError, match=r"text.tif cannot be opened as a raster"):
         RasterScene(tmp_path / "text.tif")
-    with pytest.raises(InputError, match="4 ground control points and has no transform.*gdalwarp"):
-        RasterScene(rasters.write_gcp_raster(tmp_path / "gcp.tif"))
+    with pytest.raises(InputError, match="9 ground control points and has no transform.*gdalwarp"):
+        RasterScene(rasters.write_gcp_raster(tmp_path / "gcp.tif", bend=1.0))
     with pytest.raises(InputError, match="placed by RPCs.*orthorectify"):
         RasterScene(rasters.write_rpc_raster(tmp_path / "rpc.tif"))
     with pytest.raises(InputError, match=r"bands \[1\] hold complex numbers"):
