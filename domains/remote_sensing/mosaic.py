@@ -226,15 +226,20 @@ def _laid_out(
     shape = (int(end[0] - origin[0]), int(end[1] - origin[1]))
     if max(shape) > _MOST_SIDE:
         raise GeometryError(f"the files span {shape[0]} x {shape[1]} pixels; open those that belong together")
-    parts, moved = [], 0
+    parts: list[_Part] = []
+    onto: RasterScene
+    moved = 0
     for scene, shift, place, four in zip(scenes, shifts, low, corners, strict=True):
         number = len(parts)
         if not _on_grid(four, place, scene.grid.shape):
             moved += 1
             size = (int(high[number, 0] - place[0]), int(high[number, 1] - place[1]))
             grid = _part_of(base, place, size)
-            scene = WarpedScene(scene.path, warp=replace(warp, crs=None, shift=shift), choice=choice, grid=grid)  # noqa: PLW2901
-        parts.append(_Part(scene, int(place[0] - origin[0]), int(place[1] - origin[1])))
+            turn = 0.0 if isinstance(scene, WarpedScene) else shift  # GDAL itself turns what comes from another CRS
+            onto = WarpedScene(scene.path, warp=replace(warp, crs=None, shift=turn), choice=choice, grid=grid)
+        else:
+            onto = scene
+        parts.append(_Part(onto, int(place[0] - origin[0]), int(place[1] - origin[1])))
     remarks = [*scenes[0].notes]
     if moved:
         remarks.append(f"{moved} files do not lie on the grid of the first: {warp.resampling}")

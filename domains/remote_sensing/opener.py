@@ -10,7 +10,8 @@ from samgraft.domains.remote_sensing.header import RasterChoice
 from samgraft.domains.remote_sensing.mosaic import MixedDtypes, MosaicScene
 from samgraft.domains.remote_sensing.resample import Kernel, at_gsd
 from samgraft.domains.remote_sensing.sensor import BandChoice
-from samgraft.domains.remote_sensing.warp import Resampling, Warp, placed
+from samgraft.domains.remote_sensing.warp import Warp, placed
+from samgraft.domains.scene import Resampling
 from samgraft.errors import InputError
 
 

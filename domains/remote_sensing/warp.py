@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import rasterio
@@ -25,12 +25,9 @@ from samgraft.domains.remote_sensing.geo_scene import Sample, reduced_shape
 from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, grid_of, ground_step, point_map, transform_of
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader
 from samgraft.domains.remote_sensing.raster import RasterScene, header_of, opened
-from samgraft.domains.scene import Array
+from samgraft.domains.scene import Array, Resampling
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
-
-Resampling = Literal["nearest", "bilinear", "cubic", "average"]
-"""How a pixel is computed from those around its place."""
 
 _TOLERANCE = 1e-9  # pixels; rasterio takes 0 for "no transformer at all", and a larger one makes values depend on windows
 _MOST_SIDE = 2**31 - 1

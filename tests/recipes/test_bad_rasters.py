@@ -19,6 +19,7 @@ from rasterio.enums import ColorInterp
 
 import samgraft
 from samgraft.domains.remote_sensing.georeference import UNKNOWN_CRS, transform_of
+from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import Segmentation
 from samgraft.errors import InputError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
@@ -41,7 +42,7 @@ def image(dtype: str = "uint8", shape: tuple[int, int] = SHAPE) -> NDArray[Any]:
     return squares(SHAPE, BOXES)[None, : shape[0], : shape[1]].astype(dtype)
 
 
-def run(scene: samgraft.domains.scene.Scene, graft: OracleGraft | None = None) -> Segmentation:
+def run(scene: Scene, graft: OracleGraft | None = None) -> Segmentation:
     recipe = InputRecipe(size=64, window=64)
     return segment_automatic(scene, graft or OracleGraft(), Recorded(recipe=recipe, classes={1: "roof"}))
 
@@ -211,6 +212,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import Segmentation
 folder = Path(sys.argv[1])
 grid = RasterScene(folder / "a.tif").grid
