@@ -200,7 +200,7 @@ def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
     header = header_of(path, choice)
     if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
         return WarpedScene(path, warp=warp, choice=choice)
-    return RasterScene(path, bands=choice.bands, nodata=choice.nodata, sensor=choice.sensor, magnitude=choice.magnitude)
+    return RasterScene.of_header(path, header)
 
 
 def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, gsd: float | None = None) -> Grid:

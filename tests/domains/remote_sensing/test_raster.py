@@ -139,6 +139,22 @@ def test_vrt_and_cog(tmp_path: Path) -> None:
     assert thumbnail.shape[1] * thumbnail.shape[2] <= 10_000 and valid.all()
 
 
+def test_source_that_a_vrt_misses_is_named(tmp_path: Path) -> None:
+    path = rasters.write_raster(tmp_path / "gone.tif", rasters.pixels())
+    rasterio.shutil.copy(path, tmp_path / "a.vrt", driver="VRT")
+    scene = RasterScene(tmp_path / "a.vrt")
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.vrt: rows 0 to 20, columns 0 to 30 cannot be read .*gone\.tif"):
+        scene.read()
+
+
+def test_boundless_reads_are_never_asked_for(repo_root: Path) -> None:
+    # on a rotated transform rasterio fills them with wrong pixels
+    for folder in ("domains", "recipes"):
+        for file in (repo_root / folder).rglob("*.py"):
+            assert "boundless=" not in file.read_text(), file
+
+
 def test_bands_of_different_dtype_are_widened(tmp_path: Path) -> None:
     low = rasters.write_raster(tmp_path / "low.tif", rasters.pixels((1, 8, 9)))
     high = rasters.write_raster(tmp_path / "high.tif", rasters.pixels((1, 8, 9), "int16"))
