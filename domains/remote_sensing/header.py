@@ -1,7 +1,7 @@
 """The header of a raster file: which bands are channels, where they lie, what marks missing pixels.
 
-Takes an open rasterio dataset and the caller's choices; gives a :class:`RasterHeader`, or a named error before any pixel
-is read.
+Takes an open rasterio data set and the caller's choices; gives a :class:`RasterHeader`, or a named error before any
+pixel is read.
 """
 
 from collections.abc import Sequence

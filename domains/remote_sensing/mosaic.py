@@ -117,8 +117,7 @@ class MosaicScene(GeoScene):
         array = np.zeros((self.channels, height, width), dtype=self.dtype)
         valid = np.zeros((height, width), dtype=np.bool_)
         rows, cols = (
-            ((2 * np.arange(n) + 1) * side) // (2 * n)
-            for n, side in zip((height, width), self.grid.shape, strict=True)
+            ((2 * np.arange(n) + 1) * side) // (2 * n) for n, side in zip((height, width), self.grid.shape, strict=True)
         )
         for part, (top, bottom, left, right) in zip(self.parts, self._places.tolist(), strict=True):
             inside = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
@@ -182,7 +181,7 @@ def _require_alike(scenes: Sequence[RasterScene], dtypes: MixedDtypes) -> None:
                 f"{other.path} has {other.dtype} pixels, {first.path} has {first.dtype}; convert one, or open with "
                 "dtypes='promote' if the same number means the same in both"
             )
-        told = [set(scene.color) <= {"red", "green", "blue", "nir", "gray", "pan"} for scene in (first, other)]
+        told = [{"red", "green", "blue"} <= set(scene.color) for scene in (first, other)]
         if all(told) and other.color != first.color:
             raise InputError(
                 f"{other.path} has the channels {', '.join(other.color)}, {first.path} has {', '.join(first.color)}; "

@@ -1,4 +1,4 @@
-"""From paths and options to one raster scene: file, mosaic, new CRS, new pixel size, area of interest, in this order."""
+"""From paths and options to one raster scene: file or mosaic, new CRS, pixel size, area of interest, in this order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,9 +1,9 @@
 """A raster with larger or smaller pixels: at the ground sampling distance that an adapter was trained at.
 
-A :class:`ResampledScene` covers exactly the ground of its source: the corners are the same, only the number of rows and
-columns differs. Labels found on it go back to the source's pixels by :meth:`ResampledScene.to_source`. Larger pixels are
-means of those that they cover, smaller ones are interpolated linearly; missing pixels have no weight. Weights depend on
-a pixel's place in the raster alone, so its value does not depend on the window that is read.
+A :class:`ResampledScene` covers exactly the ground of its source: the corners are the same, only the number of rows
+and columns differs. Labels found on it go back to the source's pixels by :meth:`ResampledScene.to_source`. Larger
+pixels are means of those that they cover, smaller ones are interpolated linearly; missing pixels have no weight.
+Weights depend on a pixel's place in the raster alone, so its value does not depend on the window that is read.
 """
 
 from dataclasses import dataclass
@@ -142,11 +142,12 @@ def at_gsd(
 ) -> GeoScene:
     """A raster at a ground sampling distance, for an adapter that was trained at it.
 
-    The pixel size is rounded so that whole pixels cover the source exactly; rows and columns may differ in size by that.
+    The pixel size is rounded so that whole pixels cover the source exactly.
 
     Args:
         scene: Any raster.
-        gsd: Metres on the ground per pixel, at the raster's centre (see :func:`ground_step`); or of rows and of columns.
+        gsd: Metres on the ground per pixel at the raster's centre (see :func:`ground_step`), or those of rows and of
+            columns.
         kernel: How values are computed.
         tolerance: Largest share by which pixels may differ and are left as they are.
 

@@ -62,7 +62,9 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
         classes=names,
         modality=modality,
         intensity=_recorded_scale(config, modality),
-        gsd=common_gsd([c.load_image() for c in data if c.id in split.train]) if config.layout == "raster_vector" else None,
+        gsd=common_gsd([c.load_image() for c in data if c.id in split.train])
+        if config.layout == "raster_vector"
+        else None,
     )
 
 

@@ -165,9 +165,7 @@ def test_smaller_than_window(tmp_path: Path) -> None:
 
 def test_corrupt_block(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (1, 160, 160), dtype=np.uint8)
-    path = rasters.write_raster(
-        tmp_path / "a.tif", noise, compress="deflate", tiled=True, blockxsize=32, blockysize=32
-    )
+    path = rasters.write_raster(tmp_path / "a.tif", noise, compress="deflate", tiled=True, blockxsize=32, blockysize=32)
     with rasterio.open(path) as source:
         offset = int(source.get_tag_item("BLOCK_OFFSET_3_2", "TIFF", bidx=1))
     content = bytearray(path.read_bytes())

@@ -85,7 +85,14 @@ def test_recipe_of_the_header_is_followed(noise: Path) -> None:
 def test_blocks_are_spread_evenly() -> None:
     windows, every = geo_scene.spread((1000, 600), (100, 100), 6)
     assert every == 60
-    assert [(r.start, c.start) for r, c in windows] == [(100, 100), (100, 400), (500, 100), (500, 400), (800, 100), (800, 400)]
+    assert [(r.start, c.start) for r, c in windows] == [
+        (100, 100),
+        (100, 400),
+        (500, 100),
+        (500, 400),
+        (800, 100),
+        (800, 400),
+    ]
     strips, every = geo_scene.spread((1000, 50_000), (1, 50_000), 4)
     assert (every, [r.start for r, _ in strips]) == (1000, [125, 375, 625, 875])
     (big,), _ = geo_scene.spread((40_000, 40_000), (40_000, 40_000), 256)
@@ -108,7 +115,9 @@ def test_a_large_sparse_raster_is_sampled_until_something_is_found(
 def test_overviews_are_used_where_they_are_small_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import rasterio
 
-    path = rasters.write_raster(tmp_path / "a.tif", rasters.pixels((1, 512, 512), "uint16"), tiled=True, blockxsize=64, blockysize=64)
+    path = rasters.write_raster(
+        tmp_path / "a.tif", rasters.pixels((1, 512, 512), "uint16"), tiled=True, blockxsize=64, blockysize=64
+    )
     with rasterio.open(path, "r+") as target:
         target.build_overviews([2, 4, 8])
     monkeypatch.setattr(raster, "WHOLE_PIXELS", 64 * 64)
