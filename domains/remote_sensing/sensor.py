@@ -107,17 +107,17 @@ SENSORS: Mapping[str, Sensor] = {
 """Sensors by name; ``ALIASES`` has further names."""
 
 ALIASES: Mapping[str, str] = {
-    "s2": "sentinel2", "sentinel-2": "sentinel2", "landsat": "landsat8", "landsat9": "landsat8",
-    "landsat-8": "landsat8", "landsat-9": "landsat8", "planet": "planetscope", "worldview2": "worldview", "worldview3": "worldview",
-    "panchromatic": "pan", "sar": "sentinel1", "s1": "sentinel1", "sentinel-1": "sentinel1",
+    "s2": "sentinel2", "sentinel-2": "sentinel2", "s1": "sentinel1", "sentinel-1": "sentinel1", "sar": "sentinel1",
+    "landsat": "landsat8", "landsat9": "landsat8", "landsat-8": "landsat8", "landsat-9": "landsat8",
+    "planet": "planetscope", "worldview2": "worldview", "worldview3": "worldview", "panchromatic": "pan",
 }  # fmt: skip
 """Other names of sensors."""
 
 _SYNONYMS: Mapping[str, str] = {
     "r": "red", "g": "green", "b": "blue", "grey": "gray", "n": "nir", "nearinfrared": "nir", "nir1": "nir",
     "infrared": "nir", "nir8a": "nir_narrow", "nirnarrow": "nir_narrow", "coastalblue": "coastal",
-    "ultrablue": "coastal", "coastalaerosol": "coastal", "greeni": "green_i", "rededge": "rededge1", "swir16": "swir1", "swir22": "swir2",
-    "panchromatic": "pan", "watervapour": "water_vapour", "watervapor": "water_vapour",
+    "ultrablue": "coastal", "coastalaerosol": "coastal", "greeni": "green_i", "rededge": "rededge1", "swir16": "swir1",
+    "swir22": "swir2", "panchromatic": "pan", "watervapour": "water_vapour", "watervapor": "water_vapour",
 }  # fmt: skip
 _PLAIN = frozenset(
     {name for sensor in SENSORS.values() for order in sensor.orders for name in order} | {"gray", "hh", "hv"}
