@@ -17,16 +17,13 @@ import rasterio
 from samgraft.domains.atomic import full_suffix
 from samgraft.domains.medical import dicom, itk, nifti
 from samgraft.domains.picture import picture, wide
-from samgraft.domains.scene import NanPolicy, Scene
+from samgraft.domains.scene import NanPolicy, Resampling, Scene
 from samgraft.errors import ConfigError, InputError
 
 RASTER_SUFFIXES = (".vrt", ".img", ".jp2")
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (".nii", ".nii.gz", *itk.SUFFIXES, *picture.SUFFIXES, *RASTER_SUFFIXES)
 """Suffixes of files that :func:`open_scene` takes for images; DICOM files are known by their content."""
-
-Resampling = Literal["nearest", "bilinear", "cubic", "average"]
-"""How the pixels of a raster on a new grid are computed."""
 
 _Reader = Literal["nifti", "dicom", "itk", "raster", "picture"]
 _ARGUMENTS: dict[_Reader, frozenset[str]] = {

@@ -107,8 +107,8 @@ def look_as_recorded(scene: Scene, bands: Sequence[int] | None, recipe: Mapping[
     fixed = isinstance(lower, Sequence) and isinstance(upper, Sequence)
     if not fixed or not len(lower) == len(upper) == len(channels):
         raise CheckpointError(
-            f"the adapter's header has the stretch {dict(recipe)!r}; expected two percentiles, or lower and upper values "
-            f"of {len(channels)} channels"
+            f"the adapter's header has the stretch {dict(recipe)!r}; expected two percentiles, or lower and upper "
+            f"values of {len(channels)} channels"
         )
     values = tuple(float(v) for v in lower), tuple(float(v) for v in upper)
     return Look(channels=channels, lower=values[0], upper=values[1], how="fixed by the adapter")

@@ -72,14 +72,19 @@ class Stretch:
             or not isinstance(samples, int)
         ):
             raise ConfigError(f"stretch {dict(values)}: expected lists 'lower' and 'upper' and a number 'samples'")
-        return cls(lower=tuple(float(v) for v in lower), upper=tuple(float(v) for v in upper), samples=samples, how=str(values.get("how", "")))
+        return cls(
+            lower=tuple(float(v) for v in lower),
+            upper=tuple(float(v) for v in upper),
+            samples=samples,
+            how=str(values.get("how", "")),
+        )
 
 
 def stretch(scene: Scene, lower: float = 2.0, upper: float = 98.0, *, samples: int = 1_000_000) -> Stretch:
     """Measure per-channel percentiles of a whole raster once, without its missing pixels.
 
-    Of a large raster its overviews are looked at, or blocks that are spread evenly; the same ones on every call, so that
-    the result depends on the file alone.
+    Of a large raster its overviews are looked at, or blocks that are spread evenly; the same ones on every call, so
+    that the result depends on the file alone.
 
     Args:
         scene: A raster or any other two-dimensional scene.

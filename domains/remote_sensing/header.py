@@ -1,7 +1,7 @@
 """The header of a raster file: which bands are channels, where they lie, what marks missing pixels.
 
-Takes an open rasterio dataset and the caller's choices; gives a :class:`RasterHeader`, or a named error before any pixel
-is read.
+Takes an open rasterio data set and the caller's choices; gives a :class:`RasterHeader`, or a named error before any
+pixel is read.
 """
 
 from collections.abc import Sequence
@@ -179,7 +179,9 @@ def _nodata(
             raise InputError(f"{path}: nodata {given:g} cannot occur in {dtype} pixels; give a value that can")
         return (float(given),) * len(bands), ()
     own = [source.nodatavals[b - 1] for b in bands]
-    kept = tuple(fitting_nodata(value, np.dtype(source.dtypes[b - 1])) for value, b in zip(own, bands, strict=True))
+    stored = [str(source.dtypes[b - 1]) for b in bands]
+    kinds = [dtype if name.startswith("complex") else np.dtype(name) for name in stored]
+    kept = tuple(fitting_nodata(value, kind) for value, kind in zip(own, kinds, strict=True))
     lost = sorted({f"{value:g}" for value, keep in zip(own, kept, strict=True) if value is not None and keep is None})
     return kept, tuple(f"nodata {value} cannot occur in {dtype} pixels and is left out" for value in lost)
 

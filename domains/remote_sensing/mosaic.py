@@ -117,8 +117,7 @@ class MosaicScene(GeoScene):
         array = np.zeros((self.channels, height, width), dtype=self.dtype)
         valid = np.zeros((height, width), dtype=np.bool_)
         rows, cols = (
-            ((2 * np.arange(n) + 1) * side) // (2 * n)
-            for n, side in zip((height, width), self.grid.shape, strict=True)
+            ((2 * np.arange(n) + 1) * side) // (2 * n) for n, side in zip((height, width), self.grid.shape, strict=True)
         )
         for part, (top, bottom, left, right) in zip(self.parts, self._places.tolist(), strict=True):
             inside = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
@@ -182,7 +181,7 @@ def _require_alike(scenes: Sequence[RasterScene], dtypes: MixedDtypes) -> None:
                 f"{other.path} has {other.dtype} pixels, {first.path} has {first.dtype}; convert one, or open with "
                 "dtypes='promote' if the same number means the same in both"
             )
-        told = [set(scene.color) <= {"red", "green", "blue", "nir", "gray", "pan"} for scene in (first, other)]
+        told = [{"red", "green", "blue"} <= set(scene.color) for scene in (first, other)]
         if all(told) and other.color != first.color:
             raise InputError(
                 f"{other.path} has the channels {', '.join(other.color)}, {first.path} has {', '.join(first.color)}; "
@@ -226,15 +225,20 @@ def _laid_out(
     shape = (int(end[0] - origin[0]), int(end[1] - origin[1]))
     if max(shape) > _MOST_SIDE:
         raise GeometryError(f"the files span {shape[0]} x {shape[1]} pixels; open those that belong together")
-    parts, moved = [], 0
+    parts: list[_Part] = []
+    onto: RasterScene
+    moved = 0
     for scene, shift, place, four in zip(scenes, shifts, low, corners, strict=True):
         number = len(parts)
         if not _on_grid(four, place, scene.grid.shape):
             moved += 1
             size = (int(high[number, 0] - place[0]), int(high[number, 1] - place[1]))
             grid = _part_of(base, place, size)
-            scene = WarpedScene(scene.path, warp=replace(warp, crs=None, shift=shift), choice=choice, grid=grid)  # noqa: PLW2901
-        parts.append(_Part(scene, int(place[0] - origin[0]), int(place[1] - origin[1])))
+            turn = 0.0 if isinstance(scene, WarpedScene) else shift  # GDAL itself turns what comes from another CRS
+            onto = WarpedScene(scene.path, warp=replace(warp, crs=None, shift=turn), choice=choice, grid=grid)
+        else:
+            onto = scene
+        parts.append(_Part(onto, int(place[0] - origin[0]), int(place[1] - origin[1])))
     remarks = [*scenes[0].notes]
     if moved:
         remarks.append(f"{moved} files do not lie on the grid of the first: {warp.resampling}")

@@ -1,4 +1,4 @@
-"""From paths and options to one raster scene: file, mosaic, new CRS, new pixel size, area of interest, in this order."""
+"""From paths and options to one raster scene: file or mosaic, new CRS, pixel size, area of interest, in this order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ from samgraft.domains.remote_sensing.header import RasterChoice
 from samgraft.domains.remote_sensing.mosaic import MixedDtypes, MosaicScene
 from samgraft.domains.remote_sensing.resample import Kernel, at_gsd
 from samgraft.domains.remote_sensing.sensor import BandChoice
-from samgraft.domains.remote_sensing.warp import Resampling, Warp, placed
+from samgraft.domains.remote_sensing.warp import Warp, placed
+from samgraft.domains.scene import Resampling
 from samgraft.errors import InputError
 
 

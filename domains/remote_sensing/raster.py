@@ -64,7 +64,17 @@ class RasterScene(GeoScene):
         """
         path = Path(path)
         choice = RasterChoice(bands=bands, nodata=nodata, sensor=sensor, magnitude=magnitude)
-        header = header_of(path, choice)
+        self._take(path, header_of(path, choice))
+
+    @classmethod
+    def of_header(cls, path: Path, header: RasterHeader) -> "RasterScene":
+        """Make a scene of a header that was just read, without opening the file again; errors as for the class."""
+        scene = RasterScene.__new__(RasterScene)
+        scene._take(path, header)
+        return scene
+
+    def _take(self, path: Path, header: RasterHeader) -> None:
+        """Check that the pixels form a grid, and become that raster."""
         if header.warped_by:
             how = "rpc_height=<metres above the ellipsoid>" if header.warped_by == "rpcs" else "no other option"
             raise InputError(

@@ -1,9 +1,9 @@
 """A raster with larger or smaller pixels: at the ground sampling distance that an adapter was trained at.
 
-A :class:`ResampledScene` covers exactly the ground of its source: the corners are the same, only the number of rows and
-columns differs. Labels found on it go back to the source's pixels by :meth:`ResampledScene.to_source`. Larger pixels are
-means of those that they cover, smaller ones are interpolated linearly; missing pixels have no weight. Weights depend on
-a pixel's place in the raster alone, so its value does not depend on the window that is read.
+A :class:`ResampledScene` covers exactly the ground of its source: the corners are the same, only the number of rows
+and columns differs. Labels found on it go back to the source's pixels by :meth:`ResampledScene.to_source`. Larger
+pixels are means of those that they cover, smaller ones are interpolated linearly; missing pixels have no weight.
+Weights depend on a pixel's place in the raster alone, so its value does not depend on the window that is read.
 """
 
 from dataclasses import dataclass
@@ -137,24 +137,29 @@ class ResampledScene(GeoScene):
         return values, seen
 
 
-def at_gsd(scene: GeoScene, gsd: float, *, kernel: Kernel = "linear") -> GeoScene:
+def at_gsd(
+    scene: GeoScene, gsd: float | tuple[float, float], *, kernel: Kernel = "linear", tolerance: float = SAME_GSD
+) -> GeoScene:
     """A raster at a ground sampling distance, for an adapter that was trained at it.
 
-    The pixel size is rounded so that whole pixels cover the source exactly; rows and columns may differ in size by that.
+    The pixel size is rounded so that whole pixels cover the source exactly.
 
     Args:
         scene: Any raster.
-        gsd: Metres on the ground per pixel, at the raster's centre (see :func:`ground_step`).
+        gsd: Metres on the ground per pixel at the raster's centre (see :func:`ground_step`), or those of rows and of
+            columns.
         kernel: How values are computed.
+        tolerance: Largest share by which pixels may differ and are left as they are.
 
     Returns:
-        The scene itself where its pixels have that size within one per cent, else a :class:`ResampledScene`.
+        The scene itself where its pixels have that size, else a :class:`ResampledScene`.
 
     Raises:
         ConfigError: ``gsd`` is not above 0.
         GeometryError: the raster's world has no known unit.
     """
-    if not (np.isfinite(gsd) and gsd > 0):
+    wanted = gsd if isinstance(gsd, tuple) else (gsd, gsd)
+    if not all(np.isfinite(size) and size > 0 for size in wanted):
         raise ConfigError(f"gsd is {gsd}; expected metres per pixel, above 0")
     step = ground_step(scene.grid)
     if step is None:
@@ -162,9 +167,10 @@ def at_gsd(scene: GeoScene, gsd: float, *, kernel: Kernel = "linear") -> GeoScen
             f"{scene.path} has no CRS with a known unit, so its pixel size in metres is unknown and gsd={gsd} has no "
             f"meaning; give it one: gdal_edit.py -a_srs EPSG:... {scene.path.name}"
         )
-    if all(abs(metres / gsd - 1.0) < SAME_GSD for metres in step):
+    ratios = [metres / size for metres, size in zip(step, wanted, strict=True)]
+    if all(abs(ratio - 1.0) < tolerance for ratio in ratios):
         return scene
-    height, width = (max(1, round(n * metres / gsd)) for n, metres in zip(scene.grid.shape, step, strict=True))
+    height, width = (max(1, round(n * ratio)) for n, ratio in zip(scene.grid.shape, ratios, strict=True))
     return ResampledScene(scene, (height, width), kernel=kernel)
 
 

@@ -3,10 +3,10 @@
 Takes band descriptions and colours of a file, or only their number and the sensor's name; gives one common name per
 band, and band numbers for the names that a user asks for.
 
-Source: band orders of the products as distributed. Sentinel-2: ESA User Handbook, table of spectral bands. Landsat 8-9:
-USGS Data Format Control Book, LSDS-1747 and LSDS-1619. NAIP: USDA four-band product. PlanetScope: Planet Imagery Product
-Specification, four-band and eight-band (PSB.SD) analytic. WorldView-2/3: multispectral order of the vendor. Sentinel-1:
-GRD measurement files.
+Source: band orders of the products as distributed. Sentinel-2: ESA User Handbook, table of spectral bands. Landsat
+8-9: USGS Data Format Control Books. NAIP: USDA four-band product. PlanetScope: Planet Imagery Product Specification,
+four-band and eight-band (PSB.SD) analytic. WorldView-2/3: multispectral order of the vendor. Sentinel-1: GRD
+measurement files.
 """
 
 import difflib
@@ -107,17 +107,17 @@ SENSORS: Mapping[str, Sensor] = {
 """Sensors by name; ``ALIASES`` has further names."""
 
 ALIASES: Mapping[str, str] = {
-    "s2": "sentinel2", "sentinel-2": "sentinel2", "landsat": "landsat8", "landsat9": "landsat8", "landsat-8": "landsat8",
-    "landsat-9": "landsat8", "planet": "planetscope", "worldview2": "worldview", "worldview3": "worldview",
-    "panchromatic": "pan", "sar": "sentinel1", "s1": "sentinel1", "sentinel-1": "sentinel1",
+    "s2": "sentinel2", "sentinel-2": "sentinel2", "s1": "sentinel1", "sentinel-1": "sentinel1", "sar": "sentinel1",
+    "landsat": "landsat8", "landsat9": "landsat8", "landsat-8": "landsat8", "landsat-9": "landsat8",
+    "planet": "planetscope", "worldview2": "worldview", "worldview3": "worldview", "panchromatic": "pan",
 }  # fmt: skip
 """Other names of sensors."""
 
 _SYNONYMS: Mapping[str, str] = {
     "r": "red", "g": "green", "b": "blue", "grey": "gray", "n": "nir", "nearinfrared": "nir", "nir1": "nir",
-    "infrared": "nir", "nir8a": "nir_narrow", "nirnarrow": "nir_narrow", "coastalblue": "coastal", "ultrablue": "coastal",
-    "coastalaerosol": "coastal", "greeni": "green_i", "rededge": "rededge1", "swir16": "swir1", "swir22": "swir2",
-    "panchromatic": "pan", "watervapour": "water_vapour", "watervapor": "water_vapour",
+    "infrared": "nir", "nir8a": "nir_narrow", "nirnarrow": "nir_narrow", "coastalblue": "coastal",
+    "ultrablue": "coastal", "coastalaerosol": "coastal", "greeni": "green_i", "rededge": "rededge1", "swir16": "swir1",
+    "swir22": "swir2", "panchromatic": "pan", "watervapour": "water_vapour", "watervapor": "water_vapour",
 }  # fmt: skip
 _PLAIN = frozenset(
     {name for sensor in SENSORS.values() for order in sensor.orders for name in order} | {"gray", "hh", "hv"}
@@ -193,8 +193,8 @@ def band_names(
     if not fitting:
         counts = ", ".join(str(len(order)) for order in sensor.orders)
         raise InputError(
-            f"the file has {len(descriptions)} bands without names; {sensor.title} files have {counts}; leave sensor out "
-            "and choose bands by number (from 1)"
+            f"the file has {len(descriptions)} bands without names; {sensor.title} files have {counts}; leave sensor "
+            "out and choose bands by number (from 1)"
         )
     return fitting[0]
 

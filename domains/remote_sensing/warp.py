@@ -5,11 +5,12 @@ the validity, so missing pixels never mix with others. Every pixel is computed f
 depend on the window that is read.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import rasterio
@@ -25,15 +26,18 @@ from samgraft.domains.remote_sensing.geo_scene import Sample, reduced_shape
 from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, grid_of, ground_step, point_map, transform_of
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader
 from samgraft.domains.remote_sensing.raster import RasterScene, header_of, opened
-from samgraft.domains.scene import Array
+from samgraft.domains.scene import Array, Resampling
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
 
-Resampling = Literal["nearest", "bilinear", "cubic", "average"]
-"""How a pixel is computed from those around its place."""
-
-_TOLERANCE = 1e-9  # pixels; rasterio takes 0 for "no transformer at all", and a larger one makes values depend on windows
+_TOLERANCE = (
+    1e-9  # pixels; rasterio takes 0 for "no transformer at all", and a larger one makes values depend on windows
+)
 _MOST_SIDE = 2**31 - 1
+_SHRINKS = 0.6
+"""Pixels that become larger than 1 / 0.6 of the file's are means of several. Below that plain interpolation is better:
+GDAL's stretched kernels move values by up to a twelfth of a pixel (measured on a ramp at 1.15)."""
+_GREENWICH = re.compile(r'PRIMEM\["Greenwich",0(,AUTHORITY\["EPSG","\d+"\])?\]')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +155,14 @@ class WarpedScene(RasterScene):
         """GDAL's warper on an open file."""
         header, options = self._source, self._options()
         if self._free:
-            return WarpedVRT(source, crs=target_crs(self._warp.crs) or header.crs, **options)
+            return WarpedVRT(source, src_crs=header.crs, crs=target_crs(self._warp.crs) or header.crs, **options)
         grid = self.grid
         x, y = _shrinking(header, grid, self._warp.shift)
+        frame, place = _turned(header, self._warp.shift)
         return WarpedVRT(
             source,
-            src_transform=Affine.translation(self._warp.shift, 0.0) @ header.transform,
+            src_crs=frame,
+            src_transform=place,
             crs=crs_of(grid),
             transform=transform_of(grid),
             height=grid.shape[0],
@@ -170,7 +176,6 @@ class WarpedScene(RasterScene):
         """What all warps have in common."""
         header = self._source
         options: dict[str, Any] = {
-            "src_crs": header.crs,
             "src_nodata": header.nodata[0],
             "nodata": None,
             "resampling": GdalResampling[self._warp.resampling],
@@ -203,7 +208,7 @@ def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
     header = header_of(path, choice)
     if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
         return WarpedScene(path, warp=warp, choice=choice)
-    return RasterScene(path, bands=choice.bands, nodata=choice.nodata, sensor=choice.sensor, magnitude=choice.magnitude)
+    return RasterScene.of_header(path, header)
 
 
 def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, gsd: float | None = None) -> Grid:
@@ -294,13 +299,34 @@ def _shrinking(header: RasterHeader, grid: Grid, shift: float) -> tuple[float, f
         return 1.0, 1.0
     steps = np.linalg.inv((pixels[1::2] - pixels[::2]).T)  # columns: (col, row) of the file per col and row of the grid
     x, y = (1.0 / max(float(np.linalg.norm(steps[:, axis])), 1e-12) for axis in (0, 1))
-    return x, y
+    return (x, y) if min(x, y) < _SHRINKS else (1.0, 1.0)
+
+
+def _turned(header: RasterHeader, shift: float) -> tuple[CRS | None, Affine]:
+    """CRS and transform of a raster for GDAL, which looks for longitudes between -180 and 180 degrees only.
+
+    A raster of degrees that runs beyond them is given the meridian of 180 degrees to count from.
+    """
+    place, crs = Affine.translation(shift, 0.0) @ header.transform, header.crs
+    if crs is None or not crs.is_geographic:
+        return crs, place
+    height, width = header.shape
+    ends = point_map(place)(np.array([[0.0, 0.0], [width, 0.0], [0.0, height], [width, height]]))[:, 0]
+    if -180.0 - 1e-9 <= ends.min() and ends.max() <= 180.0 + 1e-9:
+        return crs, place
+    wkt, count = _GREENWICH.subn('PRIMEM["antimeridian",180]', str(crs.to_wkt(version="WKT1_GDAL")))
+    if count != 1:
+        return crs, place  # counts from another meridian already
+    wkt = re.sub(r',AUTHORITY\["EPSG","\d+"\]\]$', "]", wkt)
+    return CRS.from_wkt(wkt), Affine.translation(-180.0 if ends.max() > 180.0 else 180.0, 0.0) @ place
 
 
 def _check(path: Path, header: RasterHeader, warp: Warp) -> None:
     """Refuse what cannot be warped."""
     if header.alpha in header.bands:
-        raise InputError(f"{path}: band {header.alpha} is marked as alpha and cannot be warped as data; unmark it first")
+        raise InputError(
+            f"{path}: band {header.alpha} is marked as alpha and cannot be warped as data; unmark it first"
+        )
     if header.crs is None and warp.crs is not None:
         raise GeometryError(
             f"{path} has no CRS, so it cannot be reprojected; give it one: gdal_edit.py -a_srs EPSG:... {path.name}"
@@ -322,7 +348,7 @@ def target_crs(crs: str | None) -> CRS | None:
         return None
     try:
         return CRS.from_user_input(crs)
-    except CRSError as error:
+    except ValueError as error:  # CRSError is one, and "EPSG:" without a number another
         raise ConfigError(
             f"crs={crs!r} is not a coordinate reference system ({error}); expected one such as EPSG:32633"
         ) from error

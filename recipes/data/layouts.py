@@ -21,6 +21,7 @@ from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
+from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis
 
@@ -56,7 +57,14 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     val = tuple(refs[i] for i in sorted(split.val) if i in refs)
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
     return DataIndex(
-        train=train, val=val, classes=names, modality=modality, intensity=_recorded_scale(config, modality)
+        train=train,
+        val=val,
+        classes=names,
+        modality=modality,
+        intensity=_recorded_scale(config, modality),
+        gsd=common_gsd([c.load_image() for c in data if c.id in split.train])
+        if config.layout == "raster_vector"
+        else None,
     )
 
 

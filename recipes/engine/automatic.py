@@ -29,6 +29,7 @@ from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.engine.slices import pictures
+from samgraft.recipes.ground import at_trained_gsd, on_source
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.prompting import coarsest_axis
@@ -94,10 +95,11 @@ def segment_automatic(
     chosen = encode_batch(grafted.backbone, recorded.size, batch)
     if scene.kind == "volume":
         return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
-    plane = Plane(scene, recorded.look(scene))
+    view = at_trained_gsd(scene, recorded.recipe.gsd)
+    plane = Plane(view, recorded.look(view))
     result = _plane(plane, grafted, recorded, batch=chosen, depth=depth, track=track)
     seen = plane.look.describe(scene) if scene.kind == "raster" else {}
-    return replace(result, meta={**result.meta, **seen})
+    return on_source(replace(result, meta={**result.meta, **seen}), view)
 
 
 def _plane(

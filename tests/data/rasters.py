@@ -15,6 +15,7 @@ from rasterio.enums import ColorInterp
 
 UTM = "EPSG:32618"
 NORTH_UP = Affine(0.5, 0.0, 399000.25, 0.0, -0.5, 4500000.75)
+DEGREES = Affine(1.0, 0.0, 10.0, 0.0, -1.0, 50.0)
 TRANSFORMS = {
     "north_up": NORTH_UP,
     "south_up": Affine(0.5, 0.0, 399000.25, 0.0, 0.5, 4500000.75),
@@ -64,13 +65,13 @@ def write_raster(
 
 def write_gcp_raster(
     path: Path,
-    transform: Affine = Affine(1.0, 0.0, 10.0, 0.0, -1.0, 50.0),
+    transform: Affine = DEGREES,
     shape: tuple[int, int] = (10, 10),
     *,
     bend: float = 0.0,
     array: NDArray[Any] | None = None,
 ) -> Path:
-    """A file that is placed by nine ground control points only; ``bend`` moves those in the middle by so many pixels."""
+    """A file that is placed by nine ground control points only; ``bend`` moves the middle row by so many pixels."""
     height, width = shape
     points = []
     for row in (0, height / 2, height):

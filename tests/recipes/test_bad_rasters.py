@@ -19,6 +19,7 @@ from rasterio.enums import ColorInterp
 
 import samgraft
 from samgraft.domains.remote_sensing.georeference import UNKNOWN_CRS, transform_of
+from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import Segmentation
 from samgraft.errors import InputError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
@@ -41,7 +42,7 @@ def image(dtype: str = "uint8", shape: tuple[int, int] = SHAPE) -> NDArray[Any]:
     return squares(SHAPE, BOXES)[None, : shape[0], : shape[1]].astype(dtype)
 
 
-def run(scene: samgraft.domains.scene.Scene, graft: OracleGraft | None = None) -> Segmentation:
+def run(scene: Scene, graft: OracleGraft | None = None) -> Segmentation:
     recipe = InputRecipe(size=64, window=64)
     return segment_automatic(scene, graft or OracleGraft(), Recorded(recipe=recipe, classes={1: "roof"}))
 
@@ -164,9 +165,7 @@ def test_smaller_than_window(tmp_path: Path) -> None:
 
 def test_corrupt_block(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (1, 160, 160), dtype=np.uint8)
-    path = rasters.write_raster(
-        tmp_path / "a.tif", noise, compress="deflate", tiled=True, blockxsize=32, blockysize=32
-    )
+    path = rasters.write_raster(tmp_path / "a.tif", noise, compress="deflate", tiled=True, blockxsize=32, blockysize=32)
     with rasterio.open(path) as source:
         offset = int(source.get_tag_item("BLOCK_OFFSET_3_2", "TIFF", bidx=1))
     content = bytearray(path.read_bytes())
@@ -211,6 +210,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import Segmentation
 folder = Path(sys.argv[1])
 grid = RasterScene(folder / "a.tif").grid

@@ -33,9 +33,7 @@ def cut(folder: Path, whole: NDArray[np.generic], base: Affine = rasters.NORTH_U
     height, width = whole.shape[1:]
     parts = [(slice(0, 9), slice(0, 17)), (slice(0, 9), slice(17, width))]
     parts += [(slice(9, height), slice(0, 5)), (slice(9, height), slice(5, width))]
-    return [
-        chip(folder, f"{n}.tif", whole[:, r, c], r.start, c.start, base=base) for n, (r, c) in enumerate(parts)
-    ]
+    return [chip(folder, f"{n}.tif", whole[:, r, c], r.start, c.start, base=base) for n, (r, c) in enumerate(parts)]
 
 
 @pytest.mark.parametrize("name", rasters.TRANSFORMS)
@@ -56,7 +54,10 @@ def test_a_pixel_has_one_value_whatever_the_window(tmp_path: Path) -> None:
     noise = [rng.integers(0, 4, (2, 12, 14)).astype(np.uint8) for _ in range(4)]  # a quarter of it is nodata
     places = [(0, 0), (5, 6), (9, -3), (8.4, 11.3)]  # overlaps, a negative start, and one off the grid
     scene = MosaicScene(
-        [chip(tmp_path, f"{n}.tif", a, *place, nodata=0) for n, (a, place) in enumerate(zip(noise, places, strict=True))]
+        [
+            chip(tmp_path, f"{n}.tif", a, *place, nodata=0)
+            for n, (a, place) in enumerate(zip(noise, places, strict=True))
+        ]
     )
     whole, valid = scene.read_valid()
     height, width = scene.grid.shape
