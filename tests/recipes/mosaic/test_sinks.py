@@ -168,8 +168,6 @@ def test_one_style_serves_files_that_share_a_name(tmp_path: Path) -> None:
     root = ET.fromstring((tmp_path / "out.qml").read_text().split("\n", 1)[1])
     renderer = root.find("renderer-v2")
     assert renderer is not None and renderer.get("type") == "categorizedSymbol"
-    stored = dict(zip(*(raw.read(tmp_path / "out.gpkg")[i] for i in (0, 3)), strict=False))
-    del stored
     meta, _, _, fields = raw.read(tmp_path / "out.gpkg")
     values = fields[list(meta["fields"]).index(str(renderer.get("attr")))]
     categories = {int(c.get("value", "")): c.get("label") for c in renderer.iter("category")}
