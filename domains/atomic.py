@@ -70,7 +70,7 @@ def work_folder(final: Path | str) -> Iterator[Path]:
         OutputError: the folder of ``final`` is missing or not writable.
     """
     final = Path(final)
-    folder = final.with_name(f"{_hidden(final)}.{secrets.token_hex(6)}.work")
+    folder = final.with_name(f"{_hidden(final)}{full_suffix(final)}.{secrets.token_hex(6)}.work")
     try:
         folder.mkdir()
     except OSError as error:
@@ -89,7 +89,8 @@ def remove_leftovers(final: Path | str) -> list[Path]:
     Call it only where no other process may be writing the same file. Returns what was deleted.
     """
     final = Path(final)
-    shape = re.compile(re.escape(_hidden(final)) + r"\.[0-9a-f]{12}\.(work|part" + re.escape(full_suffix(final)) + r".*)")
+    stem, suffix, mark = re.escape(_hidden(final)), re.escape(full_suffix(final)), r"\.[0-9a-f]{12}\."
+    shape = re.compile(f"{stem}{mark}part{suffix}.*|{stem}{suffix}{mark}work")
     found = sorted(p for p in final.parent.iterdir() if shape.fullmatch(p.name)) if final.parent.is_dir() else []
     for path in found:
         if path.is_dir():

@@ -140,7 +140,8 @@ class CogFile:
                 "sparse_ok": True,
                 "bigtiff": "if_safer",
             }
-            self._target = opening.enter_context(created(self._work / "blocks.tif", **profile))
+            with small_cache():  # a dataset that is opened in a context of its own would end others when it closes
+                self._target = opening.enter_context(created(self._work / "blocks.tif", **profile))
             self._stack = opening.pop_all()
 
     def paint(self, part: tuple[slice, slice], values: Array | None, valid: NDArray[np.bool_] | None = None) -> None:

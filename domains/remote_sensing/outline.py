@@ -56,10 +56,7 @@ def trace(runs: Runs, part: Ints) -> Rings:
     points[::2, 1], points[1::2, 1] = enters, leaves
     owner, number = np.repeat(segments.part[order], 2), np.repeat(ring, 2)
     if len(crossings):
-        points, number = _cut(points, number, np.repeat(owner, 2), crossings)
-        owner = np.repeat(owner, 2)  # cutting moves corners only within their part
-    else:
-        owner = np.repeat(owner, 2)
+        points, number = _cut(points, number, owner, crossings)  # moves corners only within their part
     return _outer_first(points, number, owner)
 
 

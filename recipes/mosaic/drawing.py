@@ -154,11 +154,12 @@ def _paint(
 
     image = Image.fromarray(picture)
     canvas = ImageDraw.Draw(image)
-    rings, owner = shapely.get_rings(geometries, return_index=True)
+    parts, whole = shapely.get_parts(geometries, return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
     lines = [[tuple(p) for p in shapely.get_coordinates(ring).tolist()] for ring in rings]
     for line in lines:
         canvas.line(line, fill=_HALO, width=4, joint="curve")
-    for line, number in zip(lines, owner.tolist(), strict=True):
+    for line, number in zip(lines, whole[part].tolist(), strict=True):
         canvas.line(line, fill=colours[number][:3], width=2, joint="curve")
     for box in boxes:
         _cross(canvas, box)

@@ -176,6 +176,6 @@ def test_tiny_and_unreferenced_rasters(tmp_path: Path) -> None:
     for shape in ((1, 1), (1, 700), (700, 1)):
         labels = np.ones(shape, dtype=np.uint8)
         grid = Grid(shape=shape, affine=np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), anchor="corner")
-        path = written(tmp_path / "out.tif", grid, layout_of("classes", CLASSES), labels, 300)
+        path = written(tmp_path / f"{shape[0]}_{shape[1]}.tif", grid, layout_of("classes", CLASSES), labels, 300)
         with rasterio.open(path) as stored:
             assert (stored.read(1) == 1).all() and stored.crs is None

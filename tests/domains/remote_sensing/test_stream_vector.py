@@ -66,6 +66,8 @@ def features(path: Path) -> tuple[dict[int, shapely.Geometry], dict[int, tuple[A
         code = None if frame.crs is None else f"EPSG:{frame.crs.to_epsg()}"
         return dict(zip(frame["id"].tolist(), frame.geometry.tolist(), strict=True)), rows, code
     meta, _, geometry, fields = raw.read(path)
+    if not len(geometry):  # a GeoJSON without features has no fields
+        return {}, {}, meta["crs"]
     values = {name: fields[list(meta["fields"]).index(name)].tolist() for name in COLUMNS}
     triples = zip(values["class"], values["class_name"], values["score"], strict=True)
     rows = {k: (c, n, None if s != s else s) for k, (c, n, s) in zip(values["id"], triples, strict=True)}
@@ -199,7 +201,8 @@ def test_gdal_reads_the_files(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"out{suffix}", [batch(1, 30)])
     done = subprocess.run(["ogrinfo", "-al", "-so", str(path)], capture_output=True, text=True, check=True)
     assert "Feature Count: 30" in done.stdout and "WGS 84 / UTM zone 18N" in done.stdout
-    assert "ERROR" not in done.stderr and "Warning" not in done.stderr, done.stderr
+    told = [line for line in done.stderr.splitlines() if "may only be partially supported" not in line]
+    assert told == []  # GDAL before 3.7 remarks on any GeoPackage 1.4
 
 
 def test_provenance_of_other_files(tmp_path: Path) -> None:
