@@ -4,9 +4,11 @@ Takes the final path, gives a temporary path in the same folder; used by every w
 """
 
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from samgraft.errors import OutputError
@@ -42,9 +44,7 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
         raise OutputError(f"{final} is a folder; name a file to write to")
     if not final.parent.is_dir():
         raise OutputError(f"cannot write {final}: folder {final.parent} does not exist; create it first")
-    suffix = full_suffix(final)
-    stem = final.name[: len(final.name) - len(suffix)][:_MAX_STEM]
-    temp = final.with_name(f".{stem}.{secrets.token_hex(6)}.part{suffix}")
+    temp = final.with_name(f"{_hidden(final)}.{secrets.token_hex(6)}.part{full_suffix(final)}")
     try:
         yield temp
         if not temp.is_file():
@@ -60,6 +60,60 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
         for leftover in _with_sidecars(temp):
             with suppress(OSError):
                 leftover.unlink()
+
+
+@contextmanager
+def work_folder(final: Path | str) -> Iterator[Path]:
+    """Give an empty hidden folder beside ``final`` for what a writer needs on the way; it is deleted at the end.
+
+    Raises:
+        OutputError: the folder of ``final`` is missing or not writable.
+    """
+    final = Path(final)
+    folder = final.with_name(f"{_hidden(final)}{full_suffix(final)}.{secrets.token_hex(6)}.work")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot write {final}: {error.strerror}; choose a folder that exists and is writable") from (
+            error
+        )
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(final: Path | str) -> list[Path]:
+    """Delete the temporary files and folders that a killed writer of ``final`` left beside it.
+
+    Call it only where no other process may be writing the same file. Returns what was deleted.
+    """
+    final = Path(final)
+    stem, suffix, mark = re.escape(_hidden(final)), re.escape(full_suffix(final)), r"\.[0-9a-f]{12}\."
+    shape = re.compile(f"{stem}{mark}part{suffix}.*|{stem}{suffix}{mark}work")
+    found = sorted(p for p in final.parent.iterdir() if shape.fullmatch(p.name)) if final.parent.is_dir() else []
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+class _Abandoned(Exception):
+    """Thrown into the contexts of a file that is given up, so that they delete it."""
+
+
+def drop(stack: ExitStack) -> None:
+    """Leave contexts such as :func:`atomic_path` as after a failure, so that nothing stays behind."""
+    with suppress(_Abandoned):
+        stack.__exit__(_Abandoned, _Abandoned(), None)
+    stack.pop_all()
+
+
+def _hidden(final: Path) -> str:
+    """How the names of temporary files of ``final`` begin."""
+    return f".{final.name[: len(final.name) - len(full_suffix(final))][:_MAX_STEM]}"
 
 
 def _with_sidecars(temp: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from samgraft.grid import Grid
 
 Kind = Literal["volume", "raster", "picture"]
 NanPolicy = Literal["raise", "fill"]
+Resampling = Literal["nearest", "bilinear", "cubic", "average"]
 Window = tuple[slice, ...]
 Array = NDArray[Any]
 

@@ -18,7 +18,7 @@ from samgraft.grid import Grid
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
 RASTER_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png",)
-VECTOR_SUFFIXES = (".geojson", ".gpkg")
+VECTOR_SUFFIXES = (".geojson", ".gpkg", ".fgb", ".parquet")
 SUFFIXES = VOLUME_SUFFIXES + RASTER_SUFFIXES + PICTURE_SUFFIXES + VECTOR_SUFFIXES
 """Everything that :meth:`Segmentation.save` writes."""
 
@@ -111,7 +111,8 @@ class Segmentation:
         """Write in the format that the suffix names; an existing file is replaced only by a complete one.
 
         Volumes go to ``.nii``, ``.nii.gz``, ``.mha``, ``.nrrd``; rasters to ``.tif`` or, as polygons in their CRS, to
-        ``.geojson`` and ``.gpkg``; pictures to ``.png``, ``.tif`` or polygons in pixels.
+        ``.geojson``, ``.gpkg``, ``.fgb`` (FlatGeobuf) and ``.parquet`` (GeoParquet); pictures to ``.png``, ``.tif`` or
+        polygons in pixels.
 
         Returns:
             The path written.
@@ -119,6 +120,7 @@ class Segmentation:
         Raises:
             ConfigError: unknown suffix.
             GeometryError: the format cannot keep this grid.
+            MissingDependencyError: GeoParquet without pyarrow.
             OutputError: the file cannot be written; nothing is left behind.
         """
         path = Path(path)
@@ -161,9 +163,9 @@ class Segmentation:
 
     def _save_geotiff(self, path: Path) -> None:
         """Write a label GeoTIFF with what is known in its tags."""
-        from samgraft.domains.remote_sensing.raster import write_label_geotiff
+        from samgraft.domains.remote_sensing.label_raster import write_label_geotiff
 
-        tags = {**self.meta, "kind": self.kind, "from_ground_truth": str(self.from_ground_truth).lower()}
+        tags = self._told()
         semantic = self.kind == "semantic"
         write_label_geotiff(path, self.labels, self.grid, self.classes if semantic else None, tags=tags)
 
@@ -172,4 +174,9 @@ class Segmentation:
         from samgraft.domains.remote_sensing.polygon import polygonise, write_vectors
 
         records = self.instances if self.kind == "instance" else None
-        write_vectors(path, polygonise(self.labels, self.grid, records, self.classes), self.grid)
+        found = polygonise(self.labels, self.grid, records, self.classes)
+        write_vectors(path, found, self.grid, provenance=self._told())
+
+    def _told(self) -> dict[str, str]:
+        """What a file says of its making."""
+        return {**self.meta, "kind": self.kind, "from_ground_truth": str(self.from_ground_truth).lower()}

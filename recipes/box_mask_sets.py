@@ -209,7 +209,7 @@ def _write_labels(path: Path, labels: Array, scene: Scene) -> None:
     if scene.kind != "raster":
         write_png(path, labels)
         return
-    from samgraft.domains.remote_sensing.raster import write_label_geotiff
+    from samgraft.domains.remote_sensing.label_raster import write_label_geotiff
 
     write_label_geotiff(path, labels, scene.grid)
 

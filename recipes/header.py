@@ -31,6 +31,8 @@ class InputRecipe:
     """Raster bands (from 0) shown as red, green, blue."""
     min_area: int = 12
     """instance: smallest object in network pixels."""
+    gsd: tuple[float, float] | None = None
+    """Metres on the ground from row to row and from column to column of the rasters of training; None if not known."""
 
     @classmethod
     def from_meta(cls, meta: BundleMeta) -> "InputRecipe":
@@ -47,8 +49,8 @@ class InputRecipe:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise CheckpointError(f"the adapter's input recipe has unknown fields {unknown}; update samgraft")
-        bands = values.get("bands")
-        return cls(**{**values, "bands": None if bands is None else tuple(bands)})
+        pairs = {name: tuple(given) for name in ("bands", "gsd") if (given := values.get(name)) is not None}
+        return cls(**{**values, **pairs})
 
 
 def bundle_meta(
@@ -61,6 +63,7 @@ def bundle_meta(
 ) -> BundleMeta:
     """Header of the adapter that ``task`` has become."""
     config = task.config
+    index = data.index if data is not None else None
     recipe = InputRecipe(
         size=task.size,
         window=config.data.window,
@@ -69,8 +72,8 @@ def bundle_meta(
         neighbours=config.data.neighbours,
         bands=config.data.bands,
         min_area=config.task.min_area,
+        gsd=index.gsd if index is not None else None,
     )
-    index = data.index if data is not None else None
     training = {
         "step": step,
         "seconds": round(seconds, 1),

@@ -83,13 +83,17 @@ def agreement(a: Piece, b: Piece, common: Place) -> float:
     return both / max(1, int((first | second).sum()))
 
 
-def join(pieces: Sequence[Piece], windows: Sequence[Place], *, threshold: float = 0.5) -> list[Piece]:
+def join(
+    pieces: Sequence[Piece], windows: Sequence[Place], *, threshold: float = 0.5, frame: Place | None = None
+) -> list[Piece]:
     """Whole objects, in the order of their first piece.
 
     Args:
         pieces: In any order; ``piece.window`` is an index of ``windows``.
         windows: Where each window lies in the picture.
         threshold: Least IoU in the common part of two windows.
+        frame: Where the picture ends, if the windows show only a part of it: an edge of a window that is not an edge
+            of the picture cuts objects. None says that the windows cover the picture.
     """
     root = list(range(len(pieces)))
     members = [{piece.window} for piece in pieces]
@@ -108,15 +112,15 @@ def join(pieces: Sequence[Piece], windows: Sequence[Place], *, threshold: float 
     groups: dict[int, list[Piece]] = {}
     for number, piece in enumerate(pieces):
         groups.setdefault(find(number), []).append(piece)
-    ends = [max((window[axis].stop for window in windows), default=0) for axis in (0, 1)]
-    return [_union(group, windows, ends) for group in groups.values()]
+    rows, cols = (slice(0, max((window[axis].stop for window in windows), default=0)) for axis in (0, 1))
+    return [_union(group, windows, frame or (rows, cols)) for group in groups.values()]
 
 
-def _cut(piece: Piece, window: Place, ends: Sequence[int]) -> bool:
+def _cut(piece: Piece, window: Place, frame: Place) -> bool:
     """Whether a piece reaches an edge of its window inside the picture, so that there may be more of it."""
     return any(
-        (own.start == seen.start and seen.start > 0) or (own.stop == seen.stop and seen.stop < end)
-        for own, seen, end in zip(piece.place, window, ends, strict=True)
+        (own.start == seen.start and seen.start > whole.start) or (own.stop == seen.stop and seen.stop < whole.stop)
+        for own, seen, whole in zip(piece.place, window, frame, strict=True)
     )
 
 
@@ -139,11 +143,11 @@ def _agreeing(pieces: Sequence[Piece], windows: Sequence[Place], threshold: floa
     return found
 
 
-def _union(group: Sequence[Piece], windows: Sequence[Place], ends: Sequence[int]) -> Piece:
+def _union(group: Sequence[Piece], windows: Sequence[Place], frame: Place) -> Piece:
     """The best piece that a window shows whole; if there is none, all pixels, the score their mean by area."""
     if len(group) == 1:
         return group[0]
-    whole = [piece for piece in group if not _cut(piece, windows[piece.window], ends)]
+    whole = [piece for piece in group if not _cut(piece, windows[piece.window], frame)]
     if whole:
         return max(whole, key=lambda piece: piece.score)
     rows = slice(min(p.place[0].start for p in group), max(p.place[0].stop for p in group))
@@ -162,11 +166,12 @@ class Joining:
     Args:
         shape: (H, W) of the plane.
         size: Side of the network input.
+        frame: Where the picture ends, if the plane is a part of it; see :func:`join`.
     """
 
-    def __init__(self, shape: tuple[int, int], size: int) -> None:
+    def __init__(self, shape: tuple[int, int], size: int, *, frame: Place | None = None) -> None:
         """Nothing is there yet."""
-        self.shape, self.size = shape, size
+        self.shape, self.size, self.frame = shape, size, frame
         self._windows: list[Place] = []
         self._pieces: list[Piece] = []
 
@@ -192,7 +197,8 @@ class Joining:
         Returns:
             labels (H, W) int32, 1..n, the best object first; scores (n,) in [0, 1].
         """
-        return paint_pieces(join(self._pieces, self._windows), self.shape, min_area=min_area, valid=valid)
+        whole = join(self._pieces, self._windows, frame=self.frame)
+        return paint_pieces(whole, self.shape, min_area=min_area, valid=valid)
 
 
 def paint_pieces(

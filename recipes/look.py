@@ -3,15 +3,19 @@
 Takes raw values of the chosen channels; gives (3, H, W) float32.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.medical.intensity import fit_intensity
 from samgraft.domains.scene import Array, Scene
-from samgraft.errors import InputError
+from samgraft.errors import CheckpointError, InputError
+
+PERCENTILES = (2.0, 98.0)
+"""Percentiles of each band of a whole raster that become 0 and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,15 @@ class Look:
     """Per channel, the value that becomes 0."""
     upper: tuple[float, ...]
     """Per channel, the value that becomes 1."""
+    how: str = field(default="", compare=False)
+    """Where the values come from, in words."""
+
+    def describe(self, scene: Scene) -> dict[str, str]:
+        """Say what was seen of a scene, for the meta of a result."""
+        names = [scene.channel_names[c] for c in self.channels]
+        ranges = zip(names, self.lower, self.upper, strict=True)
+        scale = {"channels": ", ".join(names), "stretch": ", ".join(f"{n} {a:.6g} to {b:.6g}" for n, a, b in ranges)}
+        return scale | ({"stretch_from": self.how} if self.how else {})
 
     def apply(self, array: Array) -> NDArray[np.float32]:
         """Scale (c, h, w) raw values of ``channels`` to (3, h, w) float32 in [0, 1]; NaN becomes 0."""
@@ -36,15 +49,18 @@ class Look:
         return np.broadcast_to(scaled, (3, *scaled.shape[1:])) if len(scaled) == 1 else scaled
 
 
-def look_at(scene: Scene, bands: Sequence[int] | None = None) -> Look:
+def look_at(
+    scene: Scene, bands: Sequence[int] | None = None, *, percentiles: tuple[float, float] = PERCENTILES
+) -> Look:
     """Choose channels and scale for a scene that nothing is recorded about.
 
-    CT takes the soft-tissue window, 8-bit pictures their full range, rasters the percentiles 2 and 98 of each band over
-    the whole raster, everything else percentiles of its values.
+    CT takes the soft-tissue window, 8-bit pictures their full range, rasters percentiles of each band, measured once
+    over the whole raster, everything else percentiles of its values.
 
     Args:
         scene: Any scene.
         bands: One or three channel indices; None takes red, green, blue where they are known, else the first three.
+        percentiles: Rasters of more than 8 bits: which percentiles become 0 and 1.
 
     Raises:
         InputError: channels that the scene does not have, or another number of them.
@@ -52,16 +68,50 @@ def look_at(scene: Scene, bands: Sequence[int] | None = None) -> Look:
     channels = shown_channels(scene, bands)
     if scene.kind != "raster":
         fitted = fit_intensity(scene)
-        return Look(channels=channels, lower=(fitted.lower,) * len(channels), upper=(fitted.upper,) * len(channels))
+        count = len(channels)
+        return Look(channels=channels, lower=(fitted.lower,) * count, upper=(fitted.upper,) * count, how=fitted.note)
     from samgraft.domains.remote_sensing.bands import full_range, stretch
 
     fixed = full_range(scene) if scene.dtype == np.uint8 else None
-    scale = fixed or stretch(scene)
+    scale = fixed or stretch(scene, *percentiles)
     return Look(
         channels=channels,
         lower=tuple(scale.lower[c] for c in channels),
         upper=tuple(scale.upper[c] for c in channels),
+        how=scale.how,
     )
+
+
+def stretch_recipe(look: Look | None = None) -> dict[str, Any]:
+    """What an adapter's header says about rasters: percentiles of every raster, or the fixed values of one look.
+
+    Args:
+        look: Fixed scale for all rasters, or None to measure each one.
+    """
+    if look is None:
+        return {"kind": "stretch", "percentiles": list(PERCENTILES)}
+    return {"kind": "stretch", "lower": list(look.lower), "upper": list(look.upper), "note": look.how}
+
+
+def look_as_recorded(scene: Scene, bands: Sequence[int] | None, recipe: Mapping[str, Any]) -> Look:
+    """Inverse of :func:`stretch_recipe`, for a raster.
+
+    Raises:
+        CheckpointError: the recipe holds neither percentiles nor one lower and upper value per channel.
+        InputError: as :func:`look_at`.
+    """
+    pair, lower, upper = recipe.get("percentiles"), recipe.get("lower"), recipe.get("upper")
+    if isinstance(pair, Sequence) and len(pair) == 2:
+        return look_at(scene, bands, percentiles=(float(pair[0]), float(pair[1])))
+    channels = shown_channels(scene, bands)
+    fixed = isinstance(lower, Sequence) and isinstance(upper, Sequence)
+    if not fixed or not len(lower) == len(upper) == len(channels):
+        raise CheckpointError(
+            f"the adapter's header has the stretch {dict(recipe)!r}; expected two percentiles, or lower and upper "
+            f"values of {len(channels)} channels"
+        )
+    values = tuple(float(v) for v in lower), tuple(float(v) for v in upper)
+    return Look(channels=channels, lower=values[0], upper=values[1], how="fixed by the adapter")
 
 
 def shown_channels(scene: Scene, bands: Sequence[int] | None = None) -> tuple[int, ...]:

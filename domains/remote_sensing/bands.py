@@ -5,12 +5,13 @@ same value in every tile that shows it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample
+from samgraft.domains.remote_sensing.sensor import DISPLAYS, common_name
 from samgraft.domains.scene import Array, Scene
 from samgraft.errors import ConfigError, ShapeError
 
@@ -25,6 +26,8 @@ class Stretch:
     """Value of each channel that becomes 1; above ``lower``."""
     samples: int = 0
     """Valid pixels it was measured on; 0 when the raster has none, and for a stretch that was set by hand."""
+    how: str = field(default="", compare=False)
+    """How it was measured, in words; empty for a stretch that was set by hand."""
 
     def __post_init__(self) -> None:
         """Check that every channel has a positive, finite width."""
@@ -61,7 +64,7 @@ class Stretch:
             ConfigError: a key is missing, unknown, or of the wrong type.
         """
         lower, upper, samples = values.get("lower"), values.get("upper"), values.get("samples", 0)
-        unknown = set(values) - {"lower", "upper", "samples"}
+        unknown = set(values) - {"lower", "upper", "samples", "how"}
         if (
             unknown
             or not isinstance(lower, Sequence)
@@ -69,17 +72,25 @@ class Stretch:
             or not isinstance(samples, int)
         ):
             raise ConfigError(f"stretch {dict(values)}: expected lists 'lower' and 'upper' and a number 'samples'")
-        return cls(lower=tuple(float(v) for v in lower), upper=tuple(float(v) for v in upper), samples=samples)
+        return cls(
+            lower=tuple(float(v) for v in lower),
+            upper=tuple(float(v) for v in upper),
+            samples=samples,
+            how=str(values.get("how", "")),
+        )
 
 
 def stretch(scene: Scene, lower: float = 2.0, upper: float = 98.0, *, samples: int = 1_000_000) -> Stretch:
     """Measure per-channel percentiles of a whole raster once, without its missing pixels.
 
+    Of a large raster its overviews are looked at, or blocks that are spread evenly; the same ones on every call, so
+    that the result depends on the file alone.
+
     Args:
-        scene: A raster (read at reduced size, from overviews if there are any) or any other two-dimensional scene.
+        scene: A raster or any other two-dimensional scene.
         lower: Percentile that becomes 0.
         upper: Percentile that becomes 1.
-        samples: Largest number of pixels to look at.
+        samples: Largest number of pixels to look at, about.
 
     Returns:
         A stretch with one pair per channel. A raster without any valid pixel gives 0 to 1 and ``samples == 0``; a
@@ -91,16 +102,20 @@ def stretch(scene: Scene, lower: float = 2.0, upper: float = 98.0, *, samples: i
     """
     if not 0 <= lower < upper <= 100:
         raise ConfigError(f"percentiles {lower} and {upper}: expected 0 <= lower < upper <= 100")
-    array, valid = scene.overview(samples) if isinstance(scene, RasterScene) else (scene.read(), scene.valid())
-    count = int(valid.sum())
+    if isinstance(scene, GeoScene):
+        sample = scene.sample(samples)
+    else:
+        sample = Sample(values=scene.read()[:, scene.valid()], how="every pixel")
+    channels, count = sample.values.shape
     if not count:
-        return Stretch(lower=(0.0,) * len(array), upper=(1.0,) * len(array))
-    values = array[:, valid].astype(np.float64)
+        return Stretch(lower=(0.0,) * channels, upper=(1.0,) * channels, how=f"no valid pixel ({sample.how})")
+    values = sample.values.astype(np.float64)
     low, high = np.percentile(values, [lower, upper], axis=1)
     flat = high <= low  # mostly one value: take the extremes, so that the rest is still seen
     low, high = np.where(flat, values.min(axis=1), low), np.where(flat, values.max(axis=1), high)
     high = np.where(high <= low, low + np.maximum(1.0, np.abs(low) * 1e-6), high)
-    return Stretch(lower=tuple(low.tolist()), upper=tuple(high.tolist()), samples=count)
+    how = f"percentiles {lower:g} and {upper:g} of {count:,} pixels ({sample.how})"
+    return Stretch(lower=tuple(low.tolist()), upper=tuple(high.tolist()), samples=count, how=how)
 
 
 def full_range(scene: Scene) -> Stretch | None:
@@ -108,20 +123,22 @@ def full_range(scene: Scene) -> Stretch | None:
     if scene.value_range is None:
         return None
     low, high = scene.value_range
-    return Stretch(lower=(low,) * scene.channels, upper=(high,) * scene.channels)
+    return Stretch(lower=(low,) * scene.channels, upper=(high,) * scene.channels, how="all values of the dtype")
 
 
 def rgb_channels(scene: Scene) -> tuple[int, int, int]:
     """Channel indices to show as red, green and blue.
 
-    Names, then colours decide where the header has them; otherwise the first three channels; one or two channels repeat
-    the first.
+    Names, then colours decide where the header has them: red, green and blue, or VV, VH and VV of a radar, or a
+    panchromatic band. Otherwise the first three channels; one or two channels repeat the first.
     """
-    names = [name.lower() for name in scene.channel_names]
-    colors = list(scene.color) if isinstance(scene, RasterScene) else names
+    names = [common_name(name) for name in scene.channel_names]
+    colors = [common_name(color) for color in scene.color] if isinstance(scene, GeoScene) else []
     for table in (names, colors):
-        if all(color in table for color in ("red", "green", "blue")):
-            return table.index("red"), table.index("green"), table.index("blue")
+        for display in DISPLAYS:
+            if all(name in table for name in display):
+                found = [table.index(name) for name in display]
+                return (found[0], found[1], found[2]) if len(found) == 3 else (found[0],) * 3
     return (0, 1, 2) if scene.channels >= 3 else (0, 0, 0)
 
 

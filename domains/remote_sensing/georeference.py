@@ -5,14 +5,18 @@ GDAL's geotransform with the first two swapped. No number is recomputed on the w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform as warp_points
 
 from samgraft.errors import GeometryError
 from samgraft.grid import Grid
@@ -25,8 +29,10 @@ UNKNOWN_CRS = "unknown CRS"
 PIXEL = "pixel"
 """``Grid.world`` of an image without any georeference."""
 
+_WGS84 = CRS.from_epsg(4326)
 _WGS84_RADIUS = 6378137.0
 _WGS84_FLATTENING = 1.0 / 298.257223563
+_WGS84_E2 = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
 
 
 def grid_of(transform: Affine, crs: CRS | None, shape: tuple[int, int], nodata: float | None = None) -> Grid:
@@ -127,20 +133,15 @@ def equal_area(points: NDArray[np.float64], crs: CRS | None) -> NDArray[np.float
     Source:
         J. P. Snyder, Map Projections: A Working Manual (USGS 1395), equations 3-12 and 10-14 with standard parallel 0.
     """
-    if crs is None:
+    unit = _unit(crs)
+    if unit is None:
         return None
-    if not crs.is_geographic:
-        try:
-            factor = float(crs.linear_units_factor[1])
-        except CRSError:
-            return None
-        return points * factor
-    e2 = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
-    e = math.sqrt(e2)
-    to_radians = float(crs.units_factor[1])
-    sin = np.sin(points[:, 1] * to_radians)
-    q = (1.0 - e2) * (sin / (1.0 - e2 * sin**2) - np.log((1.0 - e * sin) / (1.0 + e * sin)) / (2.0 * e))
-    return np.stack([_WGS84_RADIUS * points[:, 0] * to_radians, _WGS84_RADIUS * q / 2.0], axis=1)
+    if not unit.angular:
+        return points * unit.size
+    e = math.sqrt(_WGS84_E2)
+    sin = np.sin(points[:, 1] * unit.size)
+    q = (1.0 - _WGS84_E2) * (sin / (1.0 - _WGS84_E2 * sin**2) - np.log((1.0 - e * sin) / (1.0 + e * sin)) / (2.0 * e))
+    return np.stack([_WGS84_RADIUS * points[:, 0] * unit.size, _WGS84_RADIUS * q / 2.0], axis=1)
 
 
 def metres_per_unit(crs: CRS | None, *, latitude: float) -> tuple[float, float] | None:
@@ -153,17 +154,111 @@ def metres_per_unit(crs: CRS | None, *, latitude: float) -> tuple[float, float] 
     Source:
         J. P. Snyder, Map Projections: A Working Manual (USGS 1395), equations 4-18, 4-20 and 4-21.
     """
+    unit = _unit(crs)
+    if unit is None:
+        return None
+    if not unit.angular:
+        return unit.size, unit.size
+    phi = latitude * unit.size
+    bend = 1.0 - _WGS84_E2 * math.sin(phi) ** 2
+    across, along = _WGS84_RADIUS / math.sqrt(bend), _WGS84_RADIUS * (1.0 - _WGS84_E2) / bend**1.5
+    return unit.size * across * math.cos(phi), unit.size * along
+
+
+def ground_step(grid: Grid) -> tuple[float, float] | None:
+    """Metres on the ground from one row to the next and from one column to the next, at the centre of a raster.
+
+    Measured on the WGS84 ellipsoid, so a pixel of "1 m" in Web Mercator at 60 degrees north has 0.5 m here. A CRS that
+    cannot be related to the earth counts by its unit of length.
+
+    Args:
+        grid: Grid of a raster.
+
+    Returns:
+        (row step, column step), or None when the world has no known unit: no CRS, or a picture.
+    """
+    crs = crs_of(grid) if grid.ndim == 2 else None
+    unit = _unit(crs)
+    if crs is None or unit is None:
+        return None
+    middle = np.array(grid.shape, dtype=np.float64) / 2.0
+    ends = grid.to_world(middle + 0.5 * np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]]))
+    if not unit.angular:
+        try:
+            degrees = np.stack(warp_points(crs, _WGS84, ends[:, 0].tolist(), ends[:, 1].tolist()), axis=1)
+        except (RasterioError, ValueError):
+            degrees = np.full_like(ends, np.inf)
+        if not np.isfinite(degrees).all():
+            row, col = (float(v) * unit.size for v in grid.spacing)
+            return row, col
+    else:
+        degrees = ends * (unit.size / math.radians(1.0))
+    metres = metres_per_unit(_WGS84, latitude=float(degrees[:, 1].mean()))
+    steps = degrees[1::2] - degrees[::2]
+    steps[:, 0] = (steps[:, 0] + 180.0) % 360.0 - 180.0  # two ends on either side of the antimeridian
+    row, col = np.hypot(*(steps * np.array(metres)).T).tolist()
+    return row, col
+
+
+def affine_of_gcps(points: Sequence[GroundControlPoint]) -> tuple[Affine, float]:
+    """Affine transform that fits ground control points best, and how badly it does.
+
+    Least squares in exact arithmetic, rounded once, so that points which were made from a transform give it back to
+    the last digits that doubles hold.
+
+    Args:
+        points: At least three, not on a line; row and col count from the outer corner of pixel (0, 0), as in GDAL.
+
+    Returns:
+        Transform (col, row -> x, y), and the largest distance in pixels between a point and its place.
+
+    Raises:
+        GeometryError: fewer than three points, or all on a line.
+    """
+    if len(points) < 3:
+        raise GeometryError(f"{len(points)} ground control points; an affine transform needs at least 3")
+    cols, rows, xs, ys = ([Fraction(float(getattr(p, k))) for p in points] for k in ("col", "row", "x", "y"))
+    centre = [sum(values, Fraction(0)) / len(points) for values in (cols, rows, xs, ys)]
+    c, r, x, y = ([v - m for v in values] for values, m in zip((cols, rows, xs, ys), centre, strict=True))
+    cc, cr, rr = _dot(c, c), _dot(c, r), _dot(r, r)
+    size = cc * rr - cr * cr
+    if size == 0:
+        raise GeometryError(f"{len(points)} ground control points lie on one line; they do not place an image")
+    found: list[Fraction] = []
+    for values, m in ((x, centre[2]), (y, centre[3])):
+        cv, rv = _dot(c, values), _dot(r, values)
+        along_col, along_row = (cv * rr - rv * cr) / size, (rv * cc - cv * cr) / size
+        found += [along_col, along_row, m - along_col * centre[0] - along_row * centre[1]]
+    transform = Affine(*(float(v) for v in found))
+    if transform.determinant == 0.0:
+        raise GeometryError(f"{len(points)} ground control points place the whole image on one line")
+    there = point_map(~transform)(np.array([[p.x, p.y] for p in points], dtype=np.float64))
+    here = np.array([[p.col, p.row] for p in points], dtype=np.float64)
+    return transform, float(np.abs(there - here).max())
+
+
+def _dot(one: Sequence[Fraction], other: Sequence[Fraction]) -> Fraction:
+    """Sum of products."""
+    return sum((a * b for a, b in zip(one, other, strict=True)), Fraction(0))
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Unit of the coordinates of a CRS."""
+
+    angular: bool
+    """Whether coordinates are angles."""
+    size: float
+    """Metres, or radians."""
+
+
+def _unit(crs: CRS | None) -> _Unit | None:
+    """Unit of a CRS, or None when it has none that is known."""
     if crs is None:
         return None
-    if not crs.is_geographic:
-        try:
-            factor = float(crs.linear_units_factor[1])
-        except CRSError:
-            return None
-        return factor, factor
-    to_radians = float(crs.units_factor[1])
-    phi = latitude * to_radians
-    e2 = _WGS84_FLATTENING * (2.0 - _WGS84_FLATTENING)
-    bend = 1.0 - e2 * math.sin(phi) ** 2
-    across, along = _WGS84_RADIUS / math.sqrt(bend), _WGS84_RADIUS * (1.0 - e2) / bend**1.5
-    return to_radians * across * math.cos(phi), to_radians * along
+    try:
+        if crs.is_geographic:
+            return _Unit(angular=True, size=float(crs.units_factor[1]))
+        return _Unit(angular=False, size=float(crs.linear_units_factor[1]))
+    except CRSError:
+        return None

@@ -1,10 +1,9 @@
-"""From label maps to polygons in the coordinates of the input, and into GeoJSON or GeoPackage.
+"""From label maps to polygons in the coordinates of the input, and into a vector file.
 
-Outlines follow pixel edges exactly: nothing is simplified, holes are kept, and the area of a polygon is its pixel count
-times the area of a pixel. See docs/adr/0003-geojson-crs.md for the coordinates of GeoJSON files.
+Outlines follow pixel edges exactly (``outline.py``): nothing is simplified, holes are kept, and the area of a polygon is
+its pixel count times the area of a pixel. See docs/adr/0003-geojson-crs.md for the coordinates of GeoJSON files.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +12,26 @@ from typing import Any, Protocol
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyogrio import raw
-from pyogrio.errors import DataSourceError
-from rasterio import features
 from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
-from samgraft.domains.atomic import atomic_path, full_suffix
-from samgraft.domains.remote_sensing.georeference import crs_of, equal_area, point_map, registered_code, transform_of
+from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, equal_area, point_map, transform_of
+from samgraft.domains.remote_sensing.outline import outlines
+from samgraft.domains.remote_sensing.pixel_runs import Runs, components, joined, runs_of_labels
+from samgraft.domains.remote_sensing.stream_vector import Batch, VectorFile
 from samgraft.domains.scene import Array
-from samgraft.errors import ConfigError, GeometryError, OutputError, ShapeError
+from samgraft.errors import ConfigError, ShapeError
 from samgraft.grid import Grid
 
-DRIVERS = {".geojson": "GeoJSON", ".json": "GeoJSON", ".gpkg": "GPKG"}
-"""Vector formats by suffix."""
-LAYER = "segmentation"
-"""Layer name in the files written."""
+COLUMNS: Mapping[str, type] = {
+    "id": np.int64,
+    "class": np.int32,
+    "class_name": object,
+    "score": np.float64,
+    "area": np.float64,
+    "area_px": np.int64,
+}
+"""Columns of every vector file of results: area in square metres, area_px in pixels."""
 
 
 class Record(Protocol):
@@ -90,7 +93,8 @@ def polygonise(
         classes: Class label -> name; missing names become "class <label>".
 
     Returns:
-        Valid geometries sorted by id; a fragmented instance is one MultiPolygon.
+        Valid geometries sorted by id; a fragmented instance is one MultiPolygon. Components of a semantic map are
+        numbered in scan order of their first pixels.
 
     Raises:
         ShapeError: labels and grid have different shapes.
@@ -99,161 +103,145 @@ def polygonise(
     """
     if labels.shape != grid.shape:
         raise ShapeError(f"labels are {labels.shape}; the grid is {grid.shape}")
-    to_world, crs, names = point_map(transform_of(grid)), crs_of(grid), dict(classes or {})
-    parts = _outlines(labels)
-    if records is None:
-        keyed = [(n, value, float("nan"), polygon) for n, (value, polygon) in enumerate(parts, start=1)]
+    move, turn = world_map(grid)
+    runs = joined([runs_of_labels(labels)])
+    known = None if records is None else {r.id: r for r in records}
+    if known is None:
+        class_of, runs = _components_as_owners(runs)
     else:
-        keyed = _by_instance(parts, {r.id: r for r in records})
-    further = {r.id: r.properties for r in records or ()}
+        missing = [v for v in np.unique(runs.owner).tolist() if v not in known]
+        if missing:
+            raise ConfigError(f"the label map has instances {missing[:10]} without a record; give one per instance")
+        class_of = {value: record.class_id for value, record in known.items()}
+    sizes = pixel_counts(runs)
+    owners, geometries = outlines(runs, move=move, turn=turn)
+    areas = square_metres(geometries, crs_of(grid))
+    names = dict(classes or {})
     found = []
-    for number, class_id, score, pixels in keyed:
-        geometry = shapely.transform(pixels, to_world)
-        name = names.get(class_id, f"class {class_id}")
+    for number, geometry, area in zip(owners.tolist(), geometries.tolist(), areas.tolist(), strict=True):
+        class_id = class_of[number]
         found.append(
             Feature(
                 geometry=geometry,
                 id=number,
                 class_id=class_id,
-                class_name=name,
-                score=score,
-                area=_square_metres(geometry, crs),
-                area_px=round(pixels.area),
-                properties=further.get(number, {}),
+                class_name=names.get(class_id, f"class {class_id}"),
+                score=float("nan") if known is None else float(known[number].score),
+                area=area,
+                area_px=sizes[number],
+                properties={} if known is None else known[number].properties,
             )
         )
     return tuple(found)
 
 
-def write_vectors(path: Path | str, found: Sequence[Feature], grid: Grid) -> None:
+def world_map(grid: Grid) -> tuple[PointMap, bool]:
+    """How pixel corners (x = column, y = row) become coordinates, and whether rings are turned to stay anticlockwise.
+
+    Raises:
+        GeometryError: the grid is a volume's.
+    """
+    transform = transform_of(grid)
+    return point_map(transform), bool(transform.a * transform.e - transform.b * transform.d > 0)
+
+
+def pixel_counts(runs: Runs) -> dict[int, int]:
+    """Pixels of every owner; runs must not overlap."""
+    owners, inverse = np.unique(runs.owner, return_inverse=True)
+    sizes = np.bincount(inverse, weights=runs.stop - runs.start, minlength=len(owners))
+    return dict(zip(owners.tolist(), sizes.astype(np.int64).tolist(), strict=True))
+
+
+def _components_as_owners(runs: Runs) -> tuple[dict[int, int], Runs]:
+    """Class of every connected component, and runs owned by components, numbered from 1 in scan order."""
+    part = components(runs)
+    count = int(part.max(initial=-1)) + 1
+    first = np.full(count, len(runs), dtype=np.int64)
+    order = np.lexsort((runs.start, runs.row))
+    np.minimum.at(first, part[order], np.arange(len(runs)))
+    number = np.empty(count, dtype=np.int64)
+    number[np.argsort(first)] = np.arange(1, count + 1)
+    owner = number[part]
+    class_of = dict(zip(owner.tolist(), runs.owner.tolist(), strict=True))
+    return class_of, Runs(owner, runs.row, runs.start, runs.stop)
+
+
+def square_metres(geometries: NDArray[np.object_], crs: CRS | None) -> NDArray[np.float64]:
+    """Areas (n,) of polygons of a CRS in square metres; NaN where the unit is not known."""
+    points, index = shapely.get_coordinates(geometries, return_index=True)
+    flat = equal_area(points, crs)
+    if flat is None or not len(points):
+        return np.full(len(geometries), np.nan)
+    first = np.searchsorted(index, np.arange(len(geometries)))
+    near = flat - flat[first][index]  # small numbers: no offset before multiplying
+    return np.asarray(shapely.area(shapely.transform(geometries, lambda _: near)), dtype=np.float64)
+
+
+def simplified(geometries: NDArray[np.object_], tolerance: float) -> NDArray[np.object_]:
+    """Polygons with fewer corners, none further than ``tolerance`` from the outline; 0 changes nothing.
+
+    Each polygon is simplified by itself (Douglas-Peucker that keeps its topology), so neighbours may overlap a little
+    afterwards. Where the result would be invalid or empty, the exact outline stays.
+
+    Args:
+        geometries: (n,) polygons.
+        tolerance: In the units of the coordinates: metres or degrees, as the CRS has it.
+
+    Raises:
+        ConfigError: a negative tolerance.
+    """
+    require_tolerance(tolerance)
+    if tolerance == 0 or not len(geometries):
+        return geometries
+    simple = shapely.simplify(geometries, tolerance, preserve_topology=True)
+    good = shapely.is_valid(simple) & ~shapely.is_empty(simple)
+    return np.where(good, simple, geometries)
+
+
+def require_tolerance(tolerance: float) -> None:
+    """Raise if polygons cannot be simplified by this much.
+
+    Raises:
+        ConfigError: negative, infinite or not a number.
+    """
+    if not 0 <= tolerance < float("inf"):
+        raise ConfigError(f"simplification by {tolerance} map units; expected 0 (off) or more")
+
+
+def write_vectors(
+    path: Path | str, found: Sequence[Feature], grid: Grid, *, provenance: Mapping[str, object] | None = None
+) -> None:
     """Write polygons in the CRS of the grid; fields id, class, class_name, score, area (m2), area_px, properties.
 
     Args:
-        path: ``.geojson`` or ``.gpkg``; replaced only when the new file is complete. No features give an empty, valid
-            file.
+        path: ``.geojson``, ``.gpkg``, ``.fgb`` or ``.parquet``; replaced only when the new file is complete. No
+            features give an empty, valid file.
         found: From :func:`polygonise`.
         grid: Grid of the labels.
+        provenance: What the file was made from; ``samgraft info`` shows it.
 
     Raises:
         ConfigError: another suffix.
         GeometryError: GeoJSON cannot name the CRS.
+        MissingDependencyError: GeoParquet without pyarrow.
         OutputError: the file cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    driver = DRIVERS.get(full_suffix(path))
-    if driver is None:
-        raise ConfigError(f"{path.name}: polygons go to {', '.join(sorted(DRIVERS))}; rename the output")
-    crs = _writable_crs(path, driver, crs_of(grid))
-    options = {"RFC7946": "NO", "COORDINATE_PRECISION": "17", "WRITE_BBOX": "NO"} if driver == "GeoJSON" else {}
     columns = _columns(found)
-    with atomic_path(path) as temp, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*crs.*was not provided")
-        try:
-            raw.write(
-                temp,
-                geometry=np.array([shapely.to_wkb(f.geometry) for f in found], dtype=object),
-                field_data=list(columns.values()),
-                fields=list(columns),
-                layer=LAYER,
-                driver=driver,
-                geometry_type="MultiPolygon" if driver == "GPKG" else "Unknown",
-                promote_to_multi=driver == "GPKG",
-                crs=crs,
-                layer_options=options,
-            )
-            _verify(temp, len(found))
-        except OutputError:
-            raise
-        except (DataSourceError, RuntimeError, ValueError) as error:
-            raise OutputError(
-                f"cannot write {path}: {error}; nothing was left behind, check space and rights"
-            ) from error
-
-
-def _outlines(labels: Array) -> list[tuple[int, BaseGeometry]]:
-    """(label, polygon in pixel coordinates) of every 4-connected component, in scan order of the raster."""
-    values, codes = labels, None
-    if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
-        codes, inverse = np.unique(labels, return_inverse=True)
-        values = inverse.reshape(labels.shape)
-    values = np.ascontiguousarray(values, dtype=np.int32)
-    found = []
-    for shape, value in features.shapes(values, mask=labels != 0, connectivity=4):
-        label = int(value) if codes is None else int(codes[int(value)])
-        found.append((label, _valid(shapely.geometry.shape(shape))))
-    return found
-
-
-def _valid(polygon: BaseGeometry) -> BaseGeometry:
-    """Split rings that touch themselves at a corner; the covered area stays the same."""
-    if polygon.is_valid:
-        return polygon
-    repaired = polygon.buffer(0)
-    if repaired.is_valid and repaired.area == polygon.area:
-        return repaired
-    return shapely.make_valid(polygon)
-
-
-def _by_instance(
-    parts: Sequence[tuple[int, BaseGeometry]], records: Mapping[int, Record]
-) -> list[tuple[int, int, float, BaseGeometry]]:
-    """Join the parts of each instance; sorted by id."""
-    grouped: dict[int, list[BaseGeometry]] = {}
-    for value, polygon in parts:
-        grouped.setdefault(value, []).append(polygon)
-    missing = sorted(set(grouped) - set(records))
-    if missing:
-        raise ConfigError(f"the label map has instances {missing[:10]} without a record; give one record per instance")
-    joined = []
-    for value in sorted(grouped):
-        pieces = [p for part in grouped[value] for p in (part.geoms if hasattr(part, "geoms") else [part])]
-        geometry = pieces[0] if len(pieces) == 1 else shapely.MultiPolygon(pieces)
-        joined.append((value, records[value].class_id, float(records[value].score), geometry))
-    return joined
-
-
-def _square_metres(geometry: BaseGeometry, crs: CRS | None) -> float:
-    """Area of a geometry of a CRS in square metres, or NaN."""
-    if crs is None:
-        return float("nan")
-    flat = equal_area(shapely.get_coordinates(geometry), crs)
-    if flat is None:
-        return float("nan")
-    copy = shapely.from_wkb(shapely.to_wkb(geometry))
-    return float(shapely.set_coordinates(copy, flat - flat[:1]).area)  # small numbers: no offset before multiplying
-
-
-def _writable_crs(path: Path, driver: str, crs: CRS | None) -> str | None:
-    """CRS in the form that the driver stores without loss."""
-    if crs is None:
-        return None
-    code = registered_code(crs)
-    if code is not None:
-        return f"EPSG:{code}"
-    if driver == "GeoJSON":
-        raise GeometryError(
-            f"{path.name}: GeoJSON names a CRS by its registered code, and {crs.to_wkt()[:60]!r} has none; write .gpkg"
-        )
-    return str(crs.to_wkt())
+    file = VectorFile(path, grid, {name: values.dtype for name, values in columns.items()})
+    file.start()
+    try:
+        file.write(Batch(geometry=np.array([f.geometry for f in found], dtype=object), columns=columns))
+        file.commit(provenance)
+    finally:
+        file.abort()
 
 
 def _columns(found: Sequence[Feature]) -> dict[str, NDArray[Any]]:
     """Attribute columns, in the order in which they are written."""
+    rows = [(f.id, f.class_id, f.class_name, f.score, f.area, f.area_px) for f in found]
     fixed: dict[str, NDArray[Any]] = {
-        "id": np.array([f.id for f in found], dtype=np.int64),
-        "class": np.array([f.class_id for f in found], dtype=np.int32),
-        "class_name": np.array([f.class_name for f in found], dtype=object),
-        "score": np.array([f.score for f in found], dtype=np.float64),
-        "area": np.array([f.area for f in found], dtype=np.float64),
-        "area_px": np.array([f.area_px for f in found], dtype=np.int64),
+        name: np.array([row[i] for row in rows], dtype=kind) for i, (name, kind) in enumerate(COLUMNS.items())
     }
     names = dict.fromkeys(name for f in found for name in f.properties if name not in fixed)
     nothing = float("nan")
     return fixed | {name: np.array([float(f.properties.get(name, nothing)) for f in found]) for name in names}
-
-
-def _verify(path: Path, count: int) -> None:
-    """Read the written file back and count; a full disk does not always show while writing."""
-    geometry = raw.read(path)[2]
-    if len(geometry) != count:
-        raise OutputError(f"{path.name}: {len(geometry)} of {count} polygons arrived on the disk; is it full?")

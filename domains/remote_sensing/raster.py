@@ -1,14 +1,13 @@
-"""Rasters (GeoTIFF, COG, VRT, JPEG with a sidecar, ...): a lazy :class:`RasterScene`, and the writer of label GeoTIFFs.
+"""Rasters (GeoTIFF, COG, VRT, JPEG with a sidecar, ...): a lazy :class:`RasterScene`.
 
 Takes any file that GDAL opens and that has a transform; gives arrays (C, H, W) by window and a Grid whose world is the
 CRS. Only the header is read when a scene is made. Every read opens the file anew, so scenes can be shared between
 threads and sent to other processes.
 """
 
-import json
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,279 +16,242 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as GdalWindow
 
-from samgraft.domains.atomic import atomic_path
-from samgraft.domains.remote_sensing.georeference import crs_of, grid_of, transform_of
-from samgraft.domains.scene import Array, Scene, Window, dtype_range, explicit_window, label_dtype
-from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
-from samgraft.grid import Grid
+from samgraft.domains.remote_sensing.damage import damage
+from samgraft.domains.remote_sensing.geo_scene import WHOLE_PIXELS, GeoScene, Sample, reduced_shape
+from samgraft.domains.remote_sensing.georeference import grid_of
+from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader, read_header
+from samgraft.domains.remote_sensing.sensor import BandChoice
+from samgraft.domains.scene import Array, Window
+from samgraft.errors import InputError
 
 _WARNINGS_LOCK = threading.Lock()
 _READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}  # a cut-off JPEG is otherwise filled with gray
 _FORMATS = {"GTiff": "GeoTIFF", "COG": "COG", "VRT": "VRT", "JPEG": "JPEG", "PNG": "PNG", "JP2OpenJPEG": "JPEG 2000"}
-_BLOCK = 256
-_ROWS_PER_CHUNK = 1024
 
 
-class RasterScene(Scene):
+class RasterScene(GeoScene):
     """A georeferenced raster, read by window.
 
     The alpha band is no channel: it speaks through :meth:`valid`, as do nodata values, mask bands and NaN.
     """
 
-    def __init__(self, path: Path | str, *, bands: Sequence[int] | None = None, nodata: float | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        bands: Sequence[BandChoice] | str | None = None,
+        nodata: float | None = None,
+        sensor: str | None = None,
+        magnitude: bool = False,
+    ) -> None:
         """Read the header.
 
         Args:
             path: Any raster that GDAL opens.
-            bands: GDAL band numbers (from 1) to use as channels, in this order; None takes all but alpha.
+            bands: GDAL band numbers (from 1) or band names to use as channels, in this order; None takes all but alpha.
             nodata: Value that marks missing pixels, for files that do not say so; it replaces the file's own.
+            sensor: Name of the sensor (see ``sensor.SENSORS``), which names the bands.
+            magnitude: Read complex numbers as their absolute values.
 
         Raises:
-            InputError: no such file, not a raster, several rasters in one file, complex numbers, an unknown band, or a
-                georeference that is only ground control points or RPCs; the message says how to repair it.
+            InputError: no such file, not a raster, several rasters in one file, complex numbers, an unknown band, a
+                nodata value that the pixels cannot have, or a georeference that is only RPCs or ground control points
+                which no affine transform fits; the message says how to repair it.
+            ConfigError: an unknown sensor.
         """
         path = Path(path)
-        if not path.exists():
-            raise InputError(f"{path} does not exist; check the path")
-        with _opened(path, quiet=True) as source:
-            _refuse_unusable(path, source)
-            numbers = _chosen_bands(path, source, bands)
-            file_dtype = np.result_type(*(np.dtype(source.dtypes[b - 1]) for b in numbers))
-            scales = np.array([source.scales[b - 1] for b in numbers], dtype=np.float64)
-            offsets = np.array([source.offsets[b - 1] for b in numbers], dtype=np.float64)
-            scaled = bool((scales != 1.0).any() or (offsets != 0.0).any())
-            own = source.nodatavals[numbers[0] - 1] if nodata is None else nodata
-            self.bands = numbers
-            """GDAL band numbers of the channels."""
-            self.color = tuple(source.colorinterp[b - 1].name for b in numbers)
-            """Colour interpretation of each channel ("red", "gray", "undefined", ...)."""
-            self.block_shape: tuple[int, int] = tuple(source.block_shapes[0])
-            """(rows, columns) of one stored block; reading whole blocks is fastest."""
-            self._mask_band = _mask_band(source)
-            self._file_dtype = file_dtype
-            self._quiet = source.transform == Affine.identity()
-            self._scaling = (scales, offsets) if scaled else None
-            grid = grid_of(source.transform, source.crs, (source.height, source.width), own)
-            super().__init__(
-                path=path,
-                kind="raster",
-                grid=grid,
-                channels=len(numbers),
-                dtype=np.dtype(np.float32) if scaled else file_dtype,
-                format=_FORMATS.get(source.driver, source.driver),
-                value_range=None if scaled else _value_range(source, numbers, file_dtype),
-                channel_names=_names(source, numbers),
-                frame_known=bool(source.crs),
-                notes=() if source.crs else ("no CRS",),
+        choice = RasterChoice(bands=bands, nodata=nodata, sensor=sensor, magnitude=magnitude)
+        self._take(path, header_of(path, choice))
+
+    @classmethod
+    def of_header(cls, path: Path, header: RasterHeader) -> "RasterScene":
+        """Make a scene of a header that was just read, without opening the file again; errors as for the class."""
+        scene = RasterScene.__new__(RasterScene)
+        scene._take(path, header)
+        return scene
+
+    def _take(self, path: Path, header: RasterHeader) -> None:
+        """Check that the pixels form a grid, and become that raster."""
+        if header.warped_by:
+            how = "rpc_height=<metres above the ellipsoid>" if header.warped_by == "rpcs" else "no other option"
+            raise InputError(
+                f"{path} is {header.notes[-1]} and has no transform, so its pixels form no grid; open it with "
+                f"samgraft.open and {how}, or orthorectify it first: gdalwarp {path.name} out.tif"
             )
+        self._adopt(path, header, grid_of(header.transform, header.crs, header.shape, header.nodata[0]))
 
-    def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
-        """Read a checked window; see :meth:`Scene.read`."""
-        numbers = [self.bands[c] for c in channels]
-        with self._reading(window) as source:
-            array = self._pixels(source, numbers, window=_gdal_window(window))
-        return self._scale(array, channels)
+    def _adopt(self, path: Path, header: RasterHeader, grid: Grid) -> None:
+        """Become the raster that a header describes, on ``grid``."""
+        self._header = header
+        self.bands = header.bands
+        """GDAL band numbers of the channels."""
+        self.color = header.color
+        self.block_shape = header.block_shape
+        self._quiet = header.transform == Affine.identity()
+        scaled = header.scaling is not None
+        super().__init__(
+            path=path,
+            kind="raster",
+            grid=grid,
+            channels=len(header.bands),
+            dtype=np.dtype(np.float32) if scaled else header.dtype,
+            format=_FORMATS.get(header.driver, header.driver),
+            value_range=header.value_range,
+            channel_names=header.names,
+            frame_known=header.crs is not None,
+            notes=header.notes,
+        )
 
-    def _valid(self, window: Window) -> NDArray[np.bool_]:
-        """Validity of a checked window, from alpha or mask band, nodata and NaN; see :meth:`Scene.valid`."""
-        with self._reading(window) as source:
-            part = _gdal_window(window)
-            wanted = self._needs_pixels()
-            pixels = self._pixels(source, self.bands, window=part) if wanted else None
-            mask = source.read_masks(self._mask_band, window=part) if self._mask_band else None
-        shape = tuple(s.stop - s.start for s in window)
-        return self._combine(pixels, mask, shape)
-
-    def read_valid(
-        self, window: Window | None = None, channels: Sequence[int] | None = None
-    ) -> tuple[Array, NDArray[np.bool_]]:
-        """Pixels and validity of a window with the file opened once; see :meth:`Scene.read_valid`."""
-        place, chosen = explicit_window(window, self.grid.shape), self._chosen(channels)
-        every = self._needs_pixels()
-        with self._reading(place) as source:
-            part = _gdal_window(place)
-            pixels = self._pixels(source, self.bands if every else [self.bands[c] for c in chosen], window=part)
-            mask = source.read_masks(self._mask_band, window=part) if self._mask_band else None
-        valid = self._combine(pixels if every else None, mask, tuple(s.stop - s.start for s in place))
-        return self._scale(pixels[list(chosen)] if every else pixels, chosen), valid
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those that GDAL reads with it: sidecars, overviews, the sources of a VRT."""
+        return self._header.files
 
     @property
     def cheap_slabs(self) -> bool:
         """True for files with an index of their blocks; PNG, JPEG and the like are unpacked from the start."""
         return self.format in ("GeoTIFF", "COG", "VRT")
 
+    def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
+        """Pixels and validity of a window with the file opened once."""
+        every = self._needs_pixels()
+        numbers = self.bands if every else tuple(self.bands[c] for c in channels)
+        with self._reading(window) as source:
+            part = _gdal_window(window)
+            pixels = self._pixels(source, numbers, window=part)
+            mask = self._mask(source, window=part)
+        valid = self._combine(pixels if every else None, mask, tuple(s.stop - s.start for s in window))
+        return self._scale(pixels[list(channels)] if every else pixels, channels), valid
+
+    def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
+        """Pixels of a window, without looking at its validity."""
+        with self._reading(window) as source:
+            array = self._pixels(source, tuple(self.bands[c] for c in channels), window=_gdal_window(window))
+        return self._scale(array, channels)
+
+    def _valid(self, window: Window) -> NDArray[np.bool_]:
+        """Validity of a checked window, from alpha or mask band, nodata and NaN; see :meth:`Scene.valid`."""
+        with self._reading(window) as source:
+            part = _gdal_window(window)
+            pixels = self._pixels(source, self.bands, window=part) if self._needs_pixels() else None
+            mask = self._mask(source, window=part)
+        return self._combine(pixels, mask, tuple(s.stop - s.start for s in window))
+
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
-        """Read the whole raster at reduced size, from overviews where the file has them.
-
-        Args:
-            max_pixels: Upper bound of rows times columns.
-
-        Returns:
-            Values (C, h, w) of ``dtype`` and validity (h, w).
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        height, width = self.grid.shape
-        factor = max(1.0, float(np.sqrt(height * width / max(1, max_pixels))))
-        shape = (max(1, int(height / factor)), max(1, int(width / factor)))
+        """Read the whole raster at reduced size, from overviews where the file has them; see :class:`GeoScene`."""
+        shape = reduced_shape(self.grid.shape, max_pixels)
         whole = tuple(slice(0, side) for side in self.grid.shape)
         with self._reading(whole) as source:
             pixels = self._pixels(source, self.bands, out_shape=shape)
-            mask = source.read_masks(self._mask_band, out_shape=shape) if self._mask_band else None
+            mask = self._mask(source, out_shape=shape)
         valid = self._combine(pixels, mask, shape)
         return self._scale(pixels, tuple(range(self.channels))), valid
 
-    def _pixels(self, source: Any, bands: Sequence[int], **where: Any) -> Array:
+    def sample(self, limit: int = 1_000_000) -> Sample:
+        """Valid pixels of a small raster or of an overview, else of evenly spread blocks; see :class:`GeoScene`."""
+        with self._dataset() as source:
+            factors = source.overviews(1)
+        size = float(np.prod(self.grid.shape, dtype=np.float64))
+        if size / max([1, *factors]) ** 2 > WHOLE_PIXELS and self.cheap_slabs:
+            return super().sample(limit)
+        array, valid = self.overview(limit)
+        if not valid.any() and valid.size < size:
+            return super().sample(limit)
+        factor = self.grid.shape[0] / valid.shape[0]
+        how = "every pixel" if valid.size == size else f"the whole raster at 1/{factor:.3g}"
+        return Sample(values=array[:, valid], how=how)
+
+    def _pixels(self, source: Any, bands: tuple[int, ...], **where: Any) -> Array:
         """Read bands in the common dtype; bands of different dtypes are read one by one."""
+        dtype = self._header.dtype
+        if self._header.magnitude:
+            return np.stack([np.abs(source.read(b, **where)).astype(dtype) for b in bands])
         if len({source.dtypes[b - 1] for b in bands}) > 1:
-            return np.stack([source.read(b, **where).astype(self._file_dtype) for b in bands])
+            return np.stack([source.read(b, **where).astype(dtype) for b in bands])
         if "out_shape" in where:
             where["out_shape"] = (len(bands), *where["out_shape"])
-        return np.asarray(source.read(list(bands), **where)).astype(self._file_dtype, copy=False)
+        return np.asarray(source.read(list(bands), **where)).astype(dtype, copy=False)
+
+    def _mask(self, source: Any, **where: Any) -> NDArray[np.bool_] | None:
+        """What the mask or alpha band says, or None where there is none."""
+        band = self._header.mask_band
+        return None if band is None else np.asarray(source.read_masks(band, **where) > 0)
 
     def _needs_pixels(self) -> bool:
         """Whether validity depends on pixel values."""
-        return self.grid.nodata is not None or self.dtype.kind == "f"
+        return any(v is not None for v in self._header.nodata) or self._header.dtype.kind == "f"
 
-    def _combine(self, pixels: Array | None, mask: Array | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    def _combine(
+        self, pixels: Array | None, mask: NDArray[np.bool_] | None, shape: tuple[int, ...]
+    ) -> NDArray[np.bool_]:
         """Join the signs of missing data: a mask band, nodata in every channel, NaN in any."""
-        valid = np.ones(shape, dtype=np.bool_) if mask is None else mask > 0
+        valid = np.ones(shape, dtype=np.bool_) if mask is None else mask
         if pixels is None:
             return valid
         if pixels.dtype.kind == "f":
-            valid &= np.isfinite(pixels).all(axis=0)
-        nodata = self.grid.nodata
-        if nodata is not None and np.isfinite(nodata):
-            same = pixels.dtype.type(nodata) if pixels.dtype.kind == "f" else nodata
-            valid &= (pixels != same).any(axis=0)
-        return valid
+            valid = valid & np.isfinite(pixels).all(axis=0)
+        marks = self._header.nodata
+        if any(v is None or not np.isfinite(v) for v in marks):
+            return valid
+        with np.errstate(over="ignore"):  # the lowest double as nodata of single precision becomes -inf, never met
+            same = np.array(marks, dtype=pixels.dtype)[:, None, None]
+        return np.asarray(valid & (pixels != same).any(axis=0))
 
     def _scale(self, array: Array, channels: tuple[int, ...]) -> Array:
         """Apply the header's scale and offset per band, in float32."""
-        if self._scaling is None:
+        if self._header.scaling is None:
             return array.astype(self.dtype, copy=False)
-        scales, offsets = (part[list(channels), None, None] for part in self._scaling)
+        scales, offsets = (part[list(channels), None, None] for part in self._header.scaling)
         return (array * scales + offsets).astype(np.float32)
 
     @contextmanager
+    def _dataset(self) -> Iterator[Any]:
+        """The open data set that windows are read from."""
+        with opened(self.path, quiet=self._quiet) as source:
+            yield source
+
+    @contextmanager
     def _reading(self, window: Window) -> Iterator[Any]:
-        """Open the file for one read; name file and window when GDAL fails."""
+        """Open the file for one read; name file, window and block when GDAL fails."""
         rows, cols = window
+        place = ""
         try:
-            with rasterio.Env(**_READ_OPTIONS), _opened(self.path, quiet=self._quiet) as source:
+            with rasterio.Env(**_READ_OPTIONS), self._dataset() as source:
                 if (source.height, source.width) != self.grid.shape:
                     raise InputError(
                         f"{self.path} changed on disk: it is now {source.height} x {source.width}; open it again"
                     )
-                yield source
+                try:
+                    yield source
+                except (RasterioError, OSError):
+                    place = damage(source, self.bands, window)
+                    raise
         except (RasterioError, OSError) as error:
             reason = error.__cause__ or error
             raise InputError(
                 f"{self.path}: rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop} cannot be read "
-                f"({reason}); the file is truncated or damaged, copy it again"
+                f"({place}{reason}); the file is truncated or damaged, copy it again"
             ) from error
 
 
-def write_label_geotiff(
-    path: Path | str,
-    labels: Array,
-    grid: Grid,
-    classes: Mapping[int, str] | None = None,
-    *,
-    tags: Mapping[str, str] | None = None,
-) -> None:
-    """Write labels as a tiled, deflate-compressed GeoTIFF on exactly the grid given, and read it back to be sure.
-
-    No nodata value is set, since 0 is background. uint8 maps with at most 255 classes get a colour table.
-
-    Args:
-        path: File to write; replaced only when the new one is complete.
-        labels: Integers >= 0, (H, W). The dtype of the file is the smallest of uint8, uint16, uint32 that fits.
-        grid: Grid of the labels: a raster or a picture.
-        classes: Label value -> name, for semantic maps: stored as a tag and used for the colour table.
-        tags: More text to store in the header.
+def header_of(path: Path, choice: RasterChoice) -> RasterHeader:
+    """Open a raster file and read its header.
 
     Raises:
-        ShapeError: labels and grid have different shapes.
-        GeometryError: the grid cannot be stored in a GeoTIFF without changing it.
-        OutputError: the file cannot be written; nothing is left behind.
+        InputError: as :class:`RasterScene`, but for the georeference.
+        ConfigError: an unknown sensor.
     """
-    if labels.shape != grid.shape:
-        raise ShapeError(f"labels are {labels.shape}; the grid is {grid.shape}")
-    transform, crs = transform_of(grid), crs_of(grid)
-    values = labels.astype(label_dtype(int(labels.max(initial=0))))
-    height, width = grid.shape
-    tiled = height >= _BLOCK and width >= _BLOCK
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": 1,
-        "dtype": values.dtype.name,
-    }
-    profile |= {"crs": crs, "compress": "deflate", "predictor": 2, "bigtiff": "if_safer"}
-    if transform != Affine.identity() or crs:
-        profile["transform"] = transform
-    if tiled:
-        profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
-    text = {f"SAMGRAFT_{key.upper()}": value for key, value in (tags or {}).items()}
-    if classes:
-        text["SAMGRAFT_CLASSES"] = json.dumps({str(k): v for k, v in classes.items()}, ensure_ascii=False)
-    with atomic_path(path) as temp:
-        try:
-            with _opened(temp, mode="w", quiet=transform == Affine.identity(), **profile) as target:
-                target.write(values, 1)
-                if text:
-                    target.update_tags(**text)
-                if classes and values.dtype == np.uint8:
-                    target.write_colormap(1, class_colors(len(classes)))
-            _verify(temp, values, grid)
-        except OutputError:
-            raise
-        except (RasterioError, OSError, InputError) as error:
-            raise OutputError(
-                f"cannot write {path}: {error}; nothing was left behind, check space and rights"
-            ) from error
-
-
-def class_colors(count: int) -> dict[int, tuple[int, int, int, int]]:
-    """Colour table for ``count`` classes and a transparent background: label -> (red, green, blue, alpha), 0 to 255.
-
-    Hues step by the golden ratio, so that neighbouring labels differ.
-    """
-    colors = {0: (0, 0, 0, 0)}
-    for label in range(1, min(count, 254) + 2):
-        hue = (label * 0.61803398875) % 1.0 * 6.0
-        value = 255 - 25 * (label // 16 % 4)
-        ramp = np.clip([abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)], 0.15, 1.0) * value
-        colors[label] = (int(ramp[0]), int(ramp[1]), int(ramp[2]), 255)
-    return {label: color for label, color in colors.items() if label <= 255}
-
-
-def _verify(path: Path, values: Array, grid: Grid) -> None:
-    """Read a written file back; a full disk does not always show while writing."""
-    with _opened(path, quiet=True) as source:
-        stored = grid_of(source.transform, source.crs, (source.height, source.width))
-        affine_differs = source.transform != transform_of(grid)
-        crs_differs = (source.crs or None) != crs_of(grid)
-        if affine_differs or crs_differs:
-            raise GeometryError(
-                f"a GeoTIFF cannot hold this {'transform' if affine_differs else 'CRS'}: {grid.world[:80]!r} came back "
-                f"as {stored.world[:80]!r}; write .gpkg instead"
-            )
-        for start in range(0, grid.shape[0], _ROWS_PER_CHUNK):
-            part = values[start : start + _ROWS_PER_CHUNK]
-            if not np.array_equal(source.read(1, window=GdalWindow(0, start, grid.shape[1], len(part))), part):
-                raise OutputError(f"{path.name}: rows from {start} did not arrive on the disk; is it full?")
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path")
+    with opened(path, quiet=True) as source:
+        return read_header(path, source, choice)
 
 
 @contextmanager
-def _opened(path: Path, *, mode: str = "r", quiet: bool = False, **profile: Any) -> Iterator[Any]:
+def opened(path: Path, *, mode: str = "r", quiet: bool = False, **profile: Any) -> Iterator[Any]:
     """Open with rasterio; ``quiet`` silences its remark on missing georeferences; a failure to open names the file."""
     try:
         if quiet:
@@ -304,69 +266,6 @@ def _opened(path: Path, *, mode: str = "r", quiet: bool = False, **profile: Any)
         raise InputError(f"{path} cannot be opened as a raster: {error}; is it complete, and an image?") from error
     with dataset:
         yield dataset
-
-
-def _refuse_unusable(path: Path, source: Any) -> None:
-    """Raise for rasters whose pixels or place cannot be used as they are."""
-    if source.count == 0:
-        inside = ", ".join(source.subdatasets[:5]) or "nothing"
-        raise InputError(
-            f"{path} has no bands of its own; it holds {inside}; name one of these or convert it to GeoTIFF"
-        )
-    complex_bands = [b for b, d in zip(source.indexes, source.dtypes, strict=True) if "complex" in d or "cint" in d]
-    if complex_bands:
-        raise InputError(
-            f"{path}: bands {complex_bands} hold complex numbers; store the magnitude (abs) as float32 first"
-        )
-    if source.transform != Affine.identity():
-        return
-    points, _ = source.gcps
-    if points:
-        raise InputError(
-            f"{path} is placed by {len(points)} ground control points and has no transform, so its pixels have "
-            f"no exact place; warp it first: gdalwarp -r bilinear {path.name} out.tif"
-        )
-    if source.rpcs:
-        raise InputError(
-            f"{path} is placed by RPCs (raw satellite geometry) and has no transform; orthorectify it first: "
-            f"gdalwarp -rpc -to RPC_DEM=dem.tif {path.name} out.tif"
-        )
-
-
-def _chosen_bands(path: Path, source: Any, bands: Sequence[int] | None) -> tuple[int, ...]:
-    """Band numbers to use as channels."""
-    if bands is None:
-        colors = zip(source.indexes, source.colorinterp, strict=True)
-        return tuple(b for b, color in colors if color != ColorInterp.alpha) or tuple(source.indexes)
-    chosen = tuple(int(b) for b in bands)
-    wrong = [b for b in chosen if b not in source.indexes]
-    if wrong or not chosen:
-        raise InputError(f"{path}: bands {list(chosen)} asked; it has bands 1 to {source.count} (counted from 1)")
-    return chosen
-
-
-def _mask_band(source: Any) -> int | None:
-    """Band whose GDAL mask comes from an alpha band or a mask band, or None."""
-    flags = zip(source.indexes, source.mask_flag_enums, strict=True)
-    return next((band for band, flag in flags if MaskFlags.per_dataset in flag), None)
-
-
-def _names(source: Any, bands: tuple[int, ...]) -> tuple[str, ...]:
-    """One name per channel: the band's description, else its colour, else its number."""
-    names = []
-    for band in bands:
-        color = source.colorinterp[band - 1].name
-        fallback = color if color in ("red", "green", "blue", "nir", "gray", "palette") else f"band {band}"
-        names.append(source.descriptions[band - 1] or fallback)
-    return tuple(names)
-
-
-def _value_range(source: Any, bands: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[float, float] | None:
-    """Range of values that the header allows; NBITS narrows it (11-bit data in uint16)."""
-    bits = [source.tags(band, ns="IMAGE_STRUCTURE").get("NBITS") for band in bands]
-    if dtype.kind == "u" and all(bits):
-        return 0.0, float(2 ** max(int(b) for b in bits) - 1)
-    return dtype_range(dtype)
 
 
 def _gdal_window(window: Window) -> GdalWindow:

@@ -72,16 +72,16 @@ class VectorLayer:
         if not len(self.geometries):
             return ()
         target = crs_of(grid)
-        source = _comparable_crs(self, target)
+        source = comparable_crs(self, target)
         to_pixel = ~transform_of(grid)
         extent = shapely.box(0, 0, grid.shape[1], grid.shape[0])
         outline = shapely.transform(shapely.segmentize(extent, max(grid.shape) / 8), point_map(transform_of(grid)))
-        near = outline if source is None else shapely.transform(outline, _reproject(target, source))
+        near = outline if source is None else shapely.transform(outline, reproject(target, source))
         margin = 0.02 * max(near.bounds[2] - near.bounds[0], near.bounds[3] - near.bounds[1])
         hits = np.flatnonzero(shapely.intersects(self.geometries, shapely.box(*near.bounds).buffer(margin)))
         moved = self.geometries[hits]
         if source is not None:
-            moved = shapely.transform(moved, _reproject(source, target))
+            moved = shapely.transform(moved, reproject(source, target))
         moved = shapely.transform(moved, point_map(to_pixel))
         touching = np.flatnonzero(shapely.intersects(moved, extent))
         scores = self.scores or (None,) * len(self.ids)
@@ -238,7 +238,7 @@ def _draw(
     return np.asarray(drawn, dtype=np.int32)
 
 
-def _comparable_crs(layer: VectorLayer, target: CRS | None) -> CRS | None:
+def comparable_crs(layer: VectorLayer, target: CRS | None) -> CRS | None:
     """CRS to transform from, or None when file and image coordinates are the same already."""
     if target is None:
         unnamed = layer.path.suffix.lower() in (".geojson", ".json") and layer.crs == _WGS84
@@ -253,7 +253,7 @@ def _comparable_crs(layer: VectorLayer, target: CRS | None) -> CRS | None:
     return None if layer.crs == target else layer.crs
 
 
-def _reproject(source: CRS | None, target: CRS | None) -> PointMap:
+def reproject(source: CRS | None, target: CRS | None) -> PointMap:
     """Return a function that maps coordinates (N, 2) between two CRS."""
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:

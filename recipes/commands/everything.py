@@ -74,8 +74,9 @@ def everything_options(values: argparse.Namespace) -> dict[str, Any]:
     given = {option: v for option in _names() if (v := getattr(values, option)) is not None}
     extra = [name for name in ("original", "records", "point_grids") if getattr(values, name)]
     if not values.everything:
-        if given or extra:
-            raise ConfigError(f"--{[*given, *extra][0].replace('_', '-')} belongs to --everything; add that, too")
+        alone = [name for name in given if name not in ("tile", "overlap")]  # large rasters have these, too
+        if alone or extra:
+            raise ConfigError(f"--{[*alone, *extra][0].replace('_', '-')} belongs to --everything; add that, too")
         return {}
     if values.adapter or values.box or values.point:
         raise ConfigError("--everything takes neither --adapter nor --box nor --point; leave one of them out")

@@ -1,16 +1,19 @@
-"""``samgraft info``: what a file, an adapter or a backbone is, without reading pixels."""
+"""``samgraft info``: what a file, a result, an adapter or a backbone is, without reading pixels."""
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from samgraft.errors import ConfigError
 from samgraft.recipes.commands.parsing import plain_parser, say
+
+VECTORS = (".gpkg", ".fgb", ".parquet", ".geojson")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print what was asked for."""
     parser = plain_parser("info", "Say what an image file, an adapter or a backbone is.")
-    parser.add_argument("path", nargs="?", default=None, help="image file or DICOM folder (or an adapter file)")
+    parser.add_argument("path", nargs="?", default=None, help="image file, DICOM folder, adapter, or a result of samgraft segment")
     parser.add_argument("-a", "--adapter", default=None, help="adapter file: print its header")
     parser.add_argument("--backbone", default=None, help="backbone: print its facts; with --adapter, what is trainable")
     values = parser.parse_args(list(arguments))
@@ -20,15 +23,34 @@ def run(arguments: Sequence[str]) -> None:
     if values.path is not None and str(values.path).endswith(".graft"):
         adapter = values.path
     elif values.path is not None:
-        from samgraft.domains.opening import open_scene
-
-        say(repr(open_scene(values.path)))
+        _file(str(values.path))
     if adapter is not None:
         from samgraft.adapters.bundle import read_header
 
         say(json.dumps(read_header(adapter), indent=2))
     if values.backbone is not None:
         _backbone(values.backbone, adapter)
+
+
+def _file(path: str) -> None:
+    """An image, a label raster or a vector file, and what it says of its making."""
+    from samgraft.domains.atomic import full_suffix
+
+    suffix = full_suffix(Path(path))
+    if suffix in VECTORS:
+        from samgraft.domains.remote_sensing.provenance import describe_vectors
+
+        say(describe_vectors(path))
+    else:
+        from samgraft.domains.opening import open_scene
+
+        say(repr(open_scene(path)))
+    if suffix in (*VECTORS, ".tif", ".tiff"):
+        from samgraft.domains.remote_sensing.provenance import read_provenance
+
+        told = read_provenance(path)
+        if told is not None:
+            say(json.dumps(told, indent=2, ensure_ascii=False))
 
 
 def _backbone(name: str, adapter: str | None) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from samgraft.errors import ConfigError, PromptError
 from samgraft.recipes.commands.everything import add_everything, everything_options
+from samgraft.recipes.commands.mosaic import add_mosaic, by_tiles, reading_options, run_tiles
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ def run(arguments: Sequence[str]) -> None:
     from samgraft.recipes.heap import keep_memory
 
     keep_memory()
-    scene = open_scene(values.input)
+    several = len(values.input) > 1
+    scene = None if several else open_scene(values.input[0], **reading_options(values))
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     options |= everything_options(values)
+    tiled = by_tiles(values, scene)
+    if tiled or scene is None:
+        run_tiles(values, options.get("everything"))
+        return
     better = Improvement(augment=values.augment_points, refine=values.refine)
     result = segment(
         scene,
@@ -60,7 +66,11 @@ def _parser() -> PlainParser:
         "or --prompts the backbone answers your prompts; with --reference it looks for what a labelled file shows. "
         "Coordinates are (x, y) pixels of the input.",
     )
-    parser.add_argument("input", help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF")
+    parser.add_argument(
+        "input",
+        nargs="+",
+        help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF; several rasters are one mosaic",
+    )
     parser.add_argument("-a", "--adapter", default=None, help="adapter file (*.graft)")
     parser.add_argument(
         "--backbone", default=None, help="name, folder or file; by default the adapter's, else graft-tiny"
@@ -98,6 +108,7 @@ def _parser() -> PlainParser:
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
     add_everything(parser)
+    add_mosaic(parser)
     return parser
 
 

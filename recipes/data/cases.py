@@ -105,6 +105,9 @@ class DataIndex:
     modality: str | None = None
     intensity: Mapping[str, Any] | None = None
     """How intensities become [0, 1], for the adapter's header."""
+    gsd: tuple[float, float] | None = None
+    """Metres on the ground from row to row and from column to column of the rasters that train; None where they differ
+    by more than a tenth, have no place, or are no rasters."""
 
 
 def choose_cases(refs: Sequence[CaseRef], count: int | None, seed: int) -> tuple[CaseRef, ...]:

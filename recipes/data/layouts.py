@@ -21,7 +21,8 @@ from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
-from samgraft.recipes.look import Look, fixed_look, look_at
+from samgraft.recipes.ground import common_gsd
+from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis
 
 VALIDATION_SHARE = 0.2
@@ -56,7 +57,14 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     val = tuple(refs[i] for i in sorted(split.val) if i in refs)
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
     return DataIndex(
-        train=train, val=val, classes=names, modality=modality, intensity=_recorded_scale(config, modality)
+        train=train,
+        val=val,
+        classes=names,
+        modality=modality,
+        intensity=_recorded_scale(config, modality),
+        gsd=common_gsd([c.load_image() for c in data if c.id in split.train])
+        if config.layout == "raster_vector"
+        else None,
     )
 
 
@@ -143,9 +151,11 @@ def _modality(channel_names: Sequence[str]) -> str | None:
 
 
 def _recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:
-    """Scale for the adapter's header where it is fixed; None means: chosen per image, as ``look_at`` does."""
+    """Scale for the adapter's header; None means: chosen per image, as ``look_at`` does."""
     if config.intensity is not None:
         return {"kind": "range", "lower": config.intensity[0], "upper": config.intensity[1], "note": "data.intensity"}
+    if config.layout == "raster_vector":
+        return stretch_recipe()
     return ct_window("soft").to_dict() if modality == "CT" else None
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.engine.slices import pictures
+from samgraft.recipes.ground import at_trained_gsd, on_source
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.prompting import coarsest_axis
@@ -38,6 +39,8 @@ T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
 """Wraps a loop to show its progress."""
 Part = tuple[slice, slice]
+Read = Callable[[slice, slice], tuple[NDArray[np.float32], NDArray[np.bool_]]]
+"""Rows and columns -> (3, h, w) in [0, 1], and (h, w) where there is data."""
 IN_MEMORY = 2**30
 """Maps of a raster up to this many bytes stay in memory, larger ones in a temporary file (instances only)."""
 
@@ -92,13 +95,24 @@ def segment_automatic(
     chosen = encode_batch(grafted.backbone, recorded.size, batch)
     if scene.kind == "volume":
         return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
-    plane, representation = Plane(scene, recorded.look(scene)), recorded.representation
+    view = at_trained_gsd(scene, recorded.recipe.gsd)
+    plane = Plane(view, recorded.look(view))
+    result = _plane(plane, grafted, recorded, batch=chosen, depth=depth, track=track)
+    seen = plane.look.describe(scene) if scene.kind == "raster" else {}
+    return on_source(replace(result, meta={**result.meta, **seen}), view)
+
+
+def _plane(
+    plane: Plane, grafted: Grafted, recorded: Recorded, *, batch: int, depth: int, track: Track | None
+) -> Segmentation:
+    """A picture or a raster."""
+    scene, representation = plane.scene, recorded.representation
     if isinstance(representation, WindowObjects):
         network = steps(grafted, representation)
-        objects = _by_window(network, plane, recorded, batch=chosen, depth=depth, track=track)
+        objects = _by_window(network, plane, recorded, batch=batch, depth=depth, track=track)
         return _instances(scene, recorded, *objects)
     network = steps(grafted, recorded.maps)
-    with closing(strips(network, plane, recorded, batch=chosen, depth=depth, track=track)) as found:
+    with closing(strips(network, plane, recorded, batch=batch, depth=depth, track=track)) as found:
         if isinstance(representation, ObjectMaps):
             return _instances(scene, recorded, *_from_maps(plane, recorded, representation, found))
         labels = np.zeros(plane.shape, dtype=label_dtype(max(recorded.classes)))
@@ -162,7 +176,7 @@ def strips(
 
     Logits of overlapping windows are blended; windows without valid pixels are not computed.
     """
-    rows = _Blend(recorded.maps, plane.shape)
+    rows = Blend(recorded.maps, plane.shape)
     with closing(_walk(network, plane, recorded, batch=batch, depth=depth, track=track)) as answers:
         for place, valid, logits in answers:
             if place[0].start > rows.top:  # rows above the next windows are finished
@@ -176,9 +190,9 @@ def _walk(
 ) -> Generator[tuple[Part, NDArray[np.bool_], Any], None, None]:
     """Every window in order: its place, where it is valid, and what the network gave (None where nothing is valid)."""
     places = windows(plane.shape, recorded.window, recorded.overlap)
-    stages = [_on_squares(network.encode), _on_squares(network.decode)]
-    with closing(pipeline(_chunks(plane, places, recorded.size, batch), *stages, depth=depth)) as chunks:
-        answers = (answer for chunk in chunks for answer in chunk.answers())
+    stages = [on_squares(network.encode), on_squares(network.decode)]
+    with closing(pipeline(chunks(Rows(plane).read, places, recorded.size, batch), *stages, depth=depth)) as walked:
+        answers = (answer for chunk in walked for answer in chunk.answers())
         for _ in track(range(len(places)), "windows") if track else range(len(places)):
             yield next(answers)
 
@@ -193,11 +207,11 @@ def _by_window(
             known[place] = valid
             if found is not None:
                 joining.add(place, found)
-    return joining.finish(min_area=_area(recorded, plane.shape), valid=known)
+    return joining.finish(min_area=least_area(recorded, plane.shape), valid=known)
 
 
 @dataclass(eq=False)
-class _Chunk:
+class Chunk:
     """Windows that are computed together, and what is known of them."""
 
     parts: list[Part]
@@ -215,12 +229,18 @@ class _Chunk:
             yield part, valid, next(given) if useful else None
 
 
-def _chunks(plane: Plane, places: Sequence[Part], size: int, batch: int) -> Iterator[_Chunk]:
-    """Windows in order, ``batch`` useful ones at a time, as network inputs through the 8 bits that training saw."""
-    rows = Rows(plane)
-    chunk, images = _Chunk([], [], [], None), list[Tensor]()
+def chunks(read: Read, places: Sequence[Part], size: int, batch: int) -> Iterator[Chunk]:
+    """Windows in order, ``batch`` useful ones at a time, as network inputs through the 8 bits that training saw.
+
+    Args:
+        read: Gives pixels; called for every place once, in order.
+        places: Windows.
+        size: Side of the network input.
+        batch: Network inputs per chunk.
+    """
+    chunk, images = Chunk([], [], [], None), list[Tensor]()
     for place in places:
-        pixels, valid = rows.read(*place)
+        pixels, valid = read(*place)
         chunk.parts.append(place)
         chunk.valid.append(valid)
         chunk.useful.append(bool(valid.any()))
@@ -230,16 +250,16 @@ def _chunks(plane: Plane, places: Sequence[Part], size: int, batch: int) -> Iter
         if len(images) == batch or len(chunk.parts) == 4 * batch:  # a desert must not gather its windows for ever
             chunk.content = torch.stack(images) if images else None
             yield chunk
-            chunk, images = _Chunk([], [], [], None), []
+            chunk, images = Chunk([], [], [], None), []
     if chunk.parts:
         chunk.content = torch.stack(images) if images else None
         yield chunk
 
 
-def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
+def on_squares(step: Callable[[Any], Any]) -> Callable[[Chunk], Chunk]:
     """A step of the network as a stage of the pipeline."""
 
-    def stage(chunk: _Chunk) -> _Chunk:
+    def stage(chunk: Chunk) -> Chunk:
         if chunk.content is not None:
             chunk.content = step(chunk.content)
         return chunk
@@ -247,7 +267,7 @@ def _on_squares(step: Callable[[Any], Any]) -> Callable[[_Chunk], _Chunk]:
     return stage
 
 
-class _Blend:
+class Blend:
     """Rows in the making: sums of weighted logits over the width of the plane."""
 
     def __init__(self, representation: Maps, shape: tuple[int, int]) -> None:
@@ -301,12 +321,12 @@ def _from_maps(
         )
         for strip in found:
             maps[:, strip.rows] = strip.maps.where(torch.from_numpy(strip.valid), nothing).numpy()
-        labels, scores = representation.objects(maps, min_area=_area(recorded, plane.shape))
+        labels, scores = representation.objects(maps, min_area=least_area(recorded, plane.shape))
         del maps
     return labels, scores
 
 
-def _area(recorded: Recorded, shape: tuple[int, int]) -> int:
+def least_area(recorded: Recorded, shape: tuple[int, int]) -> int:
     """Least pixels of an object on a plane of ``shape``."""
     return max(1, round(recorded.recipe.min_area * recorded.scale(shape) ** 2))
 

@@ -12,7 +12,7 @@ from samgraft.domains.scene import Scene
 from samgraft.errors import CheckpointError
 from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
-from samgraft.recipes.look import Look, look_at, look_within
+from samgraft.recipes.look import Look, look_as_recorded, look_at, look_within
 from samgraft.recipes.representations import Maps, Representation, head_of, represent
 
 
@@ -83,6 +83,8 @@ class Recorded:
         """
         scale = self.intensity or {}
         kind = scale.get("kind")
+        if kind == "stretch" and scene.kind == "raster":
+            return look_as_recorded(scene, self.recipe.bands, scale)
         if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
             lower, upper = scale.get("lower"), scale.get("upper")
             if not isinstance(lower, int | float) or not isinstance(upper, int | float):

@@ -15,6 +15,7 @@ from rasterio.enums import ColorInterp
 
 UTM = "EPSG:32618"
 NORTH_UP = Affine(0.5, 0.0, 399000.25, 0.0, -0.5, 4500000.75)
+DEGREES = Affine(1.0, 0.0, 10.0, 0.0, -1.0, 50.0)
 TRANSFORMS = {
     "north_up": NORTH_UP,
     "south_up": Affine(0.5, 0.0, 399000.25, 0.0, 0.5, 4500000.75),
@@ -62,12 +63,26 @@ def write_raster(
     return path
 
 
-def write_gcp_raster(path: Path) -> Path:
-    """A file that is placed by ground control points only."""
-    points = [GroundControlPoint(row=r, col=c, x=10.0 + c, y=50.0 - r) for r, c in ((0, 0), (0, 9), (9, 0), (9, 9))]
-    with rasterio.open(path, "w", driver="GTiff", height=10, width=10, count=1, dtype="uint8") as target:
+def write_gcp_raster(
+    path: Path,
+    transform: Affine = DEGREES,
+    shape: tuple[int, int] = (10, 10),
+    *,
+    bend: float = 0.0,
+    array: NDArray[Any] | None = None,
+) -> Path:
+    """A file that is placed by nine ground control points only; ``bend`` moves the middle row by so many pixels."""
+    height, width = shape
+    points = []
+    for row in (0, height / 2, height):
+        for col in (0, width / 2, width):
+            x, y = transform @ (col + bend * (row == height / 2), row)
+            points.append(GroundControlPoint(row=row, col=col, x=x, y=y))
+    values = np.ones((1, *shape), dtype=np.uint8) if array is None else array
+    profile = {"height": height, "width": width, "count": len(values), "dtype": values.dtype.name}
+    with rasterio.open(path, "w", driver="GTiff", **profile) as target:
         target.gcps = (points, rasterio.crs.CRS.from_epsg(4326))
-        target.write(np.ones((1, 10, 10), dtype=np.uint8))
+        target.write(values)
     return path
 
 
