@@ -65,6 +65,8 @@ class DecoderPatch(nn.Module, ABC):
     """Encoder blocks whose output is read from ``Features.taps``."""
     needs_prompts: ClassVar[bool] = False
     """Whether ``forward`` wants prompts from a generator."""
+    splits_planes: ClassVar[bool] = False
+    """Whether it answers for every slice where several were merged into one token plane."""
 
     @abstractmethod
     def forward(

@@ -24,6 +24,7 @@ SITE_LABELS = {
     "parallel_mlp_raw": "I5 parallel to MLP, x",
     "parallel_mlp": "I6 parallel to MLP, norm2(x)",
     "tokens": "extra tokens in attention",
+    "across_slices": "I3 attention across slices",
 }
 """Name of a list in ``BlockSites`` -> how it is called in tables."""
 
