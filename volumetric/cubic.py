@@ -76,7 +76,7 @@ def pair_table(table: Tensor, size: int, side: int) -> Tensor:
 
 
 def attend_cubes(
-    qkv: Tensor, heads: int, window: int, tables: Tables | None, *, shifted: bool, side: int
+    qkv: Tensor, heads: int, window: int, tables: Tables | None, *, shifted: bool, sides: tuple[int, int, int]
 ) -> Tensor:
     """Attention of every token over its cube: (B, D, h, w, C), before the projection.
 
@@ -86,17 +86,19 @@ def attend_cubes(
         window: Largest side of a cube, tokens.
         tables: Frozen tables (L, c) along depth, rows and columns; None for no relative positions.
         shifted: Cubes start half a cube later.
-        side: As for :func:`pair_table`.
+        sides: Of each axis, as for :func:`pair_table`.
     """
     axes = [runs(length, window, shifted=shifted) for length in qkv.shape[1:4]]
     parts = {}
     for place, cube in zip(product(*(range(len(a)) for a in axes)), product(*axes), strict=True):
         region = qkv[:, cube[0].place, cube[1].place, cube[2].place]
-        parts[place] = _attend_cube(region, heads, cube, tables, side)
+        parts[place] = _attend_cube(region, heads, cube, tables, sides)
     return _joined(parts, [len(axis) for axis in axes])
 
 
-def _attend_cube(region: Tensor, heads: int, cube: tuple[Run, ...], tables: Tables | None, side: int) -> Tensor:
+def _attend_cube(
+    region: Tensor, heads: int, cube: tuple[Run, ...], tables: Tables | None, sides: tuple[int, int, int]
+) -> Tensor:
     """The same for cubes of one size: (B, D', h', w', 3 C) to (B, D', h', w', C)."""
     (depth, rows, cols), batch = cube, len(region)
     cut = region.reshape(
@@ -106,7 +108,7 @@ def _attend_cube(region: Tensor, heads: int, cube: tuple[Run, ...], tables: Tabl
     if tables is None:
         seen = functional.scaled_dot_product_attention(query, key, value)
     else:
-        pairs = [pair_table(table, run.size, side) for table, run in zip(tables, cube, strict=True)]
+        pairs = [pair_table(table, run.size, side) for table, run, side in zip(tables, cube, sides, strict=True)]
         seen = attend_terms(query, key, value, *_terms(query, pairs))
     cells = seen.unflatten(2, (depth.size, rows.size, cols.size)).unflatten(0, (batch, *(run.count for run in cube)))
     joined = cells.permute(0, 1, 5, 2, 6, 3, 7, 4, 8)  # (B, cubes and tokens of each axis, heads, c)

@@ -6,7 +6,7 @@
                      relative positions of depth start as the mean of those of rows and columns, and are trained
 
 The 2D patch kernel is frozen; with the convolution over slices it makes a factorised 3D patch embedding of (k + 1) d
-parameters. A spatial adapter has 2 h d + 29 h + d - h parameters (2 h d + 27 h + 2 h + d), h = d / 2.
+parameters. A spatial adapter has 2 h d + 29 h + d parameters, h = d / 2.
 
 Source:
     3DSAM-adapter, arXiv:2306.13465, section 3.1; layers from its code (med-air/3DSAM-adapter,
@@ -209,10 +209,12 @@ class CubicAttention(AcrossSlices):
         """Delta (B * D, h, w, d); arguments as for :class:`AcrossSlices`."""
         height, width = context.grid_size
         own = as_volumes(qkv[:, :height, :width], context.depth)
-        side = max(context.grid_size) if context.windows is None else context.windows.size
+        sides = (max(context.grid_size), height, width)
+        if context.windows is not None:
+            sides = (context.windows.size,) * 3
         depth_table = cast(Tensor | None, self.rel_pos_depth)
         tables = None if depth_table is None else (depth_table, attn.rel_pos_h, attn.rel_pos_w)
-        seen = attend_cubes(own, attn.num_attention_heads, self.window, tables, shifted=self.shifted, side=side)
+        seen = attend_cubes(own, attn.num_attention_heads, self.window, tables, shifted=self.shifted, sides=sides)
         delta: Tensor = attn.proj(as_slices(seen)) - projected
         gate = cast(Tensor | None, self.gate)
         return delta if gate is None else gate * delta
