@@ -182,7 +182,7 @@ def _intensity(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     colour = 1 + _uniform(draws, (count, channels, *one[2:]), -config.colour, config.colour, image)
     if config.gamma:
         image = image.clamp(1e-6, 1).pow(gamma)
-    mean = image.flatten(1).mean(dim=1).view(one)
+    mean = image.mean(dim=tuple(range(1, image.ndim)), keepdim=True)
     image = ((image - mean) * contrast + mean + brightness) * colour
     image = _blur(image.flatten(1, -3), draws, config).unflatten(1, (channels, *depth))
     deviation = _uniform(draws, one, 0.0, config.noise, image)

@@ -123,7 +123,7 @@ def _stack(case: CaseArrays, place: Place, size: int) -> _Stack:
     return _Stack(images=bytes_, labels=fit.labels(labels))
 
 
-def as_slices(image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+def flat_slabs(image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
     """Slabs as the batch of slices that an encoder takes, and the slices D of a slab; pictures pass unchanged.
 
     Args:

@@ -141,7 +141,7 @@ def _follow(
     weights = list(grafted.parameters())
     trained = grafted.trainable_parameters()
     step = _optimizer(tracer, config, trained)
-    image, target = make_batch(shape, mode, grafted)
+    image, target = make_batch((shape[0] * (config.data.slab or 1), shape[1]), mode, grafted)
     target = blank_target(config, grafted, target)
     begun = tracer.done()
     with autocast(config), torch.no_grad():
