@@ -95,13 +95,14 @@ def _volume_cases(name: str, split: Split) -> Iterator[Case]:
         spacing = np.asarray(file.header.get_zooms()[:3])[::-1]
         axis = int(spacing.argmax()) if spacing.max() > 1.2 * spacing.min() else 0
         volume, label = np.moveaxis(volume, axis, 0), np.moveaxis(label, axis, 0)
-        first, second, third = np.moveaxis(np.arange(3).reshape(3, 1), 0, 0).ravel()[[axis, *np.delete(range(3), axis)]]
+        first, second, third = (float(mm) for mm in [spacing[axis], *np.delete(spacing, axis)])
         if name.endswith("_ct"):
             low, high = CT_WINDOW
             image = np.clip((volume.astype(np.float32) - low) / (high - low), 0, 1)
         else:
             image = percentile_scale(volume.astype(np.float32))
-        yield Case(id=member, name=member, image=image, label=np.rint(label).astype(np.int32))
+        classes = np.rint(label).astype(np.int32)
+        yield Case(id=member, name=member, image=image, label=classes, spacing=(first, second, third))
 
 
 def _picture_cases(name: str, split: Split) -> Iterator[Case]:
