@@ -240,7 +240,7 @@ def evaluate(forward: Forward, spec: VolumeSpec, cases: Sequence[Case], kind: Ki
     return {"n": len(cases), **mean_scores(rows), "each": each}
 
 
-def train(network: Network, spec: VolumeSpec, data: Iterator[Volume], task: Mapping[str, Any], lr: float) -> dict[str, Any]:
+def train(network: Network, data: Iterator[Volume], task: Mapping[str, Any], lr: float) -> dict[str, Any]:
     """Train for ``task["budget"]`` seconds of process time; what it took."""
     loss_of = SegmentationLoss()
 
@@ -282,7 +282,7 @@ def one(
     network = build(row, spec, backbone)
     generator = torch.Generator().manual_seed(task["seed"])
     data = drawn(stacks(spec, train_cases, row.kind), spec, row.kind, depth, generator)
-    took = train(network, spec, data, task, row.lr)
+    took = train(network, data, task, row.lr)
     network.module.eval()
     start = time.perf_counter()
     scores = evaluate(network.forward, spec, scored, row.kind, depth)

@@ -127,7 +127,8 @@ class Detail3dHead(DecoderPatch):
         self.stride = config.stride or finest_stride(spec.patch_size)
         steps = max(0, round(math.log2(spec.patch_size / self.stride)))
         widths = [min(4 * config.width, config.width * 2**level) for level in range(steps + 1)]
-        strides = [(1, 1, 1)] + [(2 if level > steps - config.depth_halvings else 1, 2, 2) for level in range(1, steps + 1)]
+        deep = [2 if level > steps - config.depth_halvings else 1 for level in range(1, steps + 1)]
+        strides = [(1, 1, 1), *((slices, 2, 2) for slices in deep)]
         with torch.device(like.device):
             self.tokens = TokenVolume(len(self.taps), spec.embed_dim, spec.neck_channels, config.fused)
             self.dropout = nn.Dropout3d(config.dropout)

@@ -7,16 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Features
-from samgraft.adapters.decoders.conv_head import ChannelNorm
 from samgraft.volumetric.stack import channels_first
 
 
-class VolumeNorm(ChannelNorm):
+class VolumeNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, D, h, w), at each place."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape as ``input``."""
-        return nn.LayerNorm.forward(self, input.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 def conv_block(inputs: int, outputs: int, *, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Sequential:

@@ -58,7 +58,7 @@ class Mla3dConfig(SemanticConfig):
             raise ConfigError(f"mla_3d: clicks is {self.clicks}; expected 0 or more")
         if self.clicks and self.num_classes > 1:
             raise ConfigError(
-                f"mla_3d: clicks mean one object, and there are {self.num_classes} classes; train one class, or clicks=0"
+                f"mla_3d: a click means one object, and there are {self.num_classes} classes; train one, or clicks=0"
             )
 
     def build(self, backbone: Backbone) -> "Mla3dHead":
