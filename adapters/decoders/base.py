@@ -154,6 +154,8 @@ class DecoderConfig(MethodConfig):
 
     point: ClassVar[str] = "I10 head"
     """Where the decoder acts, for the table of trainable parts."""
+    volumetric: ClassVar[bool] = False
+    """Whether it looks at other slices of a volume."""
 
     def build(self, backbone: Backbone) -> DecoderPatch:
         """Create the decoder for ``backbone``, which is only read."""

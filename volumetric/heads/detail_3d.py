@@ -40,6 +40,7 @@ class Detail3dConfig(SemanticConfig):
     """A 3D U-Net path around the frozen encoder."""
 
     method: ClassVar[str] = "detail_3d"
+    volumetric: ClassVar[bool] = True
     taps: str | tuple[int, ...] = "auto"
     """Encoder blocks read beside the neck: "auto" (after a quarter, half and three quarters), "none", or indices."""
     width: int = 16

@@ -43,6 +43,7 @@ class Mla3dConfig(SemanticConfig):
     """Four levels in three dimensions."""
 
     method: ClassVar[str] = "mla_3d"
+    volumetric: ClassVar[bool] = True
     width: int | None = None
     """Channels of each level; None: half of the neck's."""
     clicks: int = 0
