@@ -54,6 +54,10 @@ class VolumeSpec:
     """Slices D of a slab."""
     isotropic: bool
     """Augmentation turns volumes about all axes; else slices in their plane only."""
+    depth_patch: int
+    """Slices of a token of adapter_3dsam, so that tokens are about as deep as they are wide."""
+    depth_halvings: int
+    """Of detail_3d: slices that are thin can be halved as often as rows and columns."""
     augment: AugmentConfig = field(default_factory=lambda: SCAN)
     slices: int = 16
     """Slices per step of a network that takes them one by one."""
@@ -70,9 +74,22 @@ TUMOUR = replace(SCAN, flip_x=True, shift=0.1)
 VOLUMES = {
     spec.name: spec
     for spec in (
-        VolumeSpec(name="hippocampus_mr", size=64, classes=3, slab=32, isotropic=True),
-        VolumeSpec(name="sarcoma_mr", size=128, classes=2, slab=16, isotropic=False, augment=TUMOUR),
-        VolumeSpec(name="sarcoma_ct", size=128, classes=2, slab=16, isotropic=False, augment=TUMOUR),
+        VolumeSpec(
+            name="hippocampus_mr", size=64, classes=3, slab=32, isotropic=True, depth_patch=4, depth_halvings=2
+        ),
+        *(
+            VolumeSpec(
+                name=name,
+                size=128,
+                classes=2,
+                slab=16,
+                isotropic=False,
+                depth_patch=2,
+                depth_halvings=1,
+                augment=TUMOUR,
+            )
+            for name in ("sarcoma_mr", "sarcoma_ct")
+        ),
     )
 }
 
@@ -105,11 +122,11 @@ ROWS: dict[str, VolumeRow] = {
     "ma_sam + progressive": VolumeRow(grafts=(MaSamConfig(),), head=ProgressiveConfig()),
     "ma_sam + class_tokens": VolumeRow(grafts=(MaSamConfig(),), head=TOKENS),
     "sd_trans + class_tokens": VolumeRow(grafts=(SdTransConfig(),), head=TOKENS),
-    "adapter_3dsam + mla_3d": VolumeRow(grafts=(Adapter3dsamConfig(depth_patch=4),), head=Mla3dConfig()),
+    "adapter_3dsam + mla_3d": VolumeRow(grafts=(Adapter3dsamConfig(),), head=Mla3dConfig()),
     "frozen + detail_3d": VolumeRow(head=DETAIL),
     "lora + detail_3d": VolumeRow(grafts=(LoraConfig(),), head=DETAIL),
     "ma_sam + detail_3d": VolumeRow(grafts=(MaSamConfig(),), head=DETAIL),
-    "adapter_3dsam + detail_3d": VolumeRow(grafts=(Adapter3dsamConfig(depth_patch=4),), head=DETAIL),
+    "adapter_3dsam + detail_3d": VolumeRow(grafts=(Adapter3dsamConfig(),), head=DETAIL),
     "scratch: UNet": VolumeRow(scratch="unet"),
     "scratch: SwinUNETR": VolumeRow(scratch="swinunetr", lr=1e-3, depth=32),
 }
@@ -135,8 +152,8 @@ def build(row: VolumeRow, spec: VolumeSpec, backbone: HFSamBackbone | None) -> N
         return Network(forward=module, trained=trained, module=module, factors={}, penalty=lambda: None)
     if backbone is None:
         raise ValueError("a row with grafts needs a backbone")
-    head = replace(row.head, num_classes=spec.classes - 1)  # type: ignore[call-arg]
-    grafted = attach(backbone, row.grafts, decoder=head)
+    grafts, head = of_set(row, spec)
+    grafted = attach(backbone, grafts, decoder=head)
 
     def forward(image: Tensor) -> Tensor:
         slabs, depth = len(image), image.shape[2]
@@ -154,6 +171,18 @@ def build(row: VolumeRow, spec: VolumeSpec, backbone: HFSamBackbone | None) -> N
         penalty=grafted.penalty,
         grafted=grafted,
     )
+
+
+def of_set(row: VolumeRow, spec: VolumeSpec) -> tuple[list[GraftConfig], DecoderConfig]:
+    """Grafts and head of a row, with what follows from the set."""
+    depth = {"depth_patch": spec.depth_patch}
+    grafts = [replace(g, **depth) if isinstance(g, Adapter3dsamConfig) else g for g in row.grafts]
+    values: dict[str, Any] = {"num_classes": spec.classes - 1}
+    if isinstance(row.head, Detail3dConfig):
+        values["depth_halvings"] = spec.depth_halvings
+    if row.head is None:
+        raise ValueError("a network from scratch has no head")
+    return grafts, replace(row.head, **values)
 
 
 def scratch(name: str, spec: VolumeSpec) -> nn.Module:
