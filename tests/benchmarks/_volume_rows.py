@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.networks.nets import SwinUNETR
+from monai.networks.nets import SwinUNETR, UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,11 +25,11 @@ from samgraft.recipes.losses import IGNORE, SegmentationLoss
 from samgraft.recipes.representations.classes import class_probabilities
 from samgraft.volumetric.grafts import Adapter3dsamConfig, MaSamConfig, SdTransConfig
 from samgraft.volumetric.heads import Detail3dConfig, Mla3dConfig, ProgressiveConfig
-from tests.benchmarks._arms import DROPOUT, count, unet
+from tests.benchmarks._arms import DROPOUT, count
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._data import Case
 from tests.benchmarks._graft_rows import KEY, bundle_mb, short_hash, state_of
-from tests.benchmarks._sets import SCAN, SPECS, SetSpec, fitted, letterbox, letterbox_label, planes, split, unletterbox
+from tests.benchmarks._sets import SCAN, letterbox, letterbox_label, planes, split, unletterbox
 from tests.benchmarks._steps import Extra
 from tests.benchmarks._surface import mean_scores, surface_scores
 from tests.benchmarks._train import Optimiser, augment_volume, batches, descend
@@ -63,11 +63,6 @@ class VolumeSpec:
     """Slices per step of a network that takes them one by one."""
     foreground: float = 0.67
     """Share of slabs or slices that are drawn to hold foreground."""
-
-    @property
-    def plain(self) -> SetSpec:
-        """The same for helpers of pictures."""
-        return SetSpec(name=self.name, size=self.size, classes=self.classes, budget=0, headline=("dice",))
 
 
 TUMOUR = replace(SCAN, flip_x=True, shift=0.1)
@@ -188,7 +183,15 @@ def of_set(row: VolumeRow, spec: VolumeSpec) -> tuple[list[GraftConfig], Decoder
 def scratch(name: str, spec: VolumeSpec) -> nn.Module:
     """A 3D network of MONAI with random weights."""
     if name == "unet":
-        return unet(replace(SPECS["hippocampus_mr"], classes=spec.classes)).module
+        return UNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=spec.classes,
+            channels=(16, 32, 64, 128),
+            strides=(2, 2, 2),
+            num_res_units=1,
+            norm=("INSTANCE", {"affine": True}),
+        )
     return SwinUNETR(in_channels=1, out_channels=spec.classes, feature_size=12)
 
 
