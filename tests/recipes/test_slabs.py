@@ -150,7 +150,7 @@ def settings(data: Path, **task: Any) -> FitConfig:
         task=TaskConfig(**{"grafts": {"ma_sam": {"hidden": 8, "rank": 4}}, "lr": 1e-3, **task}),
         data=DataConfig(path=str(data), modality="MR", size=32, slab=4, batch_size=2),
         augment=AugmentConfig(),
-        train=TrainConfig(steps=4, val_every=2, accelerator="cpu", progress=False),
+        train=TrainConfig(steps=4, val_every=2, accelerator="cpu", progress=False, cache=False),
     )
 
 

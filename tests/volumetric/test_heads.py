@@ -52,9 +52,7 @@ def test_answers_for_every_slice(head: Any, depth: int, dtype: torch.dtype) -> N
     ("head", "reach"),
     [
         (ProgressiveConfig(), 0),
-        # one halving of slices: top and level 1 at half depth reach beyond the volume of six slices
-        (Detail3dConfig(), 6),
-        # two convolutions per neck and level, and two at the end
+        (Detail3dConfig(), 6),  # all: instance norms take the statistics of the slab
         (Mla3dConfig(), 6),
     ],
     ids=lambda value: getattr(value, "method", ""),
@@ -82,7 +80,9 @@ def test_merged_planes_come_back_as_slices(head: Any) -> None:
 def test_everything_learns(head: Any) -> None:
     grafted = attach(toy_backbone(), decoder=head).train()
     answer(grafted, volume(3), 3).square().mean().backward()
-    assert all(p.grad is not None and (p.grad != 0).any() for p in grafted.trainable_parameters())
+    for name, parameter in grafted.named_parameters():
+        if parameter.requires_grad and not name.endswith("k_proj.bias"):  # softmax does not see that one
+            assert parameter.grad is not None and (parameter.grad != 0).any(), name
 
 
 def test_counts_are_the_published_ones() -> None:
