@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         Raises:
             NoMatchError: no such entry; the message lists the closest names and all names.
         """
-        if name not in self:
+        if name not in self:  # which imports what registers more
             close = difflib.get_close_matches(name, self._entries, n=1)
             hint = f" did you mean {close[0]!r}?" if close else ""
             raise NoMatchError(f"unknown {self.kind} {name!r};{hint} known: {', '.join(self.names()) or 'none'}")
