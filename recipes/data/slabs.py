@@ -71,9 +71,7 @@ class SlabSet(Dataset[Slab]):
         overlap: Overlap of windows as a share of their side.
     """
 
-    def __init__(
-        self, cases: Sequence[CaseRef], *, slab: int, size: int, window: int | None, overlap: float
-    ) -> None:
+    def __init__(self, cases: Sequence[CaseRef], *, slab: int, size: int, window: int | None, overlap: float) -> None:
         """Read and scale everything."""
         self.slab = slab
         self.foreground: list[bool] = []

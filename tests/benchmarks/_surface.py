@@ -21,7 +21,7 @@ TOLERANCES = (1.0, 2.0)
 
 
 def surface_scores(predicted: Mask, truth: Mask, spacing: Sequence[float]) -> dict[str, float]:
-    """"dice", "nsd_1mm", "nsd_2mm" in [0, 1] and "hd95" in mm of two masks (D, H, W).
+    """ "dice", "nsd_1mm", "nsd_2mm" in [0, 1] and "hd95" in mm of two masks (D, H, W).
 
     Args:
         predicted: Mask.

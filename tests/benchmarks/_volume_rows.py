@@ -69,9 +69,7 @@ TUMOUR = replace(SCAN, flip_x=True, shift=0.1)
 VOLUMES = {
     spec.name: spec
     for spec in (
-        VolumeSpec(
-            name="hippocampus_mr", size=64, classes=3, slab=32, isotropic=True, depth_patch=4, depth_halvings=2
-        ),
+        VolumeSpec(name="hippocampus_mr", size=64, classes=3, slab=32, isotropic=True, depth_patch=4, depth_halvings=2),
         *(
             VolumeSpec(
                 name=name,

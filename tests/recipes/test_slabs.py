@@ -203,5 +203,3 @@ def test_a_graft_across_slices_asks_for_slabs() -> None:
 def test_wrong_slabs_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DataConfig(**values)
-
-

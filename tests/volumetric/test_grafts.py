@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from samgraft.adapters.backbones.sites import SiteContext
 from samgraft.adapters.decoders import ClassTokensConfig
@@ -146,9 +146,9 @@ def test_planes_of_several_slices() -> None:
 def test_slice_embedding_is_a_strided_convolution() -> None:
     part = SliceEmbedding(4, 3, 2, identity=False)
     x = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    rows = [[0, 0, 1], [1, 2, 3], [3, 4, 4]]  # kernel of 3 around slices 0, 2, 4; the ends repeat
+    rows = [[0, 1, 2], [2, 3, 4], [4, 4, 4]]  # from the first slice of every plane on; the ends repeat
     expected = torch.stack([sum(x[i] * part.weight[k] for k, i in enumerate(row)) + part.bias for row in rows])
-    assert part.count(5) == 3 and part.centres(5) == [0, 2, 4]
+    assert part.count(5) == 3 and part.centres(5) == [1, 3, 4]
     torch.testing.assert_close(part(x, 5), expected)
 
 
@@ -175,9 +175,7 @@ def test_attention_over_slices_by_hand() -> None:
         rel_pos_h = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         rel_pos_w = torch.randn(5, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
-    qkv = torch.randn(
-        1, depth, 2, 3, 3 * width, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    qkv = torch.randn(1, depth, 2, 3, 3 * width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     table = (Attention.rel_pos_h + Attention.rel_pos_w) / 2  # distances -2 to 2
     query, key, value = qkv[0, :, 1, 2].unflatten(-1, (3, heads, 2)).unbind(1)  # at one place, (D, heads, c)
     expected = torch.zeros(depth, heads, 2, dtype=torch.float64)
@@ -287,5 +285,3 @@ def test_checkpointed_blocks_know_the_depth(config: GraftConfig) -> None:
         found.append([p.grad.clone() for p in grafted.trainable_parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-
-

@@ -1,4 +1,4 @@
-"""Heads for volumes: which slices they look at, merged planes, counts, and that they learn what one slice cannot say."""
+"""Heads for volumes: which slices they look at, merged planes, counts, and learning what one slice cannot say."""
 
 from typing import Any
 
@@ -19,7 +19,11 @@ from tests.adapters.sam_shapes import meta_backbone
 from tests.adapters.toy import toy_backbone
 from tests.volumetric._stacks import sees, volume
 
-HEADS: list[DecoderConfig] = [Detail3dConfig(num_classes=2), Mla3dConfig(num_classes=2), ProgressiveConfig(num_classes=2)]
+HEADS: list[DecoderConfig] = [
+    Detail3dConfig(num_classes=2),
+    Mla3dConfig(num_classes=2),
+    ProgressiveConfig(num_classes=2),
+]
 each = pytest.mark.parametrize("head", HEADS, ids=lambda head: head.method)
 
 
