@@ -67,7 +67,10 @@ class ProgressiveDecoder(DecoderPatch):
         self.transformer = trainable_copy(decoder.transformer) if config.train_transformer else None
         widths = [channels, *(max(LEAST_WIDTH, channels // 4 // 2**step) for step in range(doublings(backbone)))]
         with torch.device(masks.device):
-            self.upscale = nn.Sequential(*(layer for pair in pairwise(widths) for layer in doubled(*pair)))
+            steps = [doubled(*pair) for pair in pairwise(widths)]
+            layers = [layer for step in steps for layer in step]
+            del layers[-2]  # as in SAM, no norm after the last doubling
+            self.upscale = nn.Sequential(*layers)
             self.mlps = nn.ModuleList(_mlp(channels, widths[-1]) for _ in range(config.num_channels))
         for part in (self.upscale, self.mlps):
             part.to(masks.dtype)
