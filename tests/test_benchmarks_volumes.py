@@ -155,7 +155,8 @@ def test_results_are_planned_resumed_and_told(
     monkeypatch.setattr("tests.benchmarks.grafts.streamed", streamed)
     monkeypatch.setattr(volumes, "open_backbone", lambda name: toy_backbone())
     path = tmp_path / "volumes.json"
-    monkeypatch.setattr(volumes, "arguments", lambda argv: options(path))
+    chosen = options(path)
+    monkeypatch.setattr(volumes, "arguments", lambda argv: chosen)
     volumes.main([])
     assert len(asked) == 4
     text = path.with_suffix(".md").read_text()
