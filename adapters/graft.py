@@ -89,9 +89,13 @@ class Grafted(nn.Module):
         """Whether nothing attached can change the encoder's output, so that one pass serves all training."""
         return not self.merged and self.backbone.untouched()[1]
 
-    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
-        """Features of ``image`` (B, 3, H, W) in [0, 1], with the taps that the parts need and ``taps``."""
-        return self.backbone.encode(image, tuple(sorted({*self.taps(), *taps})))
+    def encode(self, image: Tensor, taps: Sequence[int] = (), *, depth: int = 1) -> Features:
+        """Features of ``image`` (B, 3, H, W) in [0, 1], with the taps that the parts need and ``taps``.
+
+        So many images as ``depth`` says are the slices of one volume, see ``Backbone.encode``.
+        """
+        volumes = {} if depth == 1 else {"depth": depth}
+        return self.backbone.encode(image, tuple(sorted({*self.taps(), *taps})), **volumes)
 
     def prompt(self, features: Features, image: Tensor, context: Mapping[str, Any] | None = None) -> Prompts:
         """Prompts of the generator for ``image``.
@@ -184,6 +188,11 @@ class Grafted(nn.Module):
             )
         if features is None:
             features = self.encode(image)
+        if len(features.neck) != len(image) and not decoder.splits_planes:
+            raise ConfigError(
+                f"{len(image)} slices became {len(features.neck)} token planes, which this decoder cannot take apart; "
+                "attach a volumetric one (detail_3d, mla_3d), or merge no slices (depth_patch=1)"
+            )
         return decoder, features, self.prompt(features, image, context) if decoder.needs_prompts else None
 
     def _finished(self, output: SemanticOutput, prompts: Prompts | None) -> SemanticOutput:

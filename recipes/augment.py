@@ -50,8 +50,9 @@ def augment(
     """Change every image of a batch on its own.
 
     Args:
-        image: (B, C, H, W) float in [0, 1].
-        label: (B, H, W) integer; sampled nearest, never blended. Pixels from outside the image become ``IGNORE``.
+        image: (B, C, H, W) float in [0, 1], or (B, C, D, H, W): all slices of a slab are changed alike.
+        label: (B, H, W) or (B, D, H, W) integer; sampled nearest, never blended. Pixels from outside the image become
+            ``IGNORE``.
         generator: Source of randomness, on the CPU.
         config: Which changes, how strong.
         share: Which rows of the global batch these images are; numbers are drawn for all of it, so that several
@@ -63,17 +64,21 @@ def augment(
     Raises:
         ShapeError: image and label do not fit together.
     """
-    if image.ndim != 4 or label.shape != (image.shape[0], *image.shape[2:]):
+    if image.ndim not in (4, 5) or label.shape != (image.shape[0], *image.shape[2:]):
         raise ShapeError(
-            f"image is {tuple(image.shape)}, label {tuple(label.shape)}; expected (B, C, H, W) and (B, H, W)"
+            f"image is {tuple(image.shape)}, label {tuple(label.shape)}; expected (B, C, H, W) and (B, H, W), or both "
+            "with slices D before H"
         )
     if not config.enabled:
         return image, label
     draws = _Draws(generator, share)
+    shape, flat = image.shape[1:-2], image.flatten(1, -3)  # slices of a slab are further channels
+    labels = label.unsqueeze(1) if label.ndim == 3 else label
     if config.quarter_turns:
-        image, label = _quarter_turns(image, label, draws)
-    image, label = _warp(image, label, draws, config)
-    return _intensity(image, draws, config), label
+        flat, labels = _quarter_turns(flat, labels, draws)
+    flat, labels = _warp(flat, labels, draws, config)
+    changed = _intensity(flat.unflatten(1, shape), draws, config)
+    return changed, labels[:, 0] if label.ndim == 3 else labels
 
 
 def augment_views(
@@ -122,7 +127,7 @@ def _quarter_turns(image: Tensor, label: Tensor, draws: _Draws) -> tuple[Tensor,
     turns = draws.randint(4 if image.shape[2] == image.shape[3] else 2, len(image))
     step = 1 if image.shape[2] == image.shape[3] else 2
     images = [torch.rot90(x, int(k) * step, (1, 2)) for x, k in zip(image, turns, strict=True)]
-    labels = [torch.rot90(x, int(k) * step, (0, 1)) for x, k in zip(label, turns, strict=True)]
+    labels = [torch.rot90(x, int(k) * step, (1, 2)) for x, k in zip(label, turns, strict=True)]
     return torch.stack(images), torch.stack(labels)
 
 
@@ -146,7 +151,7 @@ def _matrices(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
 
 
 def _warp(image: Tensor, label: Tensor, draws: _Draws, config: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Affine and elastic in one resampling: bilinear for images, nearest for labels."""
+    """Affine and elastic in one resampling: bilinear for images, nearest for labels (B, L, H, W)."""
     count, _, height, width = image.shape
     matrices = _matrices(image, draws, config)
     moves = config.rotate or config.scale or config.shift or config.flip_x or config.flip_y
@@ -160,27 +165,28 @@ def _warp(image: Tensor, label: Tensor, draws: _Draws, config: AugmentConfig) ->
         field = field * _chance(draws, count, config.probability, image)
         places = places + field.permute(0, 2, 3, 1)
     moved = functional.grid_sample(image, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-    raised = (label.double() - IGNORE).unsqueeze(1)  # IGNORE becomes 0, which is also what lies outside
+    raised = label.double() - IGNORE  # IGNORE becomes 0, which is also what lies outside
     picked = functional.grid_sample(raised, places.double(), mode="nearest", padding_mode="zeros", align_corners=False)
-    return moved, (picked[:, 0].round() + IGNORE).to(label.dtype)
+    return moved, (picked.round() + IGNORE).to(label.dtype)
 
 
 def _intensity(image: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
-    count, channels = image.shape[:2]
+    count, channels, depth = *image.shape[:2], image.shape[2:-2]  # depth: () or (D,)
+    one = (count, *(1,) * (image.ndim - 1))
     if config.invert:
-        image = image + _chance(draws, count, config.invert, image) * (1 - 2 * image)
-    gamma = torch.exp(_uniform(draws, (count, 1, 1, 1), -config.gamma, config.gamma, image))
-    gamma = 1 + (gamma - 1) * _chance(draws, count, config.probability, image)
-    contrast = 1 + _uniform(draws, (count, 1, 1, 1), -config.contrast, config.contrast, image)
-    brightness = _uniform(draws, (count, 1, 1, 1), -config.brightness, config.brightness, image)
-    colour = 1 + _uniform(draws, (count, channels, 1, 1), -config.colour, config.colour, image)
+        image = image + _chance(draws, count, config.invert, image).view(one) * (1 - 2 * image)
+    gamma = torch.exp(_uniform(draws, one, -config.gamma, config.gamma, image))
+    gamma = 1 + (gamma - 1) * _chance(draws, count, config.probability, image).view(one)
+    contrast = 1 + _uniform(draws, one, -config.contrast, config.contrast, image)
+    brightness = _uniform(draws, one, -config.brightness, config.brightness, image)
+    colour = 1 + _uniform(draws, (count, channels, *one[2:]), -config.colour, config.colour, image)
     if config.gamma:
         image = image.clamp(1e-6, 1).pow(gamma)
-    mean = image.mean(dim=(1, 2, 3), keepdim=True)
+    mean = image.mean(dim=tuple(range(1, image.ndim)), keepdim=True)
     image = ((image - mean) * contrast + mean + brightness) * colour
-    image = _blur(image, draws, config)
-    deviation = _uniform(draws, (count, 1, 1, 1), 0.0, config.noise, image)
-    deviation = deviation * _chance(draws, count, config.probability, image)
+    image = _blur(image.flatten(1, -3), draws, config).unflatten(1, (channels, *depth))
+    deviation = _uniform(draws, one, 0.0, config.noise, image)
+    deviation = deviation * _chance(draws, count, config.probability, image).view(one)
     if config.noise:
         image = image + deviation * draws.randn(tuple(image.shape)).to(image)
     return image.clamp(0, 1)

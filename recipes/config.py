@@ -128,6 +128,11 @@ class DataConfig:
     """Array axis of a volume that is cut into slices; None takes the coarsest spacing (the first of equals)."""
     neighbours: bool = False
     """2.5D: the three channels are the previous, this and the next slice, instead of three copies."""
+    slab: int | None = None
+    """3D: train on, and predict, so many consecutive slices together, for grafts and heads that look across slices;
+    None takes every slice by itself. The slices of a slab are ``batch_size`` times as many images."""
+    slab_overlap: float = 0.5
+    """Least overlap of neighbouring slabs when predicting, as a fraction of ``slab``."""
     modality: str | None = None
     """"CT", "MR", ... decides the intensity window; None asks dataset.json and the file."""
     intensity: tuple[float, float] | None = None
@@ -147,6 +152,15 @@ class DataConfig:
         )
         _check(0.0 <= self.overlap < 1.0, f"data.overlap is {self.overlap}; expected 0 up to, not including, 1")
         _check(0.0 <= self.foreground <= 1.0, f"data.foreground is {self.foreground}; expected 0 to 1")
+        _check(
+            0.0 <= self.slab_overlap < 1.0,
+            f"data.slab_overlap is {self.slab_overlap}; expected 0 up to, not including, 1",
+        )
+        _check(self.slab is None or self.slab >= 1, f"data.slab is {self.slab}; expected at least 1 slice, or null")
+        _check(
+            self.slab is None or self.layout == "nnunet",
+            f"data.slab is {self.slab}, and layout {self.layout!r} has pictures; slabs are for volumes; set it to null",
+        )
         _check(self.slice_axis in (None, 0, 1, 2), f"data.slice_axis is {self.slice_axis}; expected 0, 1 or 2")
         _check(self.batch_size >= 1, f"data.batch_size is {self.batch_size}; expected at least 1")
         _check(self.window is None or self.window >= 16, f"data.window is {self.window}; expected at least 16 pixels")

@@ -27,6 +27,10 @@ class InputRecipe:
     """Array axis along which a volume is cut; None is the coarsest spacing."""
     neighbours: bool = False
     """Channels are the slices before, at and after."""
+    slab: int | None = None
+    """Slices of a volume that are predicted together, or None for each by itself."""
+    slab_overlap: float = 0.5
+    """Overlap of neighbouring slabs as a share of their length."""
     bands: tuple[int, ...] | None = None
     """Raster bands (from 0) shown as red, green, blue."""
     min_area: int = 12
@@ -70,6 +74,8 @@ def bundle_meta(
         overlap=config.data.overlap,
         slice_axis=config.data.slice_axis,
         neighbours=config.data.neighbours,
+        slab=config.data.slab,
+        slab_overlap=config.data.slab_overlap,
         bands=config.data.bands,
         min_area=config.task.min_area,
         gsd=index.gsd if index is not None else None,

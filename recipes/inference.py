@@ -14,12 +14,13 @@ from torch import Tensor
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
+from samgraft.recipes.data.slabs import Slabs, slab_maps, slab_squares
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.representations import BorderMaps, ObjectMaps
 from samgraft.recipes.representations.classes import class_probabilities
 
 Network = Callable[[Tensor], Tensor]
-"""(B, 3, S, S) in [0, 1] -> logits (B, K, s, s)."""
+"""(B, 3, S, S) in [0, 1] -> logits (B, K, s, s); slabs (B, 3, D, S, S) -> (B * D, K, s, s)."""
 Maps = Callable[[Tensor], Tensor]
 """Blended logits (K, h, w) -> maps in [0, 1] of the same shape."""
 Place = tuple[slice, slice]
@@ -35,6 +36,8 @@ def slice_probabilities(
     overlap: float = 0.25,
     batch_size: int = 8,
     maps: Maps = class_probabilities,
+    slab: int | None = None,
+    slab_overlap: float = 0.5,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (slice index, class probabilities or other maps (K, h, w)) of every slice in order.
 
@@ -46,9 +49,16 @@ def slice_probabilities(
         overlap: Overlap of windows as a share of their side.
         batch_size: Squares per call; a batch may hold windows of several slices.
         maps: What blended logits become.
+        slab: Slices that the network sees together, as (1, 3, D, S, S), one slab per call; None: one by one.
+        slab_overlap: Overlap of slabs as a share of their length.
     """
-    places = windows(case.plane, window, overlap)
-    batches = squares(map(case.picture, range(case.num_slices)), places, size=size, batch=batch_size)
+    places, shown = windows(case.plane, window, overlap), map(case.picture, range(case.num_slices))
+    if slab is not None:
+        cut = Slabs(count=case.num_slices, slab=slab, overlap=slab_overlap)
+        answers = map(without_gradients(network), slab_squares(shown, cut, places, size=size))
+        yield from enumerate(slab_maps(answers, case.plane, cut, places, size=size, maps=maps))
+        return
+    batches = squares(shown, places, size=size, batch=batch_size)
     logits = map(without_gradients(network), batches)
     yield from enumerate(probabilities(logits, case.plane, places, size=size, maps=maps))
 

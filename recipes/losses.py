@@ -71,8 +71,8 @@ class SegmentationLoss(nn.Module):
         """Return the scalar loss.
 
         Args:
-            logits: (B, K, H, W), K classes with background first; K = 1 means binary.
-            labels: (B, H, W) int64, 0 .. K-1, or ``IGNORE``.
+            logits: (B, K, H, W) or (B, K, D, H, W), K classes with background first; K = 1 means binary.
+            labels: (B, H, W) or (B, D, H, W) int64, 0 .. K-1, or ``IGNORE``.
 
         Raises:
             ShapeError: sizes differ, or a label or class weight does not fit K.
@@ -97,7 +97,7 @@ class SegmentationLoss(nn.Module):
         known = (labels != IGNORE).unsqueeze(1)
         predicted = torch.where(known, logits, certain).softmax(dim=1)[:, 1:]
         true = torch.zeros_like(logits).scatter_(1, labels.clamp_min(0).unsqueeze(1), 1.0)[:, 1:]
-        axes = (0, 2, 3)
+        axes = (0, *range(2, logits.ndim))
         return torch.cat([(predicted * true).sum(axes), predicted.sum(axes), true.sum(axes)])
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

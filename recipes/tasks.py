@@ -28,6 +28,7 @@ from samgraft.recipes.cache.features import CachedEncoder
 from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.config import AugmentConfig, FitConfig
 from samgraft.recipes.data.cases import CaseArrays
+from samgraft.recipes.data.slabs import flat_slabs
 from samgraft.recipes.inference import find_instances, predict_instances, predict_semantic
 from samgraft.recipes.instances import (
     InstanceMatch,
@@ -128,15 +129,16 @@ class SegmentationTask(lightning.LightningModule):
         this is called.
 
         Args:
-            image: (B, 3, S, S) in [0, 1].
-            label: (B, S, S) classes or instance numbers, with ``IGNORE``.
+            image: (B, 3, S, S) in [0, 1], or slabs (B, 3, D, S, S), whose B * D slices are then what B means below.
+            label: (B, S, S) classes or instance numbers, with ``IGNORE``; of slabs (B, D, S, S).
 
         Returns:
             A scalar; or logits (B, K, s, s) of the representation, such as class logits with background first; or
             ``FoundObjects``, where objects are found window by window.
         """
+        image, label, depth = flat_slabs(image, label)
         representation, there = self.representation, image.to(self.device)
-        features = self._features(there)
+        features = self._features(there, depth)
         if label is not None:
             return representation.learn(self.loss, self.grafted, features, there, label)
         if isinstance(representation, WindowObjects):
@@ -145,9 +147,11 @@ class SegmentationTask(lightning.LightningModule):
             raise ConfigError(f"{type(representation).__name__} gives neither maps nor objects")
         return representation.logits(self.grafted.predict(there, features=features))
 
-    def _features(self, image: Tensor) -> Features | None:
-        """Kept features of ``image``; None where they are not worth keeping."""
-        return self.encoder(image) if self.encoder is not None and (self.views or not self.training) else None
+    def _features(self, image: Tensor, depth: int) -> Features | None:
+        """Features of ``image``, kept ones where those are worth keeping; None to let the network compute them."""
+        if self.encoder is not None and (self.views or not self.training):
+            return self.encoder(image, depth)
+        return None if depth == 1 else self.grafted.encode(image, depth=depth)
 
     def leaves_unused(self) -> bool:
         """Whether some attached parameter gets no gradient, since the head does not look where it lies.
@@ -212,7 +216,8 @@ class SegmentationTask(lightning.LightningModule):
 
     def _validate_semantic(self, case: CaseArrays, number: int) -> CaseResult:
         panel = None
-        predicted = predict_semantic(self, case, **self._options())
+        slab = {"slab": self.config.data.slab, "slab_overlap": self.config.data.slab_overlap}
+        predicted = predict_semantic(self, case, **self._options(), **slab)
         classes = dict(enumerate(self.class_names, start=1))
         rows = score_case(case.id, predicted, case.labels, classes, group=case.group)
         if number < _SAMPLES:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.bundle import load_bundle, read_header, read_meta
+from samgraft.adapters.grafts import GRAFTS
 from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
 from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimit, checkpoints
 from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
@@ -65,6 +66,7 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
             f"task.class_names has {len(names)} names {names}; the data set has classes {data.class_names}"
         )
     lightning.seed_everything(config.train.seed, verbose=False)
+    require_slab(config)
     task = SegmentationTask(config, class_names=names, size=size, backbone=frozen)
     frozen.checkpointing = config.train.checkpointing
     return task, data
@@ -105,6 +107,20 @@ def fit(
     return RunResult(
         run=run, adapter=adapter, report=written, summaries=tuple(task.summaries), seconds=time.monotonic() - began
     )
+
+
+def require_slab(config: FitConfig) -> None:
+    """Refuse grafts that look across slices where slices come one by one.
+
+    Raises:
+        ConfigError: ``data.slab`` is not set.
+    """
+    across = [name for name in config.task.grafts if name in GRAFTS and GRAFTS.get(name).volumetric]
+    if across and config.data.slab is None:
+        raise ConfigError(
+            f"graft {across[0]!r} looks across the slices of a volume; set data.slab to how many go together, such as "
+            "--data.slab 8"
+        )
 
 
 def is_first(train: TrainConfig) -> bool:
@@ -208,6 +224,8 @@ def load_adapted(
         overlap=recipe.overlap,
         slice_axis=recipe.slice_axis,
         neighbours=recipe.neighbours,
+        slab=recipe.slab,
+        slab_overlap=recipe.slab_overlap,
         bands=recipe.bands,
         modality=config.data.modality or meta.modality or None,
     )

@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.bundle import load_bundle, save_bundle
 from samgraft.adapters.config import config_from_dict
 from samgraft.adapters.graft import Grafted, attach
@@ -34,6 +35,7 @@ from samgraft.adapters.grafts import (
     VptConfig,
 )
 from samgraft.errors import CheckpointError, ConfigError, NoMatchError
+from samgraft.volumetric.grafts import Adapter3dsamConfig, MaSamConfig, SdTransConfig
 from tests.adapters.toy import toy_backbone, toy_image, toy_prompts
 
 MERGE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.15}
@@ -65,6 +67,10 @@ VARIANTS: list[GraftConfig] = [
     ChannelSpatialConfig(depthwise=False, blocks=(0, 2)),
     LearnablePromptConfig(reduction=2, blocks="last:2"),
     HighFrequencyConfig(scale_factor=8, removed=0.1, blocks=(0, 2)),
+    MaSamConfig(hidden=8, sites=("after_attention",), form="tk", blocks="last:2"),
+    SdTransConfig(sites=("parallel_mlp",), ratio=0.5, blocks=(0, 2)),
+    Adapter3dsamConfig(window=4, ratio=0.25, embedding=False, blocks="last:2"),
+    Adapter3dsamConfig(depth_kernel=2, planes=2),
 ]
 
 
@@ -78,17 +84,22 @@ each_graft = pytest.mark.parametrize("config", CONFIGS, ids=_label)
 each_method = pytest.mark.parametrize("name", GRAFTS.names())
 
 
+def encode(grafted: Any, image: Tensor) -> Features:
+    """Features of the images; where a graft looks across slices, they are the slices of one volume."""
+    volume = isinstance(grafted, Grafted) and any(config.volumetric for config in grafted.configs.values())
+    found: Features = grafted.encode(image.to(next(grafted.parameters()).dtype), depth=len(image) if volume else 1)
+    return found
+
+
 def logits(grafted: Any, image: Tensor) -> Tensor:
     """Mask logits for the toy prompts (two images, one and two instances), through a backbone or a Grafted."""
-    dtype = next(grafted.parameters()).dtype
-    prompts = toy_prompts()
-    result: Tensor = grafted.decode(grafted.encode(image.to(dtype)), prompts)[0]
+    result: Tensor = grafted.decode(encode(grafted, image), toy_prompts())[0]
     return result
 
 
 def everything(grafted: Any, image: Tensor) -> Tensor:
     """All that the decoder gives for the toy prompts in one vector: single masks, all masks, predicted IoU."""
-    features = grafted.encode(image.to(next(grafted.parameters()).dtype))
+    features = encode(grafted, image)
     found = [out for many in (False, True) for out in grafted.decode(features, toy_prompts(), multimask=many)]
     return torch.cat([out.flatten() for out in found])
 
@@ -297,7 +308,7 @@ def test_prompts_of_two_images_do_not_mix(config: GraftConfig) -> None:
     image, prompts = toy_image(), toy_prompts()
     grafted = attach(toy_backbone(), config)
     perturb(grafted)
-    together = logits(grafted, image)
+    together = grafted.decode(grafted.encode(image), prompts)[0]
     for row in range(len(prompts)):
         single = prompts.select(torch.tensor([row]))
         index = int(single.image_index)

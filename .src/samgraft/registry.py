@@ -1,6 +1,7 @@
 """A name -> factory table, used only where users choose by string (backbones, grafts, prompters, decoders)."""
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -14,11 +15,14 @@ class Registry(Generic[T]):
 
     Args:
         kind: What one entry is, in the singular, for messages ("graft", "backbone").
+        more: Module that registers further entries and lies above the table's own package; it is imported when somebody
+            asks for names, so that a file that names such an entry can be read by whoever reads files.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, more: str = "") -> None:
         """Create an empty table."""
         self.kind = kind
+        self._more = more
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -43,7 +47,7 @@ class Registry(Generic[T]):
         Raises:
             NoMatchError: no such entry; the message lists the closest names and all names.
         """
-        if name not in self._entries:
+        if name not in self:  # which imports what registers more
             close = difflib.get_close_matches(name, self._entries, n=1)
             hint = f" did you mean {close[0]!r}?" if close else ""
             raise NoMatchError(f"unknown {self.kind} {name!r};{hint} known: {', '.join(self.names()) or 'none'}")
@@ -51,12 +55,21 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
+        self._complete()
         return tuple(sorted(self._entries))
 
     def __contains__(self, name: object) -> bool:
         """Whether ``name`` is registered."""
+        if name not in self._entries:
+            self._complete()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the sorted names."""
         return iter(self.names())
+
+    def _complete(self) -> None:
+        """Import what registers further entries, once."""
+        if self._more:
+            importlib.import_module(self._more)
+            self._more = ""

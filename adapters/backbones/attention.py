@@ -71,7 +71,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rel: tuple[Tensor, Tensor]
     """
     if rel is None:
         return functional.scaled_dot_product_attention(query, key, value)
-    rows, cols = position_terms(query, rel)
+    return attend_terms(query, key, value, *position_terms(query, rel))
+
+
+def attend_terms(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Attention with two factors of a bias, as :func:`attend` does it: (B, heads, queries, d).
+
+    Args:
+        query: (B, heads, queries, d).
+        key: (B, heads, H * W + p, d): key y * W + x gets the bias ``rows[..., y] + cols[..., x]``, the last p none.
+        value: As ``key``.
+        rows: (B, heads, queries, H).
+        cols: (B, heads, queries, W).
+    """
     if exporting():
         return recorded_attention(query, key, value, rows, cols)
     return WAYS[choose(query, rows, cols, WAYS)](query, key, value, rows, cols)

@@ -51,6 +51,8 @@ class Features:
     """(B, C, h, w), with h = H / patch_size."""
     taps: dict[int, Tensor] = field(default_factory=dict)
     """Block index -> that block's output, (B, h, w, D)."""
+    depth: int = 1
+    """Token planes of one volume: so many rows of B that follow each other, in the order of its slices."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +67,8 @@ class Prefix:
     """Block index -> that block's output, (B, h, w, D)."""
     extra: Tensor | None = None
     """(B, p, D): grafted tokens that are carried from block to block."""
+    depth: int = 1
+    """Token planes of one volume, see :class:`Features`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,25 +145,28 @@ class Backbone(nn.Module, ABC):
     """Whether grafts are folded into the frozen weights at present."""
 
     @abstractmethod
-    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
+    def encode(self, image: Tensor, taps: Sequence[int] = (), *, depth: int = 1) -> Features:
         """Encode images.
 
         Args:
             image: (B, 3, H, W) float in [0, 1]; H and W multiples of ``spec.patch_size``.
             taps: Block indices whose output is wanted.
+            depth: So many images that follow each other are the slices of a volume, in order (docs/adr/0007). Only
+                grafts of ``samgraft.volumetric`` look at more than one of them.
 
         Raises:
-            ShapeError: wrong rank, channels or side. The message says what to pad to.
+            ShapeError: wrong rank, channels or side, or B is no multiple of ``depth``. The message says what to do.
         """
 
     @abstractmethod
-    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = ()) -> Prefix:
+    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = (), *, depth: int = 1) -> Prefix:
         """Run the blocks before ``stop``; what comes out can be kept while nothing there changes.
 
         Args:
             image: As in :meth:`encode`.
             stop: The first block that is not run.
             taps: Block indices below ``stop`` whose output is wanted.
+            depth: As in :meth:`encode`.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
     x -> [I1] -> norm1 -> qkv -> windows [I2] -> attention + relative positions -> windows undone -> projection [I3]
       -> + x -> [I4] -> norm2 -> MLP [I5, I6] -> + x        extra tokens [tokens] join as keys and values
+    slices of a volume stand in the batch; [across slices] beside the attention sees q, k and v of all of them
 
 It runs on the modules of a ``transformers`` ``SamVisionLayer``, called as modules, so that wrapped linear layers (LoRA)
 take effect. norm1 comes before the padding: padded tokens are zero vectors that take part in attention, as in SAM.
@@ -44,7 +45,7 @@ STRIP_TOKENS = 1024
 
 
 def block_forward(
-    layer: Any, sites: BlockSites, x: Tensor, image: Tensor, extra: Tensor | None = None
+    layer: Any, sites: BlockSites, x: Tensor, image: Tensor, extra: Tensor | None = None, depth: int = 1
 ) -> tuple[Tensor, Tensor | None]:
     """Run one block.
 
@@ -55,12 +56,13 @@ def block_forward(
         x: (B, h, w, D).
         image: (B, 3, H, W), normalised; what grafts may look at.
         extra: (B, p, D) tokens that the block before carried on, or None.
+        depth: So many rows of B are the token planes of one volume.
 
     Returns:
         (B, h, w, D), and the tokens (B, p, D) that this block carries on, or None.
     """
     grid = (x.shape[1], x.shape[2])
-    context = SiteContext(grid_size=grid, image=image)
+    context = SiteContext(grid_size=grid, image=image, depth=depth)
     x = add_deltas(sites.block_input, x, context)
     inside = replace(context, windows=window_layout(grid, layer.window_size)) if layer.window_size else context
     normed = layer.layer_norm1(x)
@@ -127,10 +129,13 @@ def attention_forward(
         seen = _attend_with(attn, tokens, qkv, rel, context)
     projected: Tensor = attn.proj(seen)
     if windows is None or not sites.attention_output:
-        return add_deltas(sites.attention_output, projected, context)
-    return unpartition(
-        add_deltas(sites.attention_output, partition(projected, windows), context), windows, context.grid_size
-    )
+        changed = add_deltas(sites.attention_output, projected, context)
+    else:
+        changed = add_deltas(sites.attention_output, partition(projected, windows), context)
+        changed = unpartition(changed, windows, context.grid_size)
+    for across in sites.across_slices:
+        changed = changed + across(attn, qkv, projected, context)
+    return changed
 
 
 def project(attn: Any, sites: BlockSites, x: Tensor, context: SiteContext) -> Tensor:
@@ -207,7 +212,7 @@ def _attend_with(
 
 def _in_strips(sites: BlockSites, x: Tensor, windows: WindowInfo) -> bool:
     """Whether rows of windows go one after the other: large images, nothing grafted, no gradient asked for."""
-    grafted = bool(sites.qkv) or bool(sites.attention_output)
+    grafted = bool(sites.qkv) or bool(sites.attention_output) or bool(sites.across_slices)
     large = x.shape[1] * x.shape[2] > STRIP_TOKENS and windows.counts[0] > 1
     return large and not grafted and not torch.is_grad_enabled()
 

@@ -19,7 +19,7 @@ from samgraft.adapters.backbones.blocks import block_forward
 from samgraft.adapters.backbones.decoding import decode_masks, embed_prompts, image_code
 from samgraft.adapters.backbones.guidance import Guidance
 from samgraft.adapters.backbones.shared_decoding import SharedImage, can_share
-from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, SiteContext, add_deltas
+from samgraft.adapters.backbones.sites import BlockSites, EncoderSites, MergedPlanes, SiteContext, add_deltas
 from samgraft.errors import CheckpointError, InputError, NoMatchError, PromptError, ShapeError
 
 if TYPE_CHECKING:
@@ -90,37 +90,43 @@ class HFSamBackbone(Backbone):
             module.training = mode and FROZEN_MARK not in module.__dict__
         return self
 
-    def encode(self, image: Tensor, taps: Sequence[int] = ()) -> Features:
+    def encode(self, image: Tensor, taps: Sequence[int] = (), *, depth: int = 1) -> Features:
         """Encode images; see :meth:`Backbone.encode`.
 
         Args:
             image: (B, 3, H, W) float in [0, 1]; H and W multiples of ``spec.patch_size``.
             taps: Block indices whose output is wanted.
+            depth: So many images are the slices of one volume.
 
         Raises:
-            ShapeError: wrong rank, channels or side.
+            ShapeError: wrong rank, channels or side, or B is no multiple of ``depth``.
             InputError: the image is not of a floating type.
             NoMatchError: a tap names no block.
         """
-        return self.resume(self.prefix(image, 0), image, taps)
+        return self.resume(self.prefix(image, 0, depth=depth), image, taps)
 
-    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = ()) -> Prefix:
+    def prefix(self, image: Tensor, stop: int, taps: Sequence[int] = (), *, depth: int = 1) -> Prefix:
         """Patch embedding and blocks 0 .. stop - 1; see :meth:`Backbone.prefix`.
 
         Raises:
             NoMatchError: a tap names no block that is run.
         """
         self._check_taps(taps, range(stop))
+        if depth < 1 or len(image) % depth:
+            raise ShapeError(f"{len(image)} images are no volumes of {depth} slices; give a multiple of that many")
         normalised = self._normalise(image)
         encoder = self.sam.vision_encoder
         # contiguous: otherwise this layout goes through every sum to the last block, and every norm copies its input
         x = encoder.patch_embed.projection(normalised).permute(0, 2, 3, 1).contiguous()
         grid = (x.shape[1], x.shape[2])
+        for planes in self.encoder_sites.planes:
+            x, depth = planes(x, depth), cast(MergedPlanes, planes).count(depth)
+        normalised = self._per_plane(normalised, len(x), depth)
         if encoder.pos_embed is not None:
             x = x + absolute_table(encoder.pos_embed, grid)
-        x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(grid_size=grid, image=normalised))
-        x, extra, kept = self._blocks(x, None, normalised, range(stop), taps)
-        return Prefix(tokens=x, stop=stop, taps=kept, extra=extra)
+        x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(grid_size=grid, image=normalised, depth=depth))
+        x, extra, kept = self._blocks(x, None, normalised, range(stop), taps, depth)
+        return Prefix(tokens=x, stop=stop, taps=kept, extra=extra, depth=depth)
 
     def resume(self, prefix: Prefix, image: Tensor, taps: Sequence[int] = ()) -> Features:
         """Run the remaining blocks, and the neck; see :meth:`Backbone.resume`.
@@ -130,17 +136,18 @@ class HFSamBackbone(Backbone):
         """
         left = range(prefix.stop, self.spec.num_blocks)
         self._check_taps([tap for tap in taps if tap not in prefix.taps], left)
-        normalised = self._normalise(image)
-        x, _, kept = self._blocks(prefix.tokens, prefix.extra, normalised, left, taps)
-        context = SiteContext(grid_size=(x.shape[1], x.shape[2]), image=normalised)
+        depth = prefix.depth
+        normalised = self._per_plane(self._normalise(image), len(prefix.tokens), depth)
+        x, _, kept = self._blocks(prefix.tokens, prefix.extra, normalised, left, taps, depth)
+        context = SiteContext(grid_size=(x.shape[1], x.shape[2]), image=normalised, depth=depth)
         neck = add_deltas(self.encoder_sites.neck, self.sam.vision_encoder.neck(x), context)
         early = {tap: tensor for tap, tensor in prefix.taps.items() if tap in taps}
-        return Features(neck=neck, taps=early | kept)
+        return Features(neck=neck, taps=early | kept, depth=depth)
 
     def untouched(self) -> tuple[int, bool]:
         """See :meth:`Backbone.untouched`."""
         encoder = self.sam.vision_encoder
-        if not _frozen(encoder.patch_embed, self.encoder_sites.patch_embed) or (
+        if not _frozen(encoder.patch_embed, self.encoder_sites.patch_embed, self.encoder_sites.planes) or (
             encoder.pos_embed is not None and encoder.pos_embed.requires_grad
         ):
             return 0, False
@@ -161,13 +168,21 @@ class HFSamBackbone(Backbone):
         self._block_forward = torch.compile(block_forward, dynamic=False, **options)
         return self
 
+    def _per_plane(self, image: Tensor, rows: int, depth: int) -> Tensor:
+        """One image per token plane: of merged slices the middle one. ``rows`` are the planes of all volumes."""
+        if len(image) == rows:
+            return image
+        volumes = image.unflatten(0, (rows // depth, -1))
+        centres = cast(MergedPlanes, self.encoder_sites.planes[0]).centres(volumes.shape[1])
+        return volumes[:, centres].flatten(0, 1)
+
     def _blocks(
-        self, x: Tensor, extra: Tensor | None, image: Tensor, blocks: range, taps: Sequence[int]
+        self, x: Tensor, extra: Tensor | None, image: Tensor, blocks: range, taps: Sequence[int], depth: int
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
         """Run ``blocks`` on tokens (B, h, w, D) and extra ones (B, p, D), and keep what ``taps`` asks for."""
         kept = {}
         for block in blocks:
-            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, extra)
+            parts = (self.sam.vision_encoder.layers[block], self._sites(block), x, image, extra, depth)
             if self.checkpointing and torch.is_grad_enabled():
                 x, extra = checkpoint(self._block_forward, *parts, use_reentrant=False)
             else:

@@ -7,6 +7,7 @@ Source: specs/adapters.md 13.1 (I0 to I8). I7 and I9 are linear layers and are w
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 BLOCK_SITES = ("block_input", "qkv", "attention_output", "after_attention", "parallel_mlp_raw", "parallel_mlp")
 """Names of the points of one transformer block: I1, I2, I3, I4, I5, I6."""
 
-ENCODER_SITES = ("patch_embed", "neck")
-"""Names of the points of the whole encoder: I0, I8."""
+ENCODER_SITES = ("planes", "patch_embed", "neck")
+"""Names of the points of the whole encoder: I0 before and after positions, I8."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class SiteContext:
     """(B, 3, H, W): the normalised image."""
     windows: WindowInfo | None = None
     """Layout of ``x`` at I2 and I3 of a windowed block; None where ``x`` is (B, h, w, D)."""
+    depth: int = 1
+    """So many rows of the batch that follow each other are the token planes of one volume, in the order of slices."""
 
 
 class BlockSites(nn.Module):
@@ -54,6 +57,8 @@ class BlockSites(nn.Module):
         parallel_mlp_raw: I5, reads the un-normed MLP input, (B, h, w, D); the delta joins the MLP's output.
         parallel_mlp: I6, reads norm2(x), (B, h, w, D); the delta joins the MLP's output.
         tokens: At most one :class:`ExtraTokens`, whose tokens all image tokens attend to.
+        across_slices: :class:`AcrossSlices`; read queries, keys and values of all slices of a volume, and what
+            attention within slices gave; the delta joins the latter.
     """
 
     def __init__(self) -> None:
@@ -66,6 +71,39 @@ class BlockSites(nn.Module):
         self.parallel_mlp_raw = nn.ModuleList()
         self.parallel_mlp = nn.ModuleList()
         self.tokens = nn.ModuleList()
+        self.across_slices = nn.ModuleList()
+
+
+class AcrossSlices(nn.Module):
+    """Attention between the slices of a volume, beside the attention within each."""
+
+    def forward(self, attn: Any, qkv: Tensor, projected: Tensor, context: SiteContext) -> Tensor:
+        """Delta (B, h, w, D) that joins ``projected``.
+
+        Args:
+            attn: The frozen attention of the block; its projection and position tables can be read.
+            qkv: (B, H, W, 3 D): queries, keys, values side by side; the rows and columns beyond ``context.grid_size``
+                are padding.
+            projected: (B, h, w, D): what attention within slices gave, projected.
+            context: Tells the number of slices of a volume.
+        """
+        raise NotImplementedError
+
+
+class MergedPlanes(nn.Module):
+    """Makes fewer token planes of the slices of a volume, before positions are added."""
+
+    def forward(self, x: Tensor, depth: int) -> Tensor:
+        """Tokens (B * depth, h, w, D) to (B * :meth:`count`, h, w, D)."""
+        raise NotImplementedError
+
+    def count(self, depth: int) -> int:
+        """Token planes of a volume of ``depth`` slices."""
+        raise NotImplementedError
+
+    def centres(self, depth: int) -> list[int]:
+        """The slice in the middle of every plane."""
+        raise NotImplementedError
 
 
 class ExtraTokens(nn.Module):
@@ -91,6 +129,7 @@ class EncoderSites(nn.Module):
     """The points outside the blocks.
 
     Attributes:
+        planes: At most one :class:`MergedPlanes`, before positions are added.
         patch_embed: I0, patch embedding plus position table, (B, h, w, D).
         neck: I8, output of the neck, (B, C, h, w).
     """
@@ -98,6 +137,7 @@ class EncoderSites(nn.Module):
     def __init__(self) -> None:
         """Create empty lists."""
         super().__init__()
+        self.planes = nn.ModuleList()
         self.patch_embed = nn.ModuleList()
         self.neck = nn.ModuleList()
 

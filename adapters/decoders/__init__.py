@@ -11,7 +11,7 @@ from samgraft.adapters.decoders.neck_heads import CnnHeadConfig, LinearHeadConfi
 from samgraft.adapters.decoders.sam_seg import SamSegConfig
 from samgraft.registry import Registry
 
-DECODERS: Registry[type[DecoderConfig]] = Registry("decoder")
+DECODERS: Registry[type[DecoderConfig]] = Registry("decoder", more="samgraft.volumetric.heads")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
 for _config in (

@@ -65,6 +65,8 @@ class DecoderPatch(nn.Module, ABC):
     """Encoder blocks whose output is read from ``Features.taps``."""
     needs_prompts: ClassVar[bool] = False
     """Whether ``forward`` wants prompts from a generator."""
+    splits_planes: ClassVar[bool] = False
+    """Whether it answers for every slice where several were merged into one token plane."""
 
     @abstractmethod
     def forward(
@@ -153,6 +155,8 @@ class DecoderConfig(MethodConfig):
 
     point: ClassVar[str] = "I10 head"
     """Where the decoder acts, for the table of trainable parts."""
+    volumetric: ClassVar[bool] = False
+    """Whether it looks at other slices of a volume."""
 
     def build(self, backbone: Backbone) -> DecoderPatch:
         """Create the decoder for ``backbone``, which is only read."""

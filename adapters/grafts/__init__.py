@@ -19,7 +19,7 @@ from samgraft.adapters.grafts.vera import VeraConfig
 from samgraft.adapters.grafts.vpt import VptConfig
 from samgraft.registry import Registry
 
-GRAFTS: Registry[type[GraftConfig]] = Registry("graft")
+GRAFTS: Registry[type[GraftConfig]] = Registry("graft", more="samgraft.volumetric.grafts")
 """Name -> configuration class; ``config.build(backbone)`` gives the module."""
 
 _CONFIGS: tuple[type[GraftConfig], ...] = (

@@ -24,6 +24,7 @@ SITE_LABELS = {
     "parallel_mlp_raw": "I5 parallel to MLP, x",
     "parallel_mlp": "I6 parallel to MLP, norm2(x)",
     "tokens": "extra tokens in attention",
+    "across_slices": "I3 attention across slices",
 }
 """Name of a list in ``BlockSites`` -> how it is called in tables."""
 
@@ -34,6 +35,8 @@ class GraftConfig(MethodConfig):
 
     part: ClassVar[Literal["encoder", "decoder"]] = "encoder"
     """What it changes. Grafts on the decoder leave the encoder's features as they are, so those can be kept."""
+    volumetric: ClassVar[bool] = False
+    """Whether it looks at other slices of a volume, so that it needs an encoder that is told of them (``depth``)."""
     blocks: str | tuple[int, ...] = "all"
     """Which encoder blocks: "all", "last:N", "first:N", or indices from 0. Late blocks keep the prefix cacheable."""
     init: Literal["identity", "published"] = "identity"

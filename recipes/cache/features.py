@@ -36,17 +36,21 @@ class CachedEncoder:
         self.blocks, self.whole = grafted.frozen_blocks(), grafted.frozen_encoder()
         self.hits = self.misses = 0
 
-    def __call__(self, image: Tensor) -> Features:
-        """Features of ``image`` (B, 3, H, W) in [0, 1], with the taps that the parts need."""
+    def __call__(self, image: Tensor, depth: int = 1) -> Features:
+        """Features of ``image`` (B, 3, H, W) in [0, 1], with the taps that the parts need.
+
+        So many images as ``depth`` says are the slices of a volume; frozen blocks, which see one slice, are looked up
+        slice by slice.
+        """
         taps = self.grafted.taps()
         if not self.whole and self.blocks == 0:
-            return self.grafted.encode(image)
+            return self.grafted.encode(image, depth=depth)
         kept = tuple(tap for tap in taps if self.whole or tap < self.blocks)
         found = self._look_up(image, kept)
         low = {tap: found[f"tap.{tap}"] for tap in kept}
         if self.whole:
-            return Features(neck=found["neck"], taps=low)
-        prefix = Prefix(tokens=found["tokens"], stop=self.blocks, taps=low)
+            return Features(neck=found["neck"], taps=low, depth=depth)
+        prefix = Prefix(tokens=found["tokens"], stop=self.blocks, taps=low, depth=depth)
         return self.grafted.backbone.resume(prefix, image, taps=taps)
 
     @torch.no_grad()

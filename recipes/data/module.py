@@ -18,6 +18,7 @@ from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import index_data
+from samgraft.recipes.data.slabs import SlabSet
 from samgraft.recipes.ranks import ALONE, Share, current
 
 Tile = tuple[Tensor, Tensor]
@@ -165,7 +166,7 @@ class SegmentationData(lightning.LightningDataModule):
             raise InputError(
                 f"{config.path} has no validation case to judge training by; add splits.json with a 'val' list"
             )
-        self._tiles: TileSet | None = None
+        self._tiles: TileSet | SlabSet | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -176,10 +177,14 @@ class SegmentationData(lightning.LightningDataModule):
         """Read the training cases, when they are needed."""
         if stage == "fit" and self._tiles is None:
             c = self.config
-            self._tiles = TileSet(self.index.train, size=self.size, window=c.window, overlap=c.overlap)
+            options: dict[str, Any] = {"size": self.size, "window": c.window, "overlap": c.overlap}
+            if c.slab is None:
+                self._tiles = TileSet(self.index.train, **options)
+            else:
+                self._tiles = SlabSet(self.index.train, slab=c.slab, **options)
 
     def train_dataloader(self) -> DataLoader[Tile]:
-        """Batches of (image (B, 3, S, S) uint8, label (B, S, S) int32)."""
+        """Batches of (image (B, 3, S, S) uint8, label (B, S, S) int32), with ``data.slab`` slices D before S."""
         if self._tiles is None:
             self.setup("fit")
         tiles = self._tiles

@@ -25,6 +25,7 @@ from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.cases import to_bytes
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
+from samgraft.recipes.data.slabs import Slabs, flat_slabs, slab_maps, slab_squares
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
@@ -34,6 +35,7 @@ from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
+from samgraft.recipes.representations.classes import class_probabilities
 
 T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
@@ -50,7 +52,7 @@ class Steps:
     """A network in two steps, which may run in different threads."""
 
     encode: Callable[[Tensor], tuple[Tensor, Features]]
-    """(B, 3, S, S) in [0, 1] -> the same on the network's device, and its features."""
+    """(B, 3, S, S) in [0, 1] -> the same on the network's device, and its features; slabs (B, 3, D, S, S) as slices."""
     decode: Callable[[tuple[Tensor, Features]], Any]
     """-> logits (B, K, s, s) of the representation, float on the CPU; or per window the objects found there."""
 
@@ -127,9 +129,10 @@ def steps(grafted: Grafted, representation: Maps | WindowObjects) -> Steps:
     device = next(grafted.backbone.parameters()).device
 
     def encode(image: Tensor) -> tuple[Tensor, Features]:
+        flat, _, slices = flat_slabs(image, None)
         with torch.no_grad():
-            there = image.to(device)
-            return there, grafted.encode(there)
+            there = flat.to(device)
+            return there, grafted.encode(there) if slices == 1 else grafted.encode(there, depth=slices)
 
     def decode(encoded: tuple[Tensor, Features]) -> Any:
         image, features = encoded
@@ -146,7 +149,7 @@ def steps(grafted: Grafted, representation: Maps | WindowObjects) -> Steps:
 def _volume(
     scene: Scene, grafted: Grafted, recorded: Recorded, *, batch: int, depth: int, track: Track | None
 ) -> Segmentation:
-    """Slice by slice along the recorded axis."""
+    """Slice by slice along the recorded axis, or slab by slab with logits blended where they overlap."""
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
@@ -154,9 +157,17 @@ def _volume(
     places = windows(shape, recorded.window, recorded.overlap)
     known: deque[NDArray[np.bool_]] = deque()  # the reading thread puts in a slice before its answer comes out
     shown = pictures(scene, recorded.look(scene), axis, neighbours=recorded.recipe.neighbours, known=known)
-    source = squares(shown, places, size=recorded.size, batch=batch)
+    size, slab = recorded.size, recorded.recipe.slab
+    cut = Slabs(count=len(stack), slab=slab or 1, overlap=recorded.recipe.slab_overlap)
+    if slab is None:
+        source = squares(shown, places, size=size, batch=batch)
+    else:
+        source = slab_squares(shown, cut, places, size=size)
     with closing(pipeline(source, network.encode, network.decode, depth=depth)) as logits:
-        found = probabilities(logits, shape, places, size=recorded.size)
+        if slab is None:
+            found = probabilities(logits, shape, places, size=size)
+        else:
+            found = slab_maps(logits, shape, cut, places, size=size, maps=class_probabilities)
         for index in track(range(len(stack)), "slices") if track else range(len(stack)):
             stack[index] = next(found).argmax(dim=0).numpy()
             stack[index][~known.popleft()] = 0

@@ -91,17 +91,18 @@ def _steps(task: dict[str, Any]) -> Measured:
     trained = grafted.trainable_parameters()
     optimizer = make_optimizer(config.task.optimizer, trained, lr=1e-4, weight_decay=config.task.weight_decay)
     shape = (config.data.batch_size, -(-config.data.size // grafted.backbone.spec.patch_size))
-    image, target = make_batch((shape[0], shape[1] * grafted.backbone.spec.patch_size), "real", grafted)
+    depth = config.data.slab or 1
+    image, target = make_batch((shape[0] * depth, shape[1] * grafted.backbone.spec.patch_size), "real", grafted)
     target, loss_of = blank_target(config, grafted, target), loss_function(config, grafted).to(device)
     kept = None
     if task["cached"]:
         with autocast(config, device), torch.no_grad():
-            kept = frozen_part(grafted, image)
+            kept = frozen_part(grafted, image, depth)
     seconds = 0.0
     for _number in range(STEPS):
         start = time.perf_counter()
         with autocast(config, device):
-            loss = loss_of(at_input_size(class_logits(grafted, image, kept), image), target)
+            loss = loss_of(at_input_size(class_logits(grafted, image, kept, depth), image), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -141,14 +141,15 @@ def _follow(
     weights = list(grafted.parameters())
     trained = grafted.trainable_parameters()
     step = _optimizer(tracer, config, trained)
-    image, target = make_batch(shape, mode, grafted)
+    depth = config.data.slab or 1
+    image, target = make_batch((shape[0] * depth, shape[1]), mode, grafted)
     target = blank_target(config, grafted, target)
     begun = tracer.done()
     with autocast(config), torch.no_grad():
-        class_logits(grafted, image, None)
+        class_logits(grafted, image, None, depth)
     predicted = tracer.done()
     with autocast(config), torch.no_grad():
-        kept = frozen_part(grafted, image)
+        kept = frozen_part(grafted, image, depth)
     frozen = tracer.done()
     entry = sum(2 * tensor.numel() for tensor in kept.values()) // len(image)  # fp16
     given = kept if cached else None
@@ -158,7 +159,7 @@ def _follow(
     before = tracer.done()
     with saved_bytes([*weights, target]) as saved:
         with autocast(config):
-            loss = loss_of(at_input_size(class_logits(grafted, image, given), image), target)
+            loss = loss_of(at_input_size(class_logits(grafted, image, given, depth), image), target)
         activations = tracer.keep()
         total = saved()
     loss.backward()
@@ -207,16 +208,16 @@ def make_batch(shape: tuple[int, int], mode: Mode, grafted: Grafted) -> tuple[Te
     return (image.uniform_() if mode == "real" else image), target
 
 
-def frozen_part(grafted: Grafted, image: Tensor) -> "Kept":
+def frozen_part(grafted: Grafted, image: Tensor, depth: int = 1) -> "Kept":
     """What the leading blocks give that nothing attached can change, as the feature store keeps it."""
     backbone, taps = grafted.backbone, grafted.taps()
     whole, stop = grafted.frozen_encoder(), grafted.frozen_blocks()
     if not whole and stop == 0:
         return Kept(None, None)
-    prefix = backbone.prefix(image, stop, tuple(tap for tap in taps if tap < stop))
+    prefix = backbone.prefix(image, stop, tuple(tap for tap in taps if tap < stop), depth=depth)
     if not whole:
         return Kept(prefix, None)
-    return Kept(None, Features(neck=backbone.resume(prefix, image).neck, taps=prefix.taps))
+    return Kept(None, Features(neck=backbone.resume(prefix, image).neck, taps=prefix.taps, depth=depth))
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,9 +240,12 @@ class Kept:
         return grafted.backbone.resume(self.prefix, image, taps=grafted.taps())
 
 
-def class_logits(grafted: Grafted, image: Tensor, kept: "Kept | None") -> Tensor:
+def class_logits(grafted: Grafted, image: Tensor, kept: "Kept | None", depth: int = 1) -> Tensor:
     """Class logits (B, 1 + classes, s, s) or other maps, as ``SegmentationTask.forward`` makes them, in float32."""
-    output = grafted.predict(image, features=None if kept is None else kept.use(grafted, image))
+    features = None if kept is None else kept.use(grafted, image)
+    if features is None and depth > 1:
+        features = grafted.encode(image, depth=depth)
+    output = grafted.predict(image, features=features)
     return with_background(output).float()
 
 

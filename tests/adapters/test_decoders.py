@@ -31,7 +31,8 @@ CONFIGS = [
 
 def test_names() -> None:
     heads = {"class_masks", "class_tokens", "cnn_head", "conv_head", "desam", "distances", "hq_token", "linear_head"}
-    assert heads | {"mask", "sam_seg"} == set(DECODERS.names())
+    volumetric = {"detail_3d", "mla_3d", "progressive"}
+    assert heads | volumetric | {"mask", "sam_seg"} == set(DECODERS.names())
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: "-".join(map(str, c.to_dict().values())))

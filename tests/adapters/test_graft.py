@@ -62,7 +62,8 @@ def test_published_parameter_counts(sams: dict[str, HFSamBackbone], size: str) -
 def test_registries() -> None:
     published = {"adaptformer", "bottleneck", "channel_spatial", "conv_lora", "decoder_bottleneck", "decoder_lora"}
     published |= {"dora", "fact", "high_frequency", "ia3", "learnable_prompt", "lora", "ssf", "vera", "vpt"}
-    assert set(GRAFTS.names()) == published | {"bias", "full", "full_decoder", "layer_norm"}
+    volumetric = {"adapter_3dsam", "ma_sam", "sd_trans"}
+    assert set(GRAFTS.names()) == published | volumetric | {"bias", "full", "full_decoder", "layer_norm"}
     assert adapters.GRAFTS is GRAFTS
     assert {"autosam", "grid", "manual"} <= set(adapters.PROMPTERS.names())
     assert {"class_tokens", "conv_head", "mask"} <= set(adapters.DECODERS.names())

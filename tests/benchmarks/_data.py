@@ -45,6 +45,8 @@ class Case:
     """(H, W, 3) or (D, H, W), in [0, 1]."""
     label: Int
     """(H, W) or (D, H, W): class numbers, or instance numbers where the set says so; 0 is background."""
+    spacing: tuple[float, float, float] | None = None
+    """Of a volume: mm along (D, H, W)."""
 
 
 def data_root() -> Path:
@@ -94,12 +96,14 @@ def _volume_cases(name: str, split: Split) -> Iterator[Case]:
         spacing = np.asarray(file.header.get_zooms()[:3])[::-1]
         axis = int(spacing.argmax()) if spacing.max() > 1.2 * spacing.min() else 0
         volume, label = np.moveaxis(volume, axis, 0), np.moveaxis(label, axis, 0)
+        first, second, third = (float(mm) for mm in [spacing[axis], *np.delete(spacing, axis)])
         if name.endswith("_ct"):
             low, high = CT_WINDOW
             image = np.clip((volume.astype(np.float32) - low) / (high - low), 0, 1)
         else:
             image = percentile_scale(volume.astype(np.float32))
-        yield Case(id=member, name=member, image=image, label=np.rint(label).astype(np.int32))
+        classes = np.rint(label).astype(np.int32)
+        yield Case(id=member, name=member, image=image, label=classes, spacing=(first, second, third))
 
 
 def _picture_cases(name: str, split: Split) -> Iterator[Case]:

@@ -49,11 +49,12 @@ HASH = 12
 
 
 def rows(factor: float | None = None) -> dict[str, tuple[GraftConfig, ...]]:
-    """Row -> grafts: the additional rows, then every method of the registry as it is by default.
+    """Row -> grafts: the additional rows, then every method for pictures of the registry as it is by default.
 
     ``factor`` is taken instead of each method's own ``lr_factor``.
     """
-    found = MORE | {name: (GRAFTS.get(name)(),) for name in GRAFTS.names()}
+    pictures = [name for name in GRAFTS.names() if not GRAFTS.get(name).volumetric]
+    found = MORE | {name: (GRAFTS.get(name)(),) for name in pictures}
     if factor is None:
         return found
     return {name: tuple(replace(config, lr_factor=factor) for config in configs) for name, configs in found.items()}

@@ -126,7 +126,7 @@ def _registered(backbone: Backbone) -> Iterable[Row]:
             yield Row(name=name, kind="head", prompter=name)
         elif getattr(part, "num_classes", 0):
             yield Row(name=name, kind="maps", prompter=name)
-    for name in DECODERS.names():
+    for name in (name for name in DECODERS.names() if not DECODERS.get(name).volumetric):
         decoder = _built(DECODERS.get(name), backbone)
         if decoder is None or isinstance(decoder, ObjectHead):
             yield Row(name=name, kind="head", decoder=name)

@@ -93,7 +93,7 @@ def with_shares(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.graft_costs", description=__doc__)
-    names = GRAFTS.names()
+    names = [name for name in GRAFTS.names() if not GRAFTS.get(name).volumetric]
     parser.add_argument("--methods", nargs="*", default=list(names), choices=names, metavar="METHOD")
     parser.add_argument("--blocks", nargs="*", default=list(BLOCKS))
     parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")

@@ -16,6 +16,8 @@ from samgraft.adapters.grafts import Graft
 SITES = {
     **{name: f"I{number}" for number, name in enumerate(BLOCK_SITES, start=1)},
     "tokens": "tokens",
+    "across_slices": "I3",
+    "planes": "I0",
     "patch_embed": "I0",
     "neck": "I8",
 }

@@ -10,11 +10,11 @@ from tests.reference.facts import TINY, Facts, Method, kind_of
 from tests.reference.figure import alternative
 from tests.reference.parse import inline, to_markdown
 
-PACKAGES = {"graft": "grafts", "prompter": "prompts", "decoder": "decoders"}
-"""Role -> subpackage of ``samgraft.adapters`` that exports its configurations."""
 COMMAND = "python -m tests.reference"
 LINE = 100
 """Width of code on a page."""
+SLAB = 8
+"""Slices that go together, in recipes of methods that look across slices."""
 
 
 def page(method: Method, facts: Facts, measured: str) -> str:
@@ -41,11 +41,12 @@ def page(method: Method, facts: Facts, measured: str) -> str:
 def recipe(method: Method) -> str:
     """YAML of a recipe with every option of the method at its default; ``num_classes`` comes from the data."""
     options = _option_values(method)
+    data = {"data": {"slab": SLAB}} if getattr(method.config, "volumetric", False) else {}
     if method.role == "graft":
-        return to_yaml({"task": {"grafts": {method.name: options}}})
+        return to_yaml({"task": {"grafts": {method.name: options}}, **data})
     options.pop("num_classes", None)
     kind = {"kind": "instance"} if kind_of(method) == "instance" else {}
-    return to_yaml({"task": {**kind, "grafts": {}, "head": method.name, "head_options": options}})
+    return to_yaml({"task": {**kind, "grafts": {}, "head": method.name, "head_options": options}, **data})
 
 
 def python(method: Method) -> str:
@@ -60,9 +61,8 @@ def python(method: Method) -> str:
         wrapped = textwrap.wrap(inner, LINE - 4, break_long_words=False, break_on_hyphens=False)
         config = f"config = {name}(\n" + "".join(f"    {text}\n" for text in wrapped) + ")\n"
         line = config + f'grafted = attach(load_backbone("{TINY}"), {keyword}config)'
-    imports = (
-        f"from samgraft import attach, load_backbone\nfrom samgraft.adapters.{PACKAGES[method.role]} import {name}"
-    )
+    package = method.config.__module__.rpartition(".")[0]  # which exports it
+    imports = f"from samgraft import attach, load_backbone\nfrom {package} import {name}"
     return f"{imports}\n\n{line}\nprint(grafted.trainable_table())\n"
 
 

@@ -1,0 +1,128 @@
+"""Every way to three dimensions on real volumes in equal time: ``python -m tests.benchmarks.volumes``.
+
+Rows: slices and 2.5D (class tokens and LoRA), the volumetric grafts with their heads, and from scratch a MONAI UNet of
+0.6 M parameters and a small SwinUNETR. All see the same slices, fitted into squares, in slabs at the spacing of the
+file; training takes the same process time of one thread, and validation cases are scored once, at the end, on the grid
+of the file: Dice, NSD at 1 and 2 mm, HD95 in mm. Runs that are in the JSON file already are not done again.
+
+``--tune`` scores every fifth training case instead; ``--summary`` only writes the table of what is there; ``--forget``
+drops the results of ``--methods``.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks._backbone import open_backbone
+from tests.benchmarks._graft_rows import HASH, short_hash
+from tests.benchmarks._graft_summary import spread
+from tests.benchmarks._process import end_with_parent, report
+from tests.benchmarks._sets import training_cases
+from tests.benchmarks._table import markdown
+from tests.benchmarks._volume_rows import ROWS, VOLUMES, many, recipe_hash
+from tests.benchmarks.grafts import Results, groups, planned, run
+
+FIGURES = ("dice", "nsd_1mm", "nsd_2mm", "hd95")
+COLUMNS = (
+    "method",
+    "set",
+    "cases",
+    "dice",
+    "std",
+    *FIGURES[1:],
+    "hd95_n",
+    "seeds",
+    "n",
+    "trainable",
+    "seconds_per_step",
+    "steps",
+    "extra_mb",
+    "without_gradient",
+    "least_busy",
+)
+Task = dict[str, Any]
+
+
+def plan(options: argparse.Namespace, weights: str) -> list[Task]:
+    """All runs that were asked for: seed by seed, then set by set, few cases before many."""
+    found = []
+    for seed in options.seeds:
+        for name in options.sets:
+            for fraction in options.fractions:
+                shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
+                for method in options.methods:
+                    own = {"method": method, "budget": options.budget, "weights": weights}
+                    hashes = {"config": short_hash(ROWS[method].to_dict()), "recipe": recipe_hash(VOLUMES[name])}
+                    found.append(shared | own | hashes)
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line per set, number of cases and method, best Dice first: means over seeds."""
+    cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["set"], row["cases"] is None, row["train_cases"], row["method"]), []).append(row)
+    lines = []
+    for (name, _, cases, method), own in sorted(cells.items()):
+        line: dict[str, Any] = {"method": method, "set": name, "cases": cases, "seeds": len(own), "n": own[0]["n"]}
+        line |= {figure: statistics.mean(row[figure] for row in own) for figure in FIGURES}
+        line |= {
+            "std": spread([row["dice"] for row in own]),
+            "hd95_n": int(statistics.mean(row["hd95_n"] for row in own)),
+            "trainable": own[0]["trainable"],
+            "without_gradient": max(row["without_gradient"] for row in own),
+            "seconds_per_step": statistics.median(row["seconds_per_step"] for row in own),
+            "steps": int(statistics.median(row["steps"] for row in own)),
+            "extra_mb": max(row["extra_mb"] for row in own),
+            "least_busy": min(row["busy"] for row in own),
+        }
+        lines.append(line)
+    return sorted(lines, key=lambda line: (line["set"], line["cases"], -line["dice"]))
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.volumes", description=__doc__)
+    parser.add_argument("--methods", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="METHOD")
+    parser.add_argument("--sets", nargs="*", default=list(VOLUMES), choices=list(VOLUMES))
+    parser.add_argument("--fractions", nargs="*", default=["5", "all"], help='numbers of training cases, or "all"')
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--budget", type=float, default=240, help="seconds of process time that a run trains")
+    parser.add_argument("--backbone", default="graft-tiny")
+    parser.add_argument("--jobs", type=int, default=1, help="workers at a time, one core each")
+    parser.add_argument("--tune", action="store_true", help="score held-out training cases; val is not read")
+    parser.add_argument("--summary", action="store_true", help="only write the table of what is there")
+    parser.add_argument("--forget", action="store_true", help="drop the results of --methods, and stop")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/volumes.json"))
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    options = arguments(argv)
+    if options.task:
+        torch.set_num_threads(1)
+        end_with_parent()
+        for row in many(json.loads(options.task)):
+            report(row)
+        return
+    results = Results(options.json)
+    if options.forget:
+        print(f"{results.forget(options.methods)} rows dropped")
+        return
+    tasks = plan(options, open_backbone(options.backbone).weights_hash()[:HASH])
+    if not options.summary:
+        run(groups(tasks, results.rows("results")), results, options, module="volumes")
+    text = markdown(table(planned(results.rows("results"), tasks)), COLUMNS)
+    options.json.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
