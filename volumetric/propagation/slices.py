@@ -4,7 +4,7 @@ A volume is (D, H, W) with the cut axis first, whatever axis of the file that is
 Points and boxes are (x, y) pixels of a slice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -152,3 +152,39 @@ def box_of(mask: Mask) -> Box | None:
     if not len(rows):
         return None
     return float(cols[0]), float(rows[0]), float(cols[-1]), float(rows[-1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bounded:
+    """Slices whose answers end at a box, such as the in-plane part of a 3D box."""
+
+    inner: Slices
+    box: Box
+    """(x0, y0, x1, y1): first and last pixel that may belong to the object."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        return self.inner.shape
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm."""
+        return self.inner.spacing
+
+    def ask(self, index: int, prompt: SlicePrompt) -> SliceAnswer:
+        """The answer, without what lies outside the box."""
+        answer = self.inner.ask(index, prompt)
+        x0, y0, x1, y1 = self.box
+        rows, cols = (np.arange(part.start, part.stop) for part in answer.place)
+        inside = ((rows >= y0) & (rows <= y1))[:, None] & ((cols >= x0) & (cols <= x1))[None, :]
+        logits = np.where(inside, answer.logits, np.minimum(answer.logits, -CERTAIN))
+        return replace(answer, logits=logits.astype(np.float32))
+
+    def picture(self, index: int) -> Float:
+        """(H, W) in [0, 1]."""
+        return self.inner.picture(index)
+
+    def features(self, index: int, around: Box) -> RegionFeatures:
+        """Features of a region."""
+        return self.inner.features(index, around)
