@@ -127,7 +127,7 @@ def save_bundle(
         raise CheckpointError(
             f"adapter header is not plain JSON: {error}; put numbers, strings, lists and mappings in meta"
         ) from error
-    _write_atomic(target, safetensors.torch.save(tensors, metadata={_KEY: text}))
+    write_atomic(target, safetensors.torch.save(tensors, metadata={_KEY: text}))
     return target
 
 
@@ -223,7 +223,12 @@ def _parse_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _write_atomic(target: Path, data: bytes) -> None:
+def write_atomic(target: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(data)

@@ -45,6 +45,8 @@ class VolumeOptions:
     """What is done to each object's mask."""
     calibration: Calibration | None = None
     """Turns signals into the probability that an object is good; objects below its level are flagged."""
+    uncertainty: str | None = None
+    """NIfTI file (.nii, .nii.gz) for the map of uncertainty, bits in [0, 1]."""
 
     def __post_init__(self) -> None:
         """Check words."""
@@ -54,6 +56,8 @@ class VolumeOptions:
             raise ConfigError(f"flips are {list(self.flips)}; expected one or more of {', '.join(FLIPS)}")
         if self.box3d not in BOX_MODES:
             raise ConfigError(f"box3d is {self.box3d!r}; expected one of {', '.join(BOX_MODES)}")
+        if self.uncertainty is not None and not str(self.uncertainty).endswith((".nii", ".nii.gz")):
+            raise ConfigError(f"uncertainty is {self.uncertainty!r}; expected a name that ends in .nii or .nii.gz")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,6 +149,17 @@ def segment_volume(
     walked = track(asked.objects, "objects") if track else asked.objects
     objects = tuple(segment_object(views, one, chosen) for one in walked)
     return VolumeResult(segmentation=_painted(scene, asked, axis, objects, chosen), objects=objects, axis=axis)
+
+
+def write_uncertainty(path: str, result: VolumeResult) -> None:
+    """Write the map of uncertainty as float32 NIfTI on the Grid of the volume.
+
+    Raises:
+        GeometryError, OutputError: as ``write_nifti_image``.
+    """
+    from samgraft.domains.medical.nifti import write_nifti_image
+
+    write_nifti_image(path, result.uncertainty(), result.segmentation.grid)
 
 
 def segment_object(views: Sequence[Slices], one: VolumePrompt, options: VolumeOptions) -> VolumeObject:
