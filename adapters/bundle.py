@@ -149,6 +149,22 @@ def read_meta(path: str | os.PathLike[str]) -> BundleMeta:
     return BundleMeta.from_dict(_parse_header(Path(path))["meta"])
 
 
+def replace_meta(path: str | os.PathLike[str], meta: BundleMeta) -> None:
+    """Write another ``meta`` into a bundle; tensors and everything else stay as they are.
+
+    Raises:
+        CheckpointError: as :func:`read_header`, or ``meta`` is not plain JSON.
+        OutputError: the file cannot be written; the old one stays.
+    """
+    source = Path(path)
+    header = {**_parse_header(source), "meta": meta.to_dict()}
+    try:
+        text = json.dumps(header, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"adapter header is not plain JSON: {error}; put numbers and strings in meta") from error
+    write_atomic(source, safetensors.torch.save(safetensors.torch.load_file(source), metadata={_KEY: text}))
+
+
 def load_bundle(path: str | os.PathLike[str], backbone: Backbone) -> Grafted:
     """Attach what a bundle holds to ``backbone``; if anything does not fit, the backbone stays as it was.
 
