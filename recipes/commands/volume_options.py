@@ -48,12 +48,18 @@ def volume_options(values: argparse.Namespace) -> "VolumeOptions | None":
     Raises:
         ConfigError: an option without ``--propagate``, or a stop rule that is not known.
     """
+    automatic = values.adapter is not None and not (values.box or values.point or values.line or values.prompts)
     if not values.propagate:
-        named = [name for name in _NEED_PROPAGATE if getattr(values, name)]
-        if named:
-            option = "--" + named[0].replace("_", "-")
+        allowed = _ALSO_AUTOMATIC if automatic else ()
+        named = [name for name in (*_NEED_PROPAGATE, *_ALSO_AUTOMATIC) if getattr(values, name)]
+        beyond = [name for name in named if name not in allowed]
+        if beyond:
+            option = "--" + beyond[0].replace("_", "-")
             raise ConfigError(f"{option} is about prompts that go through a volume; add --propagate, or leave it out")
-        return None
+        if not named:
+            return None
+    elif automatic:
+        raise ConfigError("--propagate carries prompts through a volume; add --box, --point, --line or --prompts")
     from samgraft.adapters.bundle import read_meta
     from samgraft.recipes.engine.propagated import VolumeOptions
     from samgraft.recipes.trusting import calibration_of
@@ -79,9 +85,9 @@ def volume_options(values: argparse.Namespace) -> "VolumeOptions | None":
     )
 
 
-_NEED_PROPAGATE = (
-    "carry", "memory", "stop", "box3d", "flips", "both_ways", "largest", "fill_holes", "min_volume", "uncertainty",
-)  # fmt: skip
+_NEED_PROPAGATE = ("carry", "memory", "stop", "box3d", "both_ways")
+_ALSO_AUTOMATIC = ("flips", "largest", "fill_holes", "min_volume", "uncertainty")
+"""Options that an adapter without prompts takes as well."""
 
 
 def volume_report(result: "Segmentation") -> list[str]:

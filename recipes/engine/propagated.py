@@ -12,6 +12,7 @@ from samgraft.adapters.prompts.improve import Improvement
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import ConfigError
+from samgraft.grid import Grid
 from samgraft.recipes.engine.focus import CONTEXTS, network_size
 from samgraft.recipes.engine.pipeline import encode_batch
 from samgraft.recipes.engine.planes import look_at
@@ -151,15 +152,15 @@ def segment_volume(
     return VolumeResult(segmentation=_painted(scene, asked, axis, objects, chosen), objects=objects, axis=axis)
 
 
-def write_uncertainty(path: str, result: VolumeResult) -> None:
-    """Write the map of uncertainty as float32 NIfTI on the Grid of the volume.
+def write_uncertainty(path: str, uncertain: NDArray[np.float32], grid: Grid) -> None:
+    """Write a map of uncertainty (D, H, W) as float32 NIfTI on ``grid``.
 
     Raises:
         GeometryError, OutputError: as ``write_nifti_image``.
     """
     from samgraft.domains.medical.nifti import write_nifti_image
 
-    write_nifti_image(path, result.uncertainty(), result.segmentation.grid)
+    write_nifti_image(path, uncertain, grid)
 
 
 def segment_object(views: Sequence[Slices], one: VolumePrompt, options: VolumeOptions) -> VolumeObject:

@@ -20,6 +20,7 @@ from samgraft.domains.segmentation import SUFFIXES, Segmentation
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
+from samgraft.recipes.engine.flipped import segment_flipped
 from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.pipeline import DEPTH
 from samgraft.recipes.engine.prompted import segment_prompted
@@ -28,6 +29,7 @@ from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.referenced import Examples, segment_like
 from samgraft.recipes.prompt_files import prompts_from_file
 from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
+from samgraft.recipes.trusting import calibration_of
 from samgraft.recipes.volume_prompt_files import is_volume_prompts, read_volume_prompts
 from samgraft.recipes.volume_prompts import VolumePrompts
 
@@ -106,7 +108,7 @@ def segment(
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = _header(grafted, meta, network_size, bands)
-            result = segment_automatic(source, grafted, said, batch=batch, depth=pipeline, track=track)
+            result = _automatic(source, grafted, said, meta, volume, {"batch": batch, "depth": pipeline, "track": track})
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
     finally:
@@ -139,8 +141,29 @@ def _check_asked(
         raise ConfigError("references and prompts both say what to segment; give one of them")
     if better and prompts is None:
         raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
-    if volume is not None and prompts is None:
-        raise ConfigError("volume= carries prompts through slices, and there are none; give prompts, or leave it out")
+    if volume is not None and prompts is None and adapter is None:
+        raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
+
+
+def _automatic(
+    scene: Scene,
+    grafted: Grafted,
+    said: Recorded,
+    meta: BundleMeta,
+    volume: VolumeOptions | None,
+    options: dict[str, Any],
+) -> Segmentation:
+    """What the adapter was trained for; with ``volume`` by mirror images too, with rules of shape and flags."""
+    if volume is None:
+        return segment_automatic(scene, grafted, said, **options)
+    named = {name: calibration_of(meta, "automatic", name) for name in said.classes.values()}
+    known = {name: one for name, one in named.items() if one is not None and len(volume.flips) > 1}
+    found = segment_flipped(
+        scene, grafted, said, flips=volume.flips, rules=volume.rules, calibrations=known, batch=options["batch"]
+    )
+    if volume.uncertainty is not None:
+        write_uncertainty(volume.uncertainty, found.uncertainty, scene.grid)
+    return found.segmentation
 
 
 def _asker(network: Backbone, grafted: Grafted | None) -> Promptable:
@@ -161,7 +184,7 @@ def _answer(
         return segment_prompted(scene, asked, told, **options)
     found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
     if volume is not None and volume.uncertainty is not None:
-        write_uncertainty(volume.uncertainty, found)
+        write_uncertainty(volume.uncertainty, found.uncertainty(), scene.grid)
     return found.segmentation
 
 
