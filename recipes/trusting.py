@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.inference import Network, slice_probabilities
 from samgraft.recipes.metrics import overlap
-from samgraft.recipes.tasks import SegmentationTask
 from samgraft.volumetric.trust import Calibration, Signals, agreement, calibrate, uncertainty
+
+if TYPE_CHECKING:
+    from samgraft.recipes.tasks import SegmentationTask
 
 KEY = "trust"
 MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -83,7 +85,7 @@ def predict_flipped(
 
 
 def _mirrored(network: Network, axes: tuple[int, ...]) -> Network:
-    """The same network behind a mirror. Squares are centred on their slices, so that nothing moves by a pixel."""
+    """The same network behind a mirror: squares are turned round, and logits turned back."""
 
     def call(squares: Tensor) -> Tensor:
         if not axes:
@@ -94,7 +96,7 @@ def _mirrored(network: Network, axes: tuple[int, ...]) -> Network:
 
 
 def fit_trust(
-    task: SegmentationTask,
+    task: "SegmentationTask",
     cases: Iterator[CaseArrays] | Sequence[CaseArrays],
     *,
     good_dice: float = 0.8,

@@ -2,7 +2,8 @@
 
 From every annotated slice one walk goes up and one goes down, to the next annotated slice or to the end of the volume.
 Between two annotated slices the probabilities of both walks are blended by distance: at a third of the way from a to b
-the walk from a counts two thirds. A walk that has stopped says 0 from there on.
+the walk from a counts two thirds. A walk that has stopped says nothing from there on; an annotated slice that is empty
+says 0 to the slices between.
 
 Source:
     Walks from both ends towards the middle: micro-sam, multi_dimensional_segmentation.py
@@ -200,7 +201,8 @@ def _joined(
         both = total = 0
         for index in legs[low, 1]:
             share = (high - index) / (high - low)
-            blended = blend(up.get(index), down.get(index), share)
+            votes = [(up.get(index), share, low in filled), (down.get(index), 1 - share, high in filled)]
+            blended = blend([(answer, weight) for answer, weight, may_stop in votes if answer or not may_stop])
             if blended is not None and (blended.logits > 0).any():
                 answers[index] = blended
             if low in filled and high in filled:
@@ -211,15 +213,16 @@ def _joined(
     return answers, agreements
 
 
-def blend(one: SliceAnswer | None, other: SliceAnswer | None, share: float) -> SliceAnswer | None:
-    """Probabilities of two walks on one slice: ``share`` of ``one``, the rest of ``other``; a missing walk says 0."""
-    parts = [(answer, weight) for answer, weight in ((one, share), (other, 1 - share)) if answer is not None]
-    if not parts:
+def blend(votes: Sequence[tuple[SliceAnswer | None, float]]) -> SliceAnswer | None:
+    """Weighted mean of the probabilities that walks give one slice; None says 0. None if there is no answer at all."""
+    answers = [(answer, weight) for answer, weight in votes if answer is not None]
+    if not answers:
         return None
-    probability = np.zeros(parts[0][0].shape, dtype=np.float32)
-    for answer, weight in parts:
-        probability += np.float32(weight) * answer.probability()
-    return from_probability(probability, sum(a.iou * w for a, w in parts) / sum(w for _, w in parts))
+    total = sum(weight for _, weight in votes)
+    probability = np.zeros(answers[0][0].shape, dtype=np.float32)
+    for answer, weight in answers:
+        probability += np.float32(weight / total) * answer.probability()
+    return from_probability(probability, sum(a.iou * w for a, w in answers) / sum(w for _, w in answers))
 
 
 def _overlap(one: SliceAnswer | None, other: SliceAnswer | None) -> tuple[int, int]:
