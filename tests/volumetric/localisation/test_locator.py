@@ -119,14 +119,14 @@ def test_class_that_nobody_shows_is_named():
 
 def test_a_place_has_the_same_code_in_a_crop_and_in_the_whole():
     network = PositionNet(PositionConfig(width=4)).eval()
-    volume = torch.rand(1, 1, 96, 96, 96, generator=torch.Generator().manual_seed(0))
+    volume = torch.rand(1, 1, 120, 120, 120, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole, features = network(volume)
-        part, crops = network(volume[..., 8:88, 8:88, 8:88])
-    inner = slice(9, 11)  # 36 voxels from every edge of the crop: more than half the receptive field
+        part, crops = network(volume[..., 8:112, 8:112, 8:112])
+    inner = slice(12, 14)  # 48 voxels from every edge of the crop: more than half the receptive field
     moved = slice(inner.start + 2, inner.stop + 2)
     assert torch.allclose(part[0, :, inner, inner, inner], whole[0, :, moved, moved, moved], atol=1e-4)
-    fine, there = slice(18, 22), slice(22, 26)
+    fine, there = slice(24, 28), slice(28, 32)
     assert torch.allclose(crops[0][0, :, fine, fine, fine], features[0][0, :, there, there, there], atol=1e-5)
 
 
