@@ -111,9 +111,9 @@ def test_calibration_is_kept_in_the_adapter_and_nothing_else_changes(tmp_path):
 def test_command_calibrates_and_segment_flags(tmp_path, capsys):
     root, run = write_volumes(tmp_path / "set", cases=4), tmp_path / "run"
     words = ["--data", str(root), "--size", "64", "--batch-size", "2", "--steps", "2"]
-    assert cli.main(["fit", "--config", "mr_structure", *words, "--output", str(run)]) == 0
+    assert cli.main(["fit", "--config", "mr_hippocampus", *words, "--output", str(run)]) == 0
     adapter = run / "adapter.graft"
-    assert cli.main(["trust", "--adapter", str(adapter), "--config", "mr_structure", "--data", str(root)]) == 0
+    assert cli.main(["trust", "--adapter", str(adapter), "--config", "mr_hippocampus", "--data", str(root)]) == 0
     assert "validation cases reach Dice 0.8" in capsys.readouterr().out
     query = root / "imagesTr" / "case_03_0000.nii.gz"
     out = tmp_path / "m.nii.gz"
