@@ -57,12 +57,24 @@ def error_click(guess: Mask, truth: Mask, spacing: tuple[float, float, float]) -
             best = parts == 1 + int(sizes.argmax())
     if best is None:
         return None
-    place = tuple(slice(part.start, part.stop) for part in ndimage.find_objects(best.astype(np.uint8))[0])
-    depth = ndimage.distance_transform_edt(np.pad(best[place], 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
-    index, row, col = (
-        int(v) + part.start for v, part in zip(np.unravel_index(int(depth.argmax()), depth.shape), place, strict=True)
-    )
+    place = ndimage.find_objects(best.astype(np.uint8))[0]
+    index, row, col = (int(v) + part.start for v, part in zip(_middle(best[place], spacing), place, strict=True))
     return float(col), float(row), index, label
+
+
+def _middle(mask: Mask, spacing: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Voxel of a mask that lies deepest in mm; of equally deep ones the deepest in its slice, then the most central."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    places = np.argwhere(depth >= depth.max() - 1e-6)
+    planes = {
+        int(d): ndimage.distance_transform_edt(np.pad(mask[d], 1), sampling=spacing[1:])[1:-1, 1:-1]
+        for d in np.unique(places[:, 0])
+    }
+    within = np.array([planes[int(d)][row, col] for d, row, col in places])
+    places = places[within >= within.max() - 1e-6]
+    away = np.linalg.norm((places - places.mean(axis=0)) * np.array(spacing), axis=1)
+    index, row, col = places[int(away.argmin())]
+    return int(index), int(row), int(col)
 
 
 @dataclass(eq=False)

@@ -19,11 +19,9 @@ def test_click_lies_in_the_middle_of_the_largest_error_in_mm():
     truth, guess = np.zeros((9, 12, 15), dtype=bool), np.zeros((9, 12, 15), dtype=bool)
     truth[2:7, 3:8, 4:13] = True  # missed: 5 x 5 x 9 voxels
     guess[0, 9:12, 0:3] = True  # too much: 9 voxels
-    x, y, z, label = error_click(guess, truth, (1.0, 1.0, 1.0))
-    assert (y, z, label) == (5.0, 4, 1) and 6 <= x <= 10, "depth 3 along the middle line"
-    x, y, z, label = error_click(guess, truth, (5.0, 1.0, 1.0))
-    assert (y, label) == (5.0, 1) and 2 <= z <= 6, "slices 5 mm apart: every slice is as deep, the first is taken"
-    assert z == 2
+    assert error_click(guess, truth, (1.0, 1.0, 1.0)) == (8.0, 5.0, 4, 1), "depth 3 along a line; its middle"
+    assert error_click(guess, truth, (5.0, 1.0, 1.0)) == (8.0, 5.0, 4, 1), "thick slices: every slice is as deep"
+    assert error_click(guess, truth, (0.5, 1.0, 1.0))[2] == 4, "thin slices: the middle one is the deepest"
     guess |= truth
     assert error_click(guess, truth, (1.0, 1.0, 1.0)) == (1.0, 10.0, 0, 0), "only the surplus is left, off the object"
     assert error_click(truth, truth, (1.0, 1.0, 1.0)) is None

@@ -109,7 +109,8 @@ def test_between_annotated_slices_both_walks_are_blended_by_distance():
         assert np.array_equal(found.mask(z), low), "nearer to slice 0"
     for z in (4, 5):
         assert np.array_equal(found.mask(z), high)
-    assert np.array_equal(found.mask(3), low & high), "in the middle each walk counts a half"
+    middle = found.mask(3)  # each walk counts a half, so that pixels of only one of them are on the edge
+    assert not ((low & high) & ~middle).any() and not (middle & ~(low | high)).any()
     overlap = (low & high).sum()
     assert found.direction_agreement == pytest.approx(2 * overlap / (low.sum() + high.sum()))
 
