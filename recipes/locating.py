@@ -55,7 +55,7 @@ class Canonical:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """mm along the turned axes."""
+        """Mm along the turned axes."""
         d, h, w = (self.grid.spacing[axis] for axis in self.order)
         return d, h, w
 
@@ -91,9 +91,7 @@ def canonical(grid: Grid) -> Canonical:
         free.remove(axis)
         order.append(axis)
         flipped.append(bool(directions[world, axis] < 0))
-    return Canonical(
-        grid=grid, order=(order[0], order[1], order[2]), flipped=(flipped[0], flipped[1], flipped[2])
-    )
+    return Canonical(grid=grid, order=(order[0], order[1], order[2]), flipped=(flipped[0], flipped[1], flipped[2]))
 
 
 def resampled(array: NDArray[np.floating], spacing: Sequence[float], to: float) -> Tensor:
@@ -125,7 +123,9 @@ def as_input(scene: Scene, spacing: float, scale: Intensity | None = None) -> tu
     return resampled(turn.turn(image), turn.spacing, spacing), turn
 
 
-def box_in_file(found: Located, turn: Canonical, axis: int) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+def box_in_file(
+    found: Located, turn: Canonical, axis: int
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
     """In-plane box (x0, y0, x1, y1) and first and last slice along ``axis`` of a located structure, whole voxels."""
     ends = np.stack([turn.index_of(found.low), turn.index_of(found.high)])
     first, last = np.floor(ends.min(axis=0) + 0.5), np.floor(ends.max(axis=0) + 0.5)

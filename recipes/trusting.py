@@ -150,7 +150,9 @@ def calibration_of(meta: BundleMeta, kind: str, name: str = "") -> Calibration |
     if kinds is None:
         return None
     if not isinstance(kinds, Mapping) or not all(isinstance(some, Mapping) for some in kinds.values()):
-        raise CheckpointError(f"the adapter's header has {KEY} = {kinds!r:.80}; expected calibrations by kind and class")
+        raise CheckpointError(
+            f"the adapter's header has {KEY} = {kinds!r:.80}; expected calibrations by kind and class"
+        )
     found = kinds.get(kind, {}).get(name)
     return None if found is None else Calibration.from_dict(found)
 

@@ -63,16 +63,16 @@ def read_volume_prompts(path: Path | str, scene: Scene) -> VolumePrompts:
     unknown = sorted(set(content) - {"samgraft", "axis", "objects", "from_ground_truth", "image", "comment"})
     objects = content.get("objects")
     if unknown or not isinstance(objects, list):
-        raise InputError(f"{path}: unknown keys {unknown}, objects {type(objects).__name__}; expected a list of objects")
+        raise InputError(
+            f"{path}: unknown keys {unknown}, objects {type(objects).__name__}; expected a list of objects"
+        )
     empty = VolumePrompts(objects=(VolumePrompt(points=((0, 0, 0, 1),)),), axis=content.get("axis"))
     axis = empty.cut_axis(scene.grid)
     found = tuple(
         _object(one, f"{path.name}, object {number}", scene, axis, path.parent)
         for number, one in enumerate(objects, start=1)
     )
-    prompts = VolumePrompts(
-        objects=found, axis=axis, from_ground_truth=bool(content.get("from_ground_truth", False))
-    )
+    prompts = VolumePrompts(objects=found, axis=axis, from_ground_truth=bool(content.get("from_ground_truth", False)))
     prompts.check(scene.grid)
     return prompts
 
@@ -123,7 +123,9 @@ def _slice(part: Mapping[str, Any], where: str, scene: Scene, axis: int, folder:
     """One annotated slice."""
     unknown = sorted(set(part) - SLICE_KEYS)
     if unknown or "slice" not in part:
-        raise InputError(f"{where}: annotation with unknown keys {unknown}; expected slice and box, line, points or mask")
+        raise InputError(
+            f"{where}: annotation with unknown keys {unknown}; expected slice and box, line, points or mask"
+        )
     index = int(part["slice"])
     shared: dict[str, Any] = {"slice": index, "class_name": name, "source": where}
     points = tuple(_numbers(point, 3, f"{where}, point") for point in part.get("points", ()))

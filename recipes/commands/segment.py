@@ -77,8 +77,8 @@ def _parser() -> PlainParser:
         "--prompts",
         default=None,
         metavar="FILE",
-        help="one object per detection (COCO .json, .csv, .geojson, .gpkg), or per label of an earlier mask; or prompts "
-        "in 3D (JSON, see docs/volume_prompts.md)",
+        help="one object per detection (COCO .json, .csv, .geojson, .gpkg), or per label of an earlier mask; or "
+        "prompts in 3D (JSON, see docs/volume_prompts.md)",
     )
     parser.add_argument("--class-field", default=None, help="--prompts: field of a vector file that holds the class")
     parser.add_argument("--min-score", type=float, default=0.0, help="--prompts: leave out detections below this score")
@@ -146,9 +146,7 @@ def _check_references(values: argparse.Namespace) -> None:
         raise ConfigError(f"--method {values.method} needs labelled images; add --reference IMG --reference-mask MASK")
 
 
-def _prompts(
-    values: argparse.Namespace, scene: "Scene"
-) -> "UserPrompts | ObjectPrompts | VolumePrompts | None":
+def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | ObjectPrompts | VolumePrompts | None":
     """What the call asks for."""
     from samgraft.recipes.prompt_files import line_prompts, prompts_from_file
     from samgraft.recipes.prompting import UserPrompts

@@ -38,7 +38,9 @@ def add_volume(parser: PlainParser) -> None:
     group.add_argument("--both-ways", action="store_true", help="walk back too, and say how well directions agree")
     group.add_argument("--largest", action="store_true", help="keep the largest component of each object")
     group.add_argument("--fill-holes", type=float, default=None, metavar="MM3", help="fill cavities up to this volume")
-    group.add_argument("--min-volume", type=float, default=None, metavar="MM3", help="drop components below this volume")
+    group.add_argument(
+        "--min-volume", type=float, default=None, metavar="MM3", help="drop components below this volume"
+    )
     group.add_argument("--uncertainty", default=None, metavar="FILE", help="NIfTI for the map of uncertainty (bits)")
 
 

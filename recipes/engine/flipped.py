@@ -116,9 +116,7 @@ def _case(scene: Scene, recorded: Recorded, axis: int) -> tuple[CaseArrays, NDAr
     image = np.stack(shown)
     image = image[:, :1] if (image == image[:, :1]).all() else image
     labels = np.zeros((len(image), *image.shape[2:]), dtype=np.int8)
-    case = CaseArrays(
-        id=scene.path.name, image=image, labels=labels, grid=scene.grid, axis=axis, neighbours=neighbours
-    )
+    case = CaseArrays(id=scene.path.name, image=image, labels=labels, grid=scene.grid, axis=axis, neighbours=neighbours)
     return case, np.stack(list(known))
 
 

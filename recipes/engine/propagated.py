@@ -272,9 +272,7 @@ def _properties(one: VolumeObject) -> dict[str, float]:
     return found if one.good is None else found | {"good_probability": one.good}
 
 
-def _meta(
-    asked: VolumePrompts, axis: int, objects: Sequence[VolumeObject], options: VolumeOptions
-) -> dict[str, str]:
+def _meta(asked: VolumePrompts, axis: int, objects: Sequence[VolumeObject], options: VolumeOptions) -> dict[str, str]:
     """How it was made, where walks stopped, and what should be looked at."""
     meta = {"mode": "propagated", "axis": AXES[axis], "carry": "+".join(options.propagation.carry)}
     stops = [

@@ -108,7 +108,9 @@ def segment(
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = _header(grafted, meta, network_size, bands)
-            result = _automatic(source, grafted, said, meta, volume, {"batch": batch, "depth": pipeline, "track": track})
+            result = _automatic(
+                source, grafted, said, meta, volume, {"batch": batch, "depth": pipeline, "track": track}
+            )
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
     finally:

@@ -88,8 +88,10 @@ class SceneSlices:
         shape = (self.shape[1], self.shape[2])
         backbone, size = self.settings.backbone, self.settings.size
         window = window_around(around, shape, FEATURE_CONTEXT)
-        plane = self._plane(index) if self.mirror == (False, False) else Plane(
-            self.scene, self.look, axis=self.axis, index=index
+        plane = (
+            self._plane(index)
+            if self.mirror == (False, False)
+            else Plane(self.scene, self.look, axis=self.axis, index=index)
         )
         with torch.no_grad():
             image = to_network(plane.crop(window), size)[None].to(next(backbone.parameters()).device)
@@ -151,6 +153,4 @@ def as_slice(prompt: ObjectPrompt, shape: tuple[int, int]) -> SlicePrompt:
         height, width = prompt.mask.inside.shape
         rows = slice(prompt.mask.top, prompt.mask.top + height)
         mask[rows, prompt.mask.left : prompt.mask.left + width] = prompt.mask.inside
-    return SlicePrompt(
-        box=prompt.box, points=prompt.points, mask=mask, tight=prompt.tight and prompt.box is not None
-    )
+    return SlicePrompt(box=prompt.box, points=prompt.points, mask=mask, tight=prompt.tight and prompt.box is not None)

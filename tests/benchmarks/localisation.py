@@ -84,7 +84,9 @@ def baselines(supports: Sequence[Support], image: Tensor, value: int) -> dict[st
     return found
 
 
-def score(locator: Locator, supports: Sequence[Support], cases: Sequence[tuple[str, Tensor, Walls]]) -> list[dict[str, Any]]:
+def score(
+    locator: Locator, supports: Sequence[Support], cases: Sequence[tuple[str, Tensor, Walls]]
+) -> list[dict[str, Any]]:
     """One row per case and structure."""
     rows = []
     for name, image, walls in cases:

@@ -35,8 +35,8 @@ from samgraft.volumetric.clicks import Session, simulated_rounds
 from samgraft.volumetric.propagation import Propagated, PropagationConfig, SlicePrompt, propagate
 from samgraft.volumetric.propagation.slices import Bounded
 from tests.benchmarks._backbone import open_backbone
-from tests.benchmarks._data import box_of, data_root
 from tests.benchmarks._data import _members as members  # the split file is read in one place
+from tests.benchmarks._data import box_of, data_root
 from tests.benchmarks._metrics import dice
 from tests.benchmarks._table import markdown, write_json
 

@@ -78,7 +78,9 @@ def test_automatic_result_of_a_volume_with_flips_rules_and_flag(tmp_path):
     assert found.segmentation.meta["look at"].startswith("bright (probability of being good 0.1")
     assert found.segmentation.grid == scene.grid and found.uncertainty.shape == truth.shape
     with pytest.raises(ConfigError, match="are for class maps of volumes"):
-        segment_flipped(scene, OracleGraft(instance=True), Recorded(recipe=InputRecipe(size=64), classes={1: "b"}, kind="instance"))
+        segment_flipped(
+            scene, OracleGraft(instance=True), Recorded(recipe=InputRecipe(size=64), classes={1: "b"}, kind="instance")
+        )
 
 
 def bundle(path: Path) -> Path:

@@ -1,8 +1,8 @@
 """Where a structure lies in a new volume: 3D boxes from a few annotated volumes, without a label of the new one.
 
-    unlabelled volumes -> training.train_positions (self-supervised) -> PositionNet
-    3 to 10 annotated volumes -> locator.Locator.of (landmarks: codes and feature patches)
-    new volume -> Locator.locate -> one box in mm per structure
+unlabelled volumes -> training.train_positions (self-supervised) -> PositionNet
+3 to 10 annotated volumes -> locator.Locator.of (landmarks: codes and feature patches)
+new volume -> Locator.locate -> one box in mm per structure
 """
 
 from samgraft.volumetric.localisation.bundle import load_locator, read_locator_header, save_locator

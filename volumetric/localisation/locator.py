@@ -186,7 +186,9 @@ class Locator:
             config,
             classes=classes,
             codes={value: torch.stack(some) for value, some in codes.items()},
-            patches={value: [torch.stack(level) for level in zip(*some, strict=True)] for value, some in patches.items()},
+            patches={
+                value: [torch.stack(level) for level in zip(*some, strict=True)] for value, some in patches.items()
+            },
             sides={value: torch.stack(some) for value, some in sides.items()},
         )
 

@@ -160,7 +160,9 @@ def contrast_cells(volume: Tensor, stride: int, least: float) -> Tensor:
         stride: Voxels per cell side.
         least: Difference of largest and smallest value in and around the cell.
     """
-    padded = functional.pad(volume[None, None], [v for n in reversed(volume.shape) for v in (0, -n % stride)], mode="replicate")
+    padded = functional.pad(
+        volume[None, None], [v for n in reversed(volume.shape) for v in (0, -n % stride)], mode="replicate"
+    )
     high = functional.max_pool3d(padded, 2 * stride, stride, padding=stride // 2)[0, 0]
     low = -functional.max_pool3d(-padded, 2 * stride, stride, padding=stride // 2)[0, 0]
     return (high - low) > least

@@ -90,7 +90,9 @@ def carried_prompt(
     box = box_of(prior)
     shape = (prior.shape[0], prior.shape[1])
     points = deep_points(prior, config.points, plane) if "points" in config.carry else []
-    boxed = None if box is None or "box" not in config.carry else grown_box(box, config.box_margin * reach, plane, shape)
+    boxed = (
+        None if box is None or "box" not in config.carry else grown_box(box, config.box_margin * reach, plane, shape)
+    )
     return SlicePrompt(
         box=boxed,
         points=(*points, *clicks),

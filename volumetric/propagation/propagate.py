@@ -152,9 +152,7 @@ def propagate(
     )
 
 
-def _legs(
-    anchors: Sequence[int], depth: int, within: tuple[int, int] | None
-) -> dict[tuple[int, int], Sequence[int]]:
+def _legs(anchors: Sequence[int], depth: int, within: tuple[int, int] | None) -> dict[tuple[int, int], Sequence[int]]:
     """(annotated slice, step) -> the slices of that walk, in order."""
     first, last = (0, depth - 1) if within is None else (max(0, within[0]), min(depth - 1, within[1]))
     legs: dict[tuple[int, int], Sequence[int]] = {}

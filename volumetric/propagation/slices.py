@@ -141,9 +141,7 @@ def from_probability(probability: Float, iou: float) -> SliceAnswer:
     x0, y0, x1, y1 = (int(v) for v in box)
     part = probability[y0 : y1 + 1, x0 : x1 + 1].astype(np.float64)
     clipped = np.clip(part, 0.001, 0.999)
-    return SliceAnswer(
-        shape=shape, top=y0, left=x0, logits=np.log(clipped / (1 - clipped)).astype(np.float32), iou=iou
-    )
+    return SliceAnswer(shape=shape, top=y0, left=x0, logits=np.log(clipped / (1 - clipped)).astype(np.float32), iou=iou)
 
 
 def box_of(mask: Mask) -> Box | None:
@@ -169,7 +167,7 @@ class Bounded:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """mm."""
+        """Of the same axes, mm."""
         return self.inner.spacing
 
     def ask(self, index: int, prompt: SlicePrompt) -> SliceAnswer:

@@ -13,8 +13,8 @@ from samgraft.errors import ConfigError, InputError, PromptError
 from samgraft.recipes import cli
 from samgraft.recipes.commands.segment import _parser
 from samgraft.recipes.commands.volume_options import volume_options
-from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume
 from samgraft.recipes.engine.prompted import AskSettings
+from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume
 from samgraft.recipes.engine.volume_slices import FLIPS, SceneSlices, mirrored_prompt
 from samgraft.recipes.look import look_at
 from samgraft.recipes.prompt_files import mask_prompt
@@ -30,6 +30,8 @@ from tests.volumetric._phantoms import tilted_cylinder
 
 KEY_BOX = (13.0, 9.0, 23.0, 19.0)
 """Of the cylinder on slice 9: radius 5 around (18, 14)."""
+WIDE = PropagationConfig(box_margin=1.5)
+"""The oracle cuts at boxes, also at those that are carried."""
 
 
 def write(path, truth, *, spacing=(1.0, 1.0, 1.0)):
@@ -57,7 +59,9 @@ def test_box_on_one_slice_becomes_the_object_along_any_axis(tmp_path, cylinder, 
     truth = np.moveaxis(cylinder[1], 0, axis)
     path = write(tmp_path / "turned.nii.gz", truth)
     prompts = UserPrompts(boxes=(KEY_BOX,), slice=9, axis=axis)
-    result = samgraft.segment(path, backbone=Oracle(), prompts=prompts, volume=VolumeOptions(), progress=False)
+    result = samgraft.segment(
+        path, backbone=Oracle(), prompts=prompts, volume=VolumeOptions(propagation=WIDE), progress=False
+    )
     assert result.grid == samgraft.open(path).grid
     assert dice(result.labels > 0, truth) > 0.93
     filled = np.flatnonzero((np.moveaxis(result.labels, axis, 0) > 0).any(axis=(1, 2)))
@@ -77,12 +81,16 @@ def test_line_mask_points_and_box_in_3d_find_the_same_object(cylinder):
     mask = mask_prompt(truth[9])
     kinds = {
         "mask": VolumePrompt(slices=(ObjectPrompt(mask=mask, slice=9),)),
-        "two slices": VolumePrompt(slices=(ObjectPrompt(mask=mask, slice=9), ObjectPrompt(box=(7, 9, 17, 19), slice=3))),
+        "two slices": VolumePrompt(
+            slices=(ObjectPrompt(mask=mask, slice=9), ObjectPrompt(box=(7, 9, 17, 19), slice=3))
+        ),
         "points": VolumePrompt(points=((18, 14, 9, 1), (21, 14, 12, 1))),
         "box in 3D": VolumePrompt(box=(7, 9, 30, 19), extent=(3, 16)),
     }
     for name, prompt in kinds.items():
-        found = segment_volume(scene, Oracle(), VolumePrompts(objects=(prompt,))).segmentation
+        found = segment_volume(
+            scene, Oracle(), VolumePrompts(objects=(prompt,)), options=VolumeOptions(propagation=WIDE)
+        ).segmentation
         assert dice(found.labels > 0, truth) > 0.9, name
     one = segment_volume(scene, Oracle(), VolumePrompts(objects=(kinds["mask"],)))
     assert np.array_equal(one.objects[0].mask[9], truth[9]), "a mask is taken as it is"
@@ -92,7 +100,9 @@ def test_box_in_3d_slice_by_slice_or_propagated_within_it(cylinder):
     path, truth = cylinder
     prompt = VolumePrompts(objects=(VolumePrompt(box=(0, 0, 63, 20), extent=(5, 11)),))
     for mode in ("slices", "propagate"):
-        found = segment_volume(samgraft.open(path), Oracle(), prompt, options=VolumeOptions(box3d=mode))
+        found = segment_volume(
+            samgraft.open(path), Oracle(), prompt, options=VolumeOptions(propagation=WIDE, box3d=mode)
+        )
         labels = found.segmentation.labels
         assert np.flatnonzero(labels.any(axis=(1, 2))).tolist() == [5, 6, 7, 8, 9, 10, 11]
         assert dice(labels[5:12] > 0, truth[5:12]) > 0.9
@@ -103,7 +113,9 @@ def test_two_objects_keep_their_labels_and_the_surer_one_wins(cylinder):
     path, truth = cylinder
     second = VolumePrompt(points=((18, 14, 9, 1),), class_name="other")
     first = VolumePrompt(slices=(ObjectPrompt(box=KEY_BOX, slice=9),), class_name="tumour")
-    found = segment_volume(samgraft.open(path), Oracle(), VolumePrompts(objects=(first, second))).segmentation
+    found = segment_volume(
+        samgraft.open(path), Oracle(), VolumePrompts(objects=(first, second)), options=VolumeOptions(propagation=WIDE)
+    ).segmentation
     assert dict(found.classes) == {1: "tumour", 2: "other"}
     assert {r.id: r.class_id for r in found.instances}.items() <= {1: 1, 2: 2}.items()
     assert dice(found.labels > 0, truth) > 0.9
@@ -116,9 +128,7 @@ def test_directions_commute_bit_for_bit_with_a_real_network(tmp_path):
     nib.save(nib.Nifti1Image(noisy.astype(np.float32).transpose(2, 1, 0), affine), tmp_path / "n.nii.gz")
     scene = samgraft.open(tmp_path / "n.nii.gz")
     network = load_backbone("graft-tiny")
-    settings = AskSettings(
-        backbone=network, size=128, contexts=(1.6,), batch=4, depth=0, fit=True, better=None
-    )
+    settings = AskSettings(backbone=network, size=128, contexts=(1.6,), batch=4, depth=0, fit=True, better=None)
     config = PropagationConfig(memory=2, memory_weight=0.3)
     found = []
     for first in (True, False):
@@ -159,6 +169,7 @@ def test_flips_rules_uncertainty_and_flag(tmp_path, cylinder):
     path, truth = cylinder
     calibration = calibrate([Signals(flips=v, predicted_iou=0.8) for v in (0.2, 0.4, 0.6, 0.8)], [0.1, 0.2, 0.9, 0.9])
     options = VolumeOptions(
+        propagation=WIDE,
         flips=("none", "both"),
         rules=ShapeRules(largest=True),
         calibration=calibration,
@@ -269,7 +280,7 @@ def test_file_of_volume_prompts(tmp_path, cylinder):
     assert np.array_equal(read.objects[3].slices[0].mask.inside, truth[9, 9:20, 13:24])
     assert read.objects[4].points == ((pytest.approx(18.0), pytest.approx(14.0), 9, 1),)
     assert read.objects[5].on_slices().keys() == {9, 12}
-    result = samgraft.segment(path, backbone=Oracle(), prompts=file)
+    result = samgraft.segment(path, backbone=Oracle(), prompts=file, volume=VolumeOptions(propagation=WIDE))
     assert dice(result.labels > 0, truth) > 0.9
 
 
@@ -281,7 +292,11 @@ def test_file_of_volume_prompts(tmp_path, cylinder):
         ({"samgraft": "volume prompts", "objects": []}, PromptError, "no object is asked for"),
         ({"samgraft": "volume prompts", "objects": [{"boxs": 1}]}, InputError, r"\['boxs'\] is not known"),
         ({"samgraft": "volume prompts", "objects": [{"box": [0, 0, 4, 4]}]}, PromptError, 'needs "slice"'),
-        ({"samgraft": "volume prompts", "objects": [{"box": [0, 0, 4], "slice": 2}]}, PromptError, "expected 4 numbers"),
+        (
+            {"samgraft": "volume prompts", "objects": [{"box": [0, 0, 4], "slice": 2}]},
+            PromptError,
+            "expected 4 numbers",
+        ),
         ({"samgraft": "volume prompts", "axis": 4, "objects": [{"slice": 1}]}, PromptError, "axis 4 of a volume"),
         (
             {"samgraft": "volume prompts", "objects": [{"annotations": [{"slise": 1}]}]},
