@@ -8,6 +8,7 @@ that boxes are wanted for, no label is an argument anywhere.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ class Canonical:
     def turn(self, array: NDArray[Any]) -> NDArray[Any]:
         """(D, H, W) of the file as (D, H, W) of the frame; a view."""
         turned = array.transpose(self.order)
-        return np.flip(turned, [axis for axis, back in enumerate(self.flipped) if back])
+        result: NDArray[Any] = np.flip(turned, tuple(axis for axis, back in enumerate(self.flipped) if back))
+        return result
 
     def index_of(self, mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Places (3,), mm along the turned axes from the first voxel's centre, as fractional indices of the file."""
@@ -225,7 +227,7 @@ def fit_locator(
         InputError: no data set there, or fewer cases than asked.
     """
     chosen = config or FitLocator()
-    index = read_nnunet(data)
+    index = read_nnunet(Path(data))
     split = index.splits[0].train if index.splits else tuple(case.id for case in index)
     cases = {case.id: case for case in index if case.id in split}
     labelled = [name for name, case in cases.items() if case.label is not None]

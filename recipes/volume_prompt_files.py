@@ -131,8 +131,8 @@ def _slice(part: Mapping[str, Any], where: str, scene: Scene, axis: int, folder:
     points = tuple(_numbers(point, 3, f"{where}, point") for point in part.get("points", ()))
     if "line" in part:
         line = _numbers(part["line"], 4, f"{where}, line")
-        box, on_line = recist(line, *plane_facts(scene, axis))
-        return ObjectPrompt(box=box, points=(*on_line, *points), tight=False, **shared)
+        around, on_line = recist(line, *plane_facts(scene, axis))
+        return ObjectPrompt(box=around, points=(*on_line, *points), tight=False, **shared)
     if "mask" in part:
         mask = open_scene(folder / str(part["mask"]))
         scene.grid.require_equal(mask.grid, f"{where}: mask {part['mask']}")

@@ -90,7 +90,8 @@ def segment_flipped(
     )
     names = dict(enumerate(recorded.classes.values(), start=1))
     labels = np.where(known, found.labels, 0)
-    spacing = scene.grid.spacing[axis], *(v for i, v in enumerate(scene.grid.spacing) if i != axis)
+    rows, cols = (v for i, v in enumerate(scene.grid.spacing) if i != axis)
+    spacing = (scene.grid.spacing[axis], rows, cols)
     if rules:
         labels = apply_to_labels(labels, spacing, dict.fromkeys(names, rules))
     values = np.array([0, *recorded.classes], dtype=label_dtype(max(recorded.classes)))

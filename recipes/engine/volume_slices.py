@@ -35,7 +35,7 @@ class MirroredPlane(Plane):
     def read(self, rows: slice, cols: slice) -> NDArray[np.float32]:
         """(3, h, w) of a part of the mirrored slice."""
         whole = super().read(slice(0, self.shape[0]), slice(0, self.shape[1]))
-        axes = [axis + 1 for axis, turned in enumerate(self.mirror) if turned]
+        axes = tuple(axis + 1 for axis, turned in enumerate(self.mirror) if turned)
         return np.ascontiguousarray(np.flip(whole, axes)[:, rows, cols])
 
 
@@ -72,16 +72,16 @@ class SceneSlices:
         (found,) = ask_objects(self._plane(index), [as_object(given)], self.settings)
         rows, cols = found.place
         logits = found.logits.numpy()
-        axes = [axis for axis, turned in enumerate(self.mirror) if turned]
         top = height - rows.stop if self.mirror[0] else rows.start
         left = width - cols.stop if self.mirror[1] else cols.start
-        turned = np.ascontiguousarray(np.flip(logits, axes), dtype=np.float32)
+        turned = np.ascontiguousarray(np.flip(logits, _axes(self.mirror)), dtype=np.float32)
         return SliceAnswer(shape=(height, width), top=top, left=left, logits=turned, iou=found.iou)
 
     def picture(self, index: int) -> Float:
         """(H, W) in [0, 1]: mean of the channels, unmirrored."""
         mean = self._plane(index).whole().numpy().mean(axis=0, dtype=np.float32)
-        return np.flip(mean, [axis for axis, turned in enumerate(self.mirror) if turned])
+        turned: Float = np.flip(mean, _axes(self.mirror))
+        return turned
 
     def features(self, index: int, around: Box) -> RegionFeatures:
         """Features of a square region around a box, of the unmirrored slice."""
@@ -110,6 +110,11 @@ class SceneSlices:
         return self._planes[index]
 
 
+def _axes(mirror: tuple[bool, bool]) -> tuple[int, ...]:
+    """Axes of (H, W) that are turned round."""
+    return tuple(axis for axis, turned in enumerate(mirror) if turned)
+
+
 def mirrored_prompt(prompt: SlicePrompt, shape: tuple[int, int], mirror: tuple[bool, bool]) -> SlicePrompt:
     """The same prompt on a slice (H, W) with rows, columns or both turned round."""
     height, width = shape
@@ -125,11 +130,10 @@ def mirrored_prompt(prompt: SlicePrompt, shape: tuple[int, int], mirror: tuple[b
     if box is not None:
         xs, ys = sorted((col(box[0]), col(box[2]))), sorted((row(box[1]), row(box[3])))
         box = (xs[0], ys[0], xs[1], ys[1])
-    axes = [axis for axis, turned in enumerate(mirror) if turned]
     return SlicePrompt(
         box=box,
         points=tuple((col(x), row(y), label) for x, y, label in prompt.points),
-        mask=None if prompt.mask is None else np.flip(prompt.mask, axes),
+        mask=None if prompt.mask is None else np.flip(prompt.mask, _axes(mirror)),
         tight=prompt.tight,
     )
 

@@ -99,7 +99,8 @@ class _View:
     def of_volume(self, places: Tensor, spacing: float) -> Tensor:
         """Inverse of :meth:`in_volume`."""
         middle = 0.5 * (self.image.shape[0] - 1) * spacing
-        return torch.linalg.solve(self.matrix, (places - self.origin).T).T + middle
+        found: Tensor = torch.linalg.solve(self.matrix, (places - self.origin).T).T + middle
+        return found
 
 
 def train_positions(
@@ -142,7 +143,7 @@ def train_positions(
         loss, figures = _step(network, volumes, training, random)
         optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
         for name, value in figures.items():

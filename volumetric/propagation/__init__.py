@@ -7,8 +7,9 @@ Nothing here knows a file or a crop: slices come from anything that is a :class:
 """
 
 from samgraft.volumetric.propagation.config import PropagationConfig, StopRule
-from samgraft.volumetric.propagation.propagate import Propagated, Stopped, propagate
+from samgraft.volumetric.propagation.propagate import Propagated, propagate
 from samgraft.volumetric.propagation.slices import SliceAnswer, SlicePrompt, Slices, answer_of
+from samgraft.volumetric.propagation.walk import Stopped
 
 __all__ = [
     "Propagated",

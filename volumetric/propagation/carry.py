@@ -32,7 +32,7 @@ def soft_prior(previous: Mask, reach: float, plane: Plane) -> Float:
     inside = ndimage.distance_transform_edt(np.pad(previous, 1), sampling=plane)[1:-1, 1:-1]
     outside = ndimage.distance_transform_edt(~previous, sampling=plane)
     signed = np.where(previous, inside - half, half - outside)
-    return np.clip(0.5 + 0.5 * signed / reach, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(0.5 + 0.5 * signed / reach, 0.0, 1.0), dtype=np.float32)
 
 
 def within_reach(mask: Mask, previous: Mask, reach: float, plane: Plane) -> Mask:
