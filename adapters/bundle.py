@@ -127,7 +127,7 @@ def save_bundle(
         raise CheckpointError(
             f"adapter header is not plain JSON: {error}; put numbers, strings, lists and mappings in meta"
         ) from error
-    _write_atomic(target, safetensors.torch.save(tensors, metadata={_KEY: text}))
+    write_atomic(target, safetensors.torch.save(tensors, metadata={_KEY: text}))
     return target
 
 
@@ -147,6 +147,22 @@ def read_meta(path: str | os.PathLike[str]) -> BundleMeta:
         CheckpointError: as :func:`read_header`.
     """
     return BundleMeta.from_dict(_parse_header(Path(path))["meta"])
+
+
+def replace_meta(path: str | os.PathLike[str], meta: BundleMeta) -> None:
+    """Write another ``meta`` into a bundle; tensors and everything else stay as they are.
+
+    Raises:
+        CheckpointError: as :func:`read_header`, or ``meta`` is not plain JSON.
+        OutputError: the file cannot be written; the old one stays.
+    """
+    source = Path(path)
+    header = {**_parse_header(source), "meta": meta.to_dict()}
+    try:
+        text = json.dumps(header, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"adapter header is not plain JSON: {error}; put numbers and strings in meta") from error
+    write_atomic(source, safetensors.torch.save(safetensors.torch.load_file(source), metadata={_KEY: text}))
 
 
 def load_bundle(path: str | os.PathLike[str], backbone: Backbone) -> Grafted:
@@ -223,7 +239,12 @@ def _parse_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _write_atomic(target: Path, data: bytes) -> None:
+def write_atomic(target: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_bytes(data)

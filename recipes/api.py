@@ -2,20 +2,26 @@
 
 from samgraft.adapters.prompts.improve import Improvement
 from samgraft.recipes.engine.everything import EverythingConfig, automatic_masks
+from samgraft.recipes.engine.propagated import VolumeOptions, VolumeResult, segment_volume
 from samgraft.recipes.engine.referenced import Example, Examples
 from samgraft.recipes.engine.run import adapter_meta, load_adapter, segment, with_meta
+from samgraft.recipes.locating import FitLocator, LocateResult, fit_locator, locate
 from samgraft.recipes.mosaic.run import MosaicSummary
 from samgraft.recipes.mosaic.segment import MosaicOptions, segment_mosaic
 from samgraft.recipes.predicting import Outcome, find_inputs, predict
 from samgraft.recipes.prompt_files import FilePrompts, prompts_from_file
 from samgraft.recipes.prompting import MaskPrompt, ObjectPrompt, ObjectPrompts, UserPrompts
+from samgraft.recipes.volume_prompt_files import read_volume_prompts
+from samgraft.recipes.volume_prompts import VolumePrompt, VolumePrompts
 
 __all__ = [
     "EverythingConfig",
     "Example",
     "Examples",
     "FilePrompts",
+    "FitLocator",
     "Improvement",
+    "LocateResult",
     "MaskPrompt",
     "MosaicOptions",
     "MosaicSummary",
@@ -23,14 +29,21 @@ __all__ = [
     "ObjectPrompts",
     "Outcome",
     "UserPrompts",
+    "VolumeOptions",
+    "VolumePrompt",
+    "VolumePrompts",
+    "VolumeResult",
     "adapter_meta",
     "automatic_masks",
-    "automatic_masks",
     "find_inputs",
+    "fit_locator",
     "load_adapter",
+    "locate",
     "predict",
     "prompts_from_file",
+    "read_volume_prompts",
     "segment",
     "segment_mosaic",
+    "segment_volume",
     "with_meta",
 ]

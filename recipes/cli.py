@@ -17,6 +17,11 @@ COMMANDS = {
     "plan": ("say what a training run will need: memory, time, disk", "samgraft.recipes.commands.plan"),
     "validate": ("score an adapter on the validation cases of a data set", "samgraft.recipes.commands.validate"),
     "segment": ("segment one file with an adapter, boxes or points", "samgraft.recipes.commands.segment"),
+    "locate": (
+        "find the 3D boxes of structures in a volume, or fit what finds them",
+        "samgraft.recipes.commands.locate",
+    ),
+    "trust": ("calibrate how far an adapter can be trusted", "samgraft.recipes.commands.trust"),
     "predict": ("masks of many files with an adapter, shared by processes", "samgraft.recipes.commands.predict"),
     "info": ("say what a file, an adapter or a backbone is", "samgraft.recipes.commands.info"),
     "report": ("write the HTML report of a run", "samgraft.recipes.commands.report"),

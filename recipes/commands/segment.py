@@ -8,11 +8,13 @@ from samgraft.errors import ConfigError, PromptError
 from samgraft.recipes.commands.everything import add_everything, everything_options
 from samgraft.recipes.commands.mosaic import add_mosaic, by_tiles, reading_options, run_tiles
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
+from samgraft.recipes.commands.volume_options import add_volume, volume_options, volume_report
 
 if TYPE_CHECKING:
     from samgraft.domains.scene import Scene
     from samgraft.recipes.engine.referenced import Examples
     from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
+    from samgraft.recipes.volume_prompts import VolumePrompts
 
 METHODS = ("persam", "persam_f", "matcher", "in_context", "reference_region")
 """Choices of ``--method``; here as well, since the engine takes seconds to import and ``--help`` should not."""
@@ -42,6 +44,7 @@ def run(arguments: Sequence[str]) -> None:
         scene,
         adapter=values.adapter,
         prompts=_prompts(values, scene),
+        volume=volume_options(values),
         references=_references(values),
         better=better or None,
         output=list(values.output),
@@ -53,6 +56,8 @@ def run(arguments: Sequence[str]) -> None:
         else f"{int((result.labels > 0).sum()):,} elements"
     )
     say(f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}")
+    for line in volume_report(result):
+        say(line)
     if not result.instances and "masks" in result.meta:
         say(f"nothing found: {result.meta['masks']}; lower those thresholds")
     for path in [*values.output, *([values.records] if values.records else [])]:
@@ -82,7 +87,8 @@ def _parser() -> PlainParser:
         "--prompts",
         default=None,
         metavar="FILE",
-        help="one object per detection (COCO .json, .csv, .geojson, .gpkg), or per label of an earlier mask",
+        help="one object per detection (COCO .json, .csv, .geojson, .gpkg), or per label of an earlier mask; or "
+        "prompts in 3D (JSON, see docs/volume_prompts.md)",
     )
     parser.add_argument("--class-field", default=None, help="--prompts: field of a vector file that holds the class")
     parser.add_argument("--min-score", type=float, default=0.0, help="--prompts: leave out detections below this score")
@@ -107,6 +113,7 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
+    add_volume(parser)
     add_everything(parser)
     add_mosaic(parser)
     return parser
@@ -150,12 +157,15 @@ def _check_references(values: argparse.Namespace) -> None:
         raise ConfigError(f"--method {values.method} needs labelled images; add --reference IMG --reference-mask MASK")
 
 
-def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | ObjectPrompts | None":
+def _prompts(values: argparse.Namespace, scene: "Scene") -> "UserPrompts | ObjectPrompts | VolumePrompts | None":
     """What the call asks for."""
     from samgraft.recipes.prompt_files import line_prompts, prompts_from_file
     from samgraft.recipes.prompting import UserPrompts
+    from samgraft.recipes.volume_prompt_files import is_volume_prompts, read_volume_prompts
 
     where = {"slice": values.slice, "axis": values.axis}
+    if values.prompts is not None and is_volume_prompts(values.prompts):
+        return read_volume_prompts(values.prompts, scene)
     if values.prompts is not None:
         found = prompts_from_file(
             values.prompts, scene, class_field=values.class_field, min_score=values.min_score, **where

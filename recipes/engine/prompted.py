@@ -66,7 +66,7 @@ def segment_prompted(
     contexts = (context,) if isinstance(context, int | float) else tuple(context)
     computed = encode_batch(backbone, chosen, batch)
     names = {name: label for label, name in enumerate(asked.class_names(), start=1)}
-    settings = _Settings(
+    settings = AskSettings(
         backbone=backbone, size=chosen, contexts=contexts, batch=computed, depth=depth, fit=fit, better=better
     )
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(len(asked)))
@@ -75,7 +75,7 @@ def segment_prompted(
     slices = _by_slice(asked, scene)
     for index, numbers in slices.items():
         plane = Plane(scene, look, axis=axis, index=index)
-        masks = _objects(plane, [asked.objects[i] for i in numbers], settings)
+        masks = ask_objects(plane, [asked.objects[i] for i in numbers], settings)
         classes = [names[asked.objects[i].class_name] for i in numbers]
         drawn, found = paint(masks, plane, ids=[i + 1 for i in numbers], classes=classes)
         labels[plane_of(axis, index)] = drawn
@@ -98,7 +98,7 @@ def segment_prompted(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Settings:
+class AskSettings:
     """How objects are looked at."""
 
     backbone: Promptable
@@ -118,7 +118,7 @@ def _by_slice(asked: ObjectPrompts, scene: Scene) -> dict[int, list[int]]:
     return dict(sorted(found.items()))
 
 
-def _objects(plane: Plane, asked: Sequence[ObjectPrompt], settings: _Settings) -> list[ObjectMask]:
+def ask_objects(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
     """One mask per object. What has the same kinds of prompts is decoded together; padding would change the answers."""
     kinds: dict[tuple[bool, int, bool, bool], list[int]] = {}
     for number, one in enumerate(asked):
@@ -133,7 +133,7 @@ def _objects(plane: Plane, asked: Sequence[ObjectPrompt], settings: _Settings) -
     return [found[number] for number in range(len(asked))]
 
 
-def _boxed(plane: Plane, asked: Sequence[ObjectPrompt], settings: _Settings) -> list[ObjectMask]:
+def _boxed(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
     """Objects with a box or a mask, all with the same kinds of prompts."""
     masks = [one.mask for one in asked if one.mask is not None]
     points, labels = _point_tensors(asked)
@@ -163,7 +163,7 @@ def _box_of(one: ObjectPrompt) -> tuple[float, float, float, float]:
     return one.around if one.mask is None else one.mask.box
 
 
-def _pointed(plane: Plane, asked: Sequence[ObjectPrompt], settings: _Settings) -> list[ObjectMask]:
+def _pointed(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
     """Objects with the same number of points and nothing else."""
     options: dict[str, Any] = {"shape": plane.shape, "size": settings.size, "batch": settings.batch}
     options |= {"depth": settings.depth, "better": settings.better, "context": POINT_CONTEXT}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samgraft.adapters.backbones import load_backbone
-from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.backbones.base import Backbone, Promptable
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
@@ -20,13 +20,18 @@ from samgraft.domains.segmentation import SUFFIXES, Segmentation
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
+from samgraft.recipes.engine.flipped import segment_flipped
 from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.pipeline import DEPTH
 from samgraft.recipes.engine.prompted import segment_prompted
+from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume, write_uncertainty
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.referenced import Examples, segment_like
 from samgraft.recipes.prompt_files import prompts_from_file
 from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
+from samgraft.recipes.trusting import calibration_of
+from samgraft.recipes.volume_prompt_files import is_volume_prompts, read_volume_prompts
+from samgraft.recipes.volume_prompts import VolumePrompts
 
 DEFAULT_BACKBONE = "graft-tiny"
 _META = "bundle_meta"
@@ -37,7 +42,8 @@ def segment(
     *,
     adapter: str | PathLike[str] | Grafted | None = None,
     backbone: str | PathLike[str] | Backbone | None = None,
-    prompts: UserPrompts | ObjectPrompts | str | PathLike[str] | None = None,
+    prompts: UserPrompts | ObjectPrompts | VolumePrompts | str | PathLike[str] | None = None,
+    volume: VolumeOptions | None = None,
     references: Examples | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
@@ -62,7 +68,8 @@ def segment(
         scene: A scene of ``samgraft.open``, or a path.
         adapter: A file written by ``samgraft fit``, or what ``samgraft.load_adapter`` gives.
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
-        prompts: Boxes and points in pixels, or a file that ``samgraft.recipes.prompt_files`` reads.
+        prompts: Boxes and points in pixels, in 3D, or a file that ``prompt_files`` or ``volume_prompt_files`` reads.
+        volume: Carry prompts through the slices of a volume so; None stays on their slices (unless they are in 3D).
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
         network_size: Side of the network input, pixels; None: the backbone's (twice that with references). An adapter
@@ -83,12 +90,11 @@ def segment(
 
     Raises:
         InputError: the file is missing, damaged or of another kind than the adapter wants.
-        PromptError: a prompt lies outside.
-        CheckpointError: the adapter is damaged or belongs to another backbone.
+        PromptError: a prompt lies outside. CheckpointError: the adapter is damaged or belongs to another backbone.
         ConfigError: contradictory options, or an unknown suffix in ``output``.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    _check_asked(prompts, references, better, records, adapter)
+    _check_asked(prompts, references, better, records, adapter, volume)
     targets, source = _targets(output), scene if isinstance(scene, Scene) else open_scene(scene)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
@@ -96,14 +102,15 @@ def segment(
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
         if prompts is not None:
-            told = _asked(prompts, source)
-            asked = network if grafted is None or not grafted.answers_prompts else grafted
-            result = segment_prompted(source, asked, told, context=context, fit=tight_boxes, better=better, **common)
+            common |= {"context": context, "fit": tight_boxes, "better": better}
+            result = _answer(source, _asker(network, grafted), prompts, volume, common)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = _header(grafted, meta, network_size, bands)
-            result = segment_automatic(source, grafted, said, batch=batch, depth=pipeline, track=track)
+            result = _automatic(
+                source, grafted, said, meta, volume, {"batch": batch, "depth": pipeline, "track": track}
+            )
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
     finally:
@@ -122,7 +129,12 @@ def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands:
 
 
 def _check_asked(
-    prompts: object, references: Examples | None, better: Improvement | None, records: object, adapter: object
+    prompts: object,
+    references: Examples | None,
+    better: Improvement | None,
+    records: object,
+    adapter: object,
+    volume: VolumeOptions | None,
 ) -> None:
     """Refuse what contradicts itself."""
     if records is not None and (prompts is not None or adapter is not None):
@@ -131,15 +143,64 @@ def _check_asked(
         raise ConfigError("references and prompts both say what to segment; give one of them")
     if better and prompts is None:
         raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
+    if volume is not None and prompts is None and adapter is None:
+        raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
 
 
-def _asked(prompts: UserPrompts | ObjectPrompts | str | PathLike[str], scene: Scene) -> UserPrompts | ObjectPrompts:
+def _automatic(
+    scene: Scene,
+    grafted: Grafted,
+    said: Recorded,
+    meta: BundleMeta,
+    volume: VolumeOptions | None,
+    options: dict[str, Any],
+) -> Segmentation:
+    """What the adapter was trained for; with ``volume`` by mirror images too, with rules of shape and flags."""
+    if volume is None:
+        return segment_automatic(scene, grafted, said, **options)
+    named = {name: calibration_of(meta, "automatic", name) for name in said.classes.values()}
+    known = {name: one for name, one in named.items() if one is not None and len(volume.flips) > 1}
+    found = segment_flipped(
+        scene, grafted, said, flips=volume.flips, rules=volume.rules, calibrations=known, batch=options["batch"]
+    )
+    if volume.uncertainty is not None:
+        write_uncertainty(volume.uncertainty, found.uncertainty, scene.grid)
+    return found.segmentation
+
+
+def _asker(network: Backbone, grafted: Grafted | None) -> Promptable:
+    """What answers prompts: the adapter if it does, else the frozen backbone."""
+    return network if grafted is None or not grafted.answers_prompts else grafted
+
+
+def _answer(
+    scene: Scene,
+    asked: Promptable,
+    prompts: UserPrompts | ObjectPrompts | VolumePrompts | str | PathLike[str],
+    volume: VolumeOptions | None,
+    options: dict[str, Any],
+) -> Segmentation:
+    """Answer prompts on the prompted slices, or in the whole volume."""
+    told = _asked(prompts, scene)
+    if volume is None and not isinstance(told, VolumePrompts):
+        return segment_prompted(scene, asked, told, **options)
+    found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
+    if volume is not None and volume.uncertainty is not None:
+        write_uncertainty(volume.uncertainty, found.uncertainty(), scene.grid)
+    return found.segmentation
+
+
+def _asked(
+    prompts: UserPrompts | ObjectPrompts | VolumePrompts | str | PathLike[str], scene: Scene
+) -> UserPrompts | ObjectPrompts | VolumePrompts:
     """Prompts as they are, or those of a file; what a file names in vain is said by a warning."""
-    if isinstance(prompts, UserPrompts | ObjectPrompts):
+    if isinstance(prompts, UserPrompts | ObjectPrompts | VolumePrompts):
         return prompts
+    if is_volume_prompts(Path(prompts)):
+        return read_volume_prompts(Path(prompts), scene)
     found = prompts_from_file(prompts, scene)
     if found.left_out:
-        warnings.warn(found.remark(), stacklevel=3)
+        warnings.warn(found.remark(), stacklevel=4)
     return found.prompts
 
 

@@ -1,0 +1,43 @@
+"""``samgraft trust``: calibrate "look at this one" of an adapter on validation cases, and store it in its file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from samgraft.errors import ConfigError
+from samgraft.recipes.commands.parsing import add_fit_config, fit_words, new_parser, parse, say, to_fit_config
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Predict the validation cases and their mirror images, fit, store, and say how reliable it is."""
+    parser = new_parser(
+        "trust",
+        "Calibrate how far results of an adapter can be trusted, on validation cases, and store it in the adapter. "
+        "No label reaches the network.",
+    )
+    parser.add_argument("-a", "--adapter", required=True, help="adapter file; its header is rewritten")
+    parser.add_argument("--good-dice", type=float, default=0.8, help="a structure is good from this Dice on")
+    parser.add_argument("--form", default="logistic", choices=("logistic", "isotonic"))
+    parser.add_argument("--flag-below", type=float, default=0.5, help="flag structures below this probability")
+    add_fit_config(parser)
+    values = parse(parser, fit_words(arguments))
+    config = to_fit_config(parser, values)
+    if not config.data.path:
+        raise ConfigError("no data set named; add --data PATH")
+
+    from samgraft.recipes.training import load_adapted
+    from samgraft.recipes.trusting import fit_trust, store_trust
+
+    adapter = Path(values.adapter)
+    task, data = load_adapted(config, adapter)
+    task.grafted.eval()
+    found = fit_trust(
+        task,
+        [ref.load() for ref in data.val_refs],
+        good_dice=values.good_dice,
+        form=values.form,
+        flag_below=values.flag_below,
+    )
+    store_trust(adapter, "automatic", found)
+    for name, one in found.items():
+        say(f"{name}: {one.good} of {one.cases} validation cases reach Dice {one.good_dice:g} ({one.form})")
+    say(f"wrote {adapter}")

@@ -1,0 +1,157 @@
+"""Stop rule, prompts that are carried, clicks and memory, with values worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from samgraft.errors import PromptError, ShapeError
+from samgraft.volumetric.propagation.carry import (
+    carried_prompt,
+    deep_points,
+    grown_box,
+    soft_prior,
+    within_reach,
+)
+from samgraft.volumetric.propagation.clicked import obey
+from samgraft.volumetric.propagation.config import PropagationConfig
+from samgraft.volumetric.propagation.memory import FeatureMemory, cell_shares, on_slice
+from samgraft.volumetric.propagation.slices import RegionFeatures, SlicePrompt, from_probability
+from samgraft.volumetric.propagation.stop import Intensities, limit
+from samgraft.volumetric.propagation.walk import expected
+from tests.volumetric._phantoms import OracleSlices, disc, pictured
+
+
+@pytest.mark.parametrize(
+    ("area", "reach", "least"),
+    [(np.pi * 100, 1.0, 0.4), (np.pi * 100, 5.0, 0.25), (np.pi * 4, 5.0, 0.0)],
+)
+def test_less_overlap_is_asked_of_small_objects_in_thick_slices(area, reach, least):
+    assert limit(0.4, area, reach) == pytest.approx(least)
+
+
+def test_intensities_agree_by_where_they_lie_between_object_and_surroundings():
+    truth = disc((20, 24), 9, 11, 4)
+    picture = np.where(truth, 0.8, 0.3).astype(np.float32)
+    known = Intensities.of(picture, truth)
+    assert (known.inside, known.outside) == pytest.approx((0.8, 0.3))
+    for value, agreement in ((0.8, 1.0), (0.55, 0.5), (0.3, 0.0), (0.1, 0.0), (0.9, 1.0)):
+        assert known.agreement(np.full((20, 24), value, np.float32), truth) == pytest.approx(agreement)
+    flat = Intensities.of(np.full((20, 24), 0.4, np.float32), truth)
+    assert flat.agreement(np.zeros((20, 24), np.float32), truth) == 1.0, "without contrast intensities say nothing"
+
+
+def test_prior_falls_from_one_to_zero_over_twice_the_reach_in_mm():
+    previous = np.zeros((5, 30), dtype=bool)
+    previous[:, 10:20] = True
+    prior = soft_prior(previous, 4.0, (50.0, 1.0))  # rows so far apart that only columns count, edges at 9.5 and 19.5
+    assert prior[2, 10:15].tolist() == pytest.approx([0.5625, 0.6875, 0.8125, 0.9375, 1.0])
+    assert prior[2, 5:10].tolist() == pytest.approx([0.0, 0.0625, 0.1875, 0.3125, 0.4375])
+
+
+def test_reach_is_measured_in_mm():
+    previous = np.zeros((9, 9), dtype=bool)
+    previous[4, 4] = True
+    kept = within_reach(np.ones((9, 9), dtype=bool), previous, 2.0, (2.0, 1.0))
+    assert np.argwhere(kept).tolist() == [[3, 4], [4, 2], [4, 3], [4, 4], [4, 5], [4, 6], [5, 4]]
+
+
+def test_points_lie_deep_and_apart():
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[2:11, 3:12] = True  # 9 x 9: middle (7, 6), depth 5
+    mask[13:18, 20:25] = True  # 5 x 5: middle (22, 15), depth 3
+    assert deep_points(mask, 2, (1.0, 1.0)) == [(7.0, 6.0, 1), (22.0, 15.0, 1)]
+    assert deep_points(np.zeros((4, 4), dtype=bool), 3, (1.0, 1.0)) == []
+
+
+def test_box_grows_in_mm_and_ends_at_the_slice():
+    assert grown_box((3.0, 4.0, 9.0, 17.0), 2.0, (1.0, 0.5), (20, 30)) == (0.0, 2.0, 13.0, 19.0)
+
+
+def test_carried_prompt_holds_what_was_chosen():
+    prior = np.zeros((20, 30), dtype=bool)
+    prior[5:8, 10:17] = True
+    config = PropagationConfig(carry=("box", "points"), box_margin=0.5)
+    prompt = carried_prompt(prior, config, 2.0, (1.0, 1.0), clicks=((1.0, 2.0, 0),))
+    assert prompt.box == (9.0, 4.0, 17.0, 8.0)
+    assert prompt.mask is None
+    assert prompt.points == ((11.0, 6.0, 1), (1.0, 2.0, 0)), "the first of the five deepest pixels, then the click"
+    assert not prompt.tight
+    with pytest.raises(PromptError, match="neither a box, nor a mask with a pixel"):
+        SlicePrompt(mask=np.zeros((4, 4), dtype=bool), points=((1.0, 1.0, 0),))
+
+
+def test_mask_obeys_clicks():
+    mask = np.zeros((8, 12), dtype=bool)
+    mask[1:3, 1:4] = True
+    mask[5:7, 8:11] = True
+    off = obey(mask, [(9.2, 5.4, 0)])
+    assert off[1:3, 1:4].all() and off.sum() == 6, "the piece under the click goes"
+    one_pixel = obey(mask, [(9.0, 5.0, 0), (8.0, 6.0, 1)])
+    assert one_pixel.sum() == 11 and not one_pixel[5, 9], "a piece that is wanted elsewhere loses one pixel"
+    assert obey(mask, [(6.0, 4.0, 1)]).sum() == 13
+    assert mask.sum() == 12, "the given mask stays as it is"
+
+
+def region(plane):
+    return OracleSlices(plane[None]).features(0, (0, 0, 1, 1))
+
+
+def test_memory_reads_out_what_looked_like_the_object():
+    truth = disc((16, 24), 7, 8, 4)
+    memory = FeatureMemory(2)
+    memory.add(region(pictured(truth)), truth, annotated=True)
+    moved = disc((16, 24), 7, 15, 4)
+    seen = memory.read(region(pictured(moved)))
+    cells = cell_shares(region(pictured(moved)), moved)
+    assert seen.shape == (8, 12)
+    assert float(seen[cells == 1].min()) > 0.6 and float(seen[cells == 0].max()) < 0.05
+
+
+def test_memory_keeps_annotated_slices_and_the_last_few_sure_ones():
+    plane, truth = pictured(disc((8, 8), 3, 3, 2)), disc((8, 8), 3, 3, 2)
+    memory = FeatureMemory(2)
+    memory.add(region(plane), truth, annotated=True)
+    for iou in (0.9, 0.2, 0.8, 0.7):
+        memory.add(region(plane), truth, iou=iou)
+    assert (len(memory.annotated), len(memory.recent)) == (1, 2)
+    other = memory.copy()
+    other.add(region(plane), truth, iou=0.9)
+    assert len(memory.recent) == 2 and memory.recent[-1] is not other.recent[-1]
+    with pytest.raises(ShapeError, match="the memory is empty"):
+        FeatureMemory(2).read(region(plane))
+
+
+def test_region_that_leaves_the_slice_is_placed_by_its_corner():
+    features = RegionFeatures(top=-2, left=4, height=8, width=8, neck=torch.zeros(1, 4, 4))
+    mask = np.zeros((6, 10), dtype=bool)
+    mask[0, 4] = True
+    shares = cell_shares(features, mask)
+    assert shares[1, 0] == 0.25 and shares.sum() == 0.25, "row 0 of the slice is row 2 of the region"
+    full = on_slice(torch.ones(4, 4), features, (6, 10))
+    assert full.sum() == 6 * 6 and full[:, :4].sum() == 0
+
+
+def test_memory_moves_the_prior_towards_what_it_recognises():
+    before, now = disc((32, 48), 15, 16, 6), disc((32, 48), 15, 20, 6)
+    slices = OracleSlices(np.stack([pictured(before), pictured(now)]), (5.0, 1.0, 1.0))
+    memory = FeatureMemory(2)
+    memory.add(slices.features(0, (0, 0, 1, 1)), before, annotated=True)
+    config = PropagationConfig(memory=2, memory_weight=0.7)
+
+    def overlap(mask):
+        return (mask & now).sum() / (mask | now).sum()
+
+    moved = expected(slices, 1, before, config, memory)
+    assert overlap(moved) > overlap(before) + 0.3
+    still = expected(slices, 1, before, PropagationConfig(memory=2, memory_weight=0.0), memory)
+    assert np.array_equal(still, before)
+
+
+def test_probability_and_answer_are_the_same_mask():
+    probability = np.zeros((6, 9), dtype=np.float32)
+    probability[2:4, 3:8] = 0.8
+    probability[3, 5] = 0.5
+    answer = from_probability(probability, 0.7)
+    assert answer.place == (slice(2, 4), slice(3, 8))
+    assert answer.mask().sum() == 9, "exactly a half is not the object"
+    assert np.allclose(answer.probability(), probability, atol=1e-6)

@@ -1,0 +1,77 @@
+"""Corrective clicks: where they fall, and what they do to a propagation."""
+
+import numpy as np
+import pytest
+
+from samgraft.errors import ShapeError
+from samgraft.volumetric.clicks import Session, error_click, simulated_rounds
+from samgraft.volumetric.propagation import PropagationConfig, SlicePrompt
+from tests.volumetric._phantoms import OracleSlices, disc, pictured
+
+WIDE = PropagationConfig(box_margin=1.0)
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_click_lies_in_the_middle_of_the_largest_error_in_mm():
+    truth, guess = np.zeros((9, 12, 15), dtype=bool), np.zeros((9, 12, 15), dtype=bool)
+    truth[2:7, 3:8, 4:13] = True  # missed: 5 x 5 x 9 voxels
+    guess[0, 9:12, 0:3] = True  # too much: 9 voxels
+    assert error_click(guess, truth, (1.0, 1.0, 1.0)) == (8.0, 5.0, 4, 1), "depth 3 along a line; its middle"
+    assert error_click(guess, truth, (5.0, 1.0, 1.0)) == (8.0, 5.0, 4, 1), "thick slices: every slice is as deep"
+    assert error_click(guess, truth, (0.5, 1.0, 1.0))[2] == 4, "thin slices: the middle one is the deepest"
+    guess |= truth
+    assert error_click(guess, truth, (1.0, 1.0, 1.0)) == (1.0, 10.0, 0, 0), "only the surplus is left, off the object"
+    assert error_click(truth, truth, (1.0, 1.0, 1.0)) is None
+    with pytest.raises(ShapeError, match="one shape"):
+        error_click(guess[0], truth, (1.0, 1.0, 1.0))
+
+
+def bars(depth=15):
+    """An object of two bars that meet on no slice, and a ghost that is as bright but does not belong to it."""
+    shape = (depth, 30, 60)
+    truth, ghost = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    truth[2:13] = disc(shape[1:], 14, 12, 5)
+    truth[4:11] |= disc(shape[1:], 14, 30, 4)
+    ghost[3:12] = disc(shape[1:], 14, 48, 3)
+    return truth, ghost
+
+
+def test_clicks_add_what_was_missed_slice_by_slice():
+    truth, ghost = bars()
+    session = Session(OracleSlices(pictured(truth | ghost)), WIDE)
+    rounds = simulated_rounds(session, {7: SlicePrompt(box=(7.0, 9.0, 17.0, 19.0))}, truth, 5)
+    figures = [dice(one.mask, truth) for one in rounds]
+    assert [one.clicks for one in rounds] == [0, 1, 2, 3, 4, 5]
+    first = np.zeros_like(truth)
+    first[2:13] = disc(truth.shape[1:], 14, 12, 5)
+    assert np.array_equal(rounds[0].mask, first)
+    assert figures[1] > figures[0] + 0.1
+    assert all(b >= a for a, b in zip(figures, figures[1:], strict=False))
+    assert figures[-1] > 0.95
+    assert all(one.from_ground_truth for one in rounds)
+
+
+def test_click_off_the_object_takes_a_piece_away_there_and_halfway_to_the_annotated_slice():
+    truth = np.zeros((12, 30, 60), dtype=bool)
+    truth[1:6] = disc(truth.shape[1:], 14, 12, 5)
+    tail = np.zeros_like(truth)
+    tail[6:11] = disc(truth.shape[1:], 14, 12, 5)
+    session = Session(OracleSlices(pictured(truth | tail)), WIDE)
+    session.start({3: SlicePrompt(box=(7.0, 9.0, 17.0, 19.0))})
+    after = session.click((12.0, 14.0, 8, 0))
+    assert sorted(after.answers) == [1, 2, 3, 4, 5], "slices 6 and 7 are nearer to the click, 9 and 10 behind it"
+    assert session.annotated[8].logits.size == 0 or not (session.annotated[8].logits > 0).any()
+
+
+def test_without_any_error_rounds_repeat():
+    truth, _ = bars()
+    session = Session(OracleSlices(pictured(truth)), WIDE)
+    key = SlicePrompt(points=((12.0, 14.0, 1), (30.0, 14.0, 1)))
+    rounds = simulated_rounds(session, {7: key}, truth, 3)
+    assert len(rounds) == 4
+    assert np.array_equal(rounds[-1].mask, rounds[-2].mask)
+    with pytest.raises(ShapeError, match=r"call start\(\) first"):
+        Session(OracleSlices(pictured(truth))).click((1.0, 1.0, 1, 1))

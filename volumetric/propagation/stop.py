@@ -1,0 +1,138 @@
+"""When a walk has left the object: area, IoU, predicted IoU, and intensities, all spacing-aware.
+
+Source:
+    IoU with the previous slice, and its use outside the annotated range only: micro-sam,
+    multi_dimensional_segmentation.py (``segment_mask_in_volume``). That masks grow past the ends of objects is a known
+    complaint there (issue 382).
+Deviations:
+    micro-sam has one IoU threshold whatever the spacing. Here it is lowered to what an object of this size can show
+    when its edge moves by one reach (``PropagationConfig.reach``), and areas, the decoder's own IoU and intensities
+    are looked at as well.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from samgraft.volumetric.propagation.config import StopRule
+from samgraft.volumetric.propagation.slices import Float, Mask
+
+LEAST_CONTRAST = 0.03
+"""Difference of [0, 1] intensities between object and surroundings below which intensities say nothing."""
+RING = 3
+"""Pixels around a mask that count as its surroundings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensities:
+    """How bright an object and its surroundings are on an annotated slice: medians in [0, 1]."""
+
+    inside: float
+    outside: float
+
+    @classmethod
+    def of(cls, picture: Float, mask: Mask) -> "Intensities":
+        """Medians of ``picture`` (H, W) inside ``mask`` and in a ring around it; the mask must not be empty."""
+        ring = ndimage.binary_dilation(mask, iterations=RING) & ~mask
+        inside = float(np.median(picture[mask]))
+        return cls(inside=inside, outside=float(np.median(picture[ring])) if ring.any() else inside)
+
+    def agreement(self, picture: Float, mask: Mask) -> float:
+        """1 where the mask is as bright as the object was, 0 where it is as bright as its surroundings, linear between.
+
+        1 as well where object and surroundings were hardly different.
+        """
+        contrast = self.inside - self.outside
+        if abs(contrast) < LEAST_CONTRAST or not mask.any():
+            return 1.0
+        return float(np.clip((float(np.median(picture[mask])) - self.outside) / contrast, 0.0, 1.0))
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Looks at every new slice of one walk. ``previous`` and what it keeps change as the walk goes on."""
+
+    rule: StopRule
+    start: int
+    """Area on the annotated slice where the walk began, pixels."""
+    largest: int
+    """Largest area on an annotated slice, pixels."""
+    pixel_mm2: float
+    """Area of a pixel."""
+    reach: float
+    """How far an edge may move per slice, mm."""
+    intensities: Intensities
+    between: bool = False
+    """The walk goes towards another annotated slice."""
+    smallest: int = field(init=False)
+    """Smallest area so far."""
+
+    def __post_init__(self) -> None:
+        """Begin with the annotated area."""
+        self.smallest = self.start
+
+    def reason(self, previous: Mask, mask: Mask, picture: Float, predicted: float) -> str:
+        """Why the walk ends before ``mask``, or "" if it goes on; then its area is remembered.
+
+        Args:
+            previous: (H, W) mask of the slice before, not empty.
+            mask: (H, W) of this slice.
+            picture: (H, W) in [0, 1] of this slice.
+            predicted: IoU that the decoder predicts.
+        """
+        area = int(mask.sum())
+        if not area:
+            return "empty"
+        found = self._by_picture(mask, picture)
+        if not found and not self.between:
+            found = self._by_area(area) or self._by_decoder(predicted) or self._by_iou(previous, mask)
+        if not found:
+            self.smallest = min(self.smallest, area)
+        return found
+
+    def _by_picture(self, mask: Mask, picture: Float) -> str:
+        least = self.rule.min_agreement
+        if least is None:
+            return ""
+        agreement = self.intensities.agreement(picture, mask)
+        return f"intensity {agreement:.2f} < {least:g}" if agreement < least else ""
+
+    def _by_area(self, area: int) -> str:
+        rule = self.rule
+        if rule.min_share is not None and area < rule.min_share * self.start:
+            return f"area {area / self.start:.3f} < {rule.min_share:g}"
+        if rule.max_growth is not None and area > rule.max_growth * self.largest:
+            return f"growth {area / self.largest:.2f} > {rule.max_growth:g}"
+        necked = 2 * self.smallest < self.start
+        if rule.max_regrowth is not None and necked and area > rule.max_regrowth * self.smallest:
+            return f"regrowth {area / self.smallest:.2f} > {rule.max_regrowth:g}"
+        return ""
+
+    def _by_decoder(self, predicted: float) -> str:
+        least = self.rule.min_predicted_iou
+        return f"predicted IoU {predicted:.2f} < {least:g}" if least is not None and predicted < least else ""
+
+    def _by_iou(self, previous: Mask, mask: Mask) -> str:
+        if self.rule.min_iou is None:
+            return ""
+        union = int((previous | mask).sum())
+        iou = int((previous & mask).sum()) / max(union, 1)
+        least = limit(self.rule.min_iou, int(previous.sum()) * self.pixel_mm2, self.reach)
+        return f"IoU {iou:.2f} < {least:.2f}" if iou < least else ""
+
+
+def limit(min_iou: float, area: float, reach: float) -> float:
+    """IoU to ask for between neighbouring slices: ``min_iou``, or less where an edge may move by much of the radius.
+
+    A disc of radius r that shrinks by ``reach`` on all sides keeps ((r - reach) / r)^2 of its area.
+
+    Args:
+        min_iou: What is asked of large objects in thin slices.
+        area: Of the previous mask, mm2.
+        reach: How far an edge may move, mm.
+    """
+    radius = math.sqrt(area / math.pi)
+    kept = max(0.0, radius - reach) / max(radius, 1e-9)
+    return min(min_iou, kept * kept)
