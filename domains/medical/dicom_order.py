@@ -54,6 +54,17 @@ class Slice:
     """RescaleIntercept."""
     padding: float | None
     """PixelPaddingValue (stored, unscaled), or None."""
+    frame: int | None = None
+    """Frame of a multi-frame file, from 0; None for a file that is one slice."""
+    stack: str = ""
+    """StackID of a multi-frame file."""
+    frame_of_reference: str = ""
+    """FrameOfReferenceUID; empty if the header has none."""
+
+    @property
+    def name(self) -> str:
+        """File name, and the frame as DICOM counts it (from 1)."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +79,9 @@ class Stack:
     """Remarks for the scene."""
 
 
-def stack_slices(slices: Sequence[Slice], path: Path, *, allow_gaps: bool, tolerance: float) -> Stack:
+def stack_slices(
+    slices: Sequence[Slice], path: Path, *, allow_gaps: bool, tolerance: float, step: float | None = None
+) -> Stack:
     """Order slices of equal size and direction, and check that they form a regular stack.
 
     Args:
@@ -76,6 +89,8 @@ def stack_slices(slices: Sequence[Slice], path: Path, *, allow_gaps: bool, toler
         path: folder, for messages.
         allow_gaps: leave None for missing slices instead of refusing.
         tolerance: largest distance in mm of a slice from its regular position.
+        step: distance of neighbouring slices in mm, where it is known (a segmentation whose empty frames were left
+            out); None takes the lower median of the distances that occur.
 
     Raises:
         InputError: duplicates, gaps, tilt or irregular spacing; the message lists positions in mm.
@@ -87,13 +102,13 @@ def stack_slices(slices: Sequence[Slice], path: Path, *, allow_gaps: bool, toler
     order = np.argsort(along, kind="stable")
     ordered, along = [slices[i] for i in order], along[order]
     _refuse_duplicates(ordered, along, path)
-    numbers, notes = _numbers(along, path, allow_gaps=allow_gaps, tolerance=tolerance)
-    step, more = _step(ordered, numbers, normal, path)
+    numbers, notes = _numbers(along, path, allow_gaps=allow_gaps, tolerance=tolerance, base=step)
+    stride, more = _step(ordered, numbers, normal, path)
     in_place: list[Slice | None] = [None] * (int(numbers[-1]) + 1)
     for number, one in zip(numbers, ordered, strict=True):
         in_place[int(number)] = one
     affine = np.eye(4)
-    affine[:3, 0] = step
+    affine[:3, 0] = stride
     affine[:3, 1] = first.orientation[3:] * first.spacing[0]
     affine[:3, 2] = first.orientation[:3] * first.spacing[1]
     affine[:3, 3] = ordered[0].position
@@ -120,7 +135,7 @@ def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], pat
     if not twice.size:
         return
     lines = [
-        f"  {along[i]:.3f} mm: {ordered[i].path.name} ({ordered[i].uid}) and {ordered[i + 1].path.name} "
+        f"  {along[i]:.3f} mm: {ordered[i].name} ({ordered[i].uid}) and {ordered[i + 1].name} "
         f"({ordered[i + 1].uid})"
         for i in twice[:_SHOWN]
     ]
@@ -133,15 +148,14 @@ def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], pat
 
 
 def _numbers(
-    along: NDArray[np.float64], path: Path, *, allow_gaps: bool, tolerance: float
+    along: NDArray[np.float64], path: Path, *, allow_gaps: bool, tolerance: float, base: float | None = None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Index of each slice along D, from positions alone."""
     count = len(along)
     if count == 1:
         return np.zeros(1, dtype=np.int64), []
     steps = np.diff(along)
-    base = float(np.sort(steps)[(count - 2) // 2])
-    numbers = np.concatenate([[0], np.cumsum(np.maximum(np.rint(steps / base), 1))]).astype(np.int64)
+    numbers = slice_numbers(along, base)
     spacing = float((along[-1] - along[0]) / numbers[-1])
     off = np.abs(along - along[0] - numbers * spacing)
     if off.max() > tolerance:
@@ -162,6 +176,18 @@ def _numbers(
             )
         notes.append(f"missing slices left empty: {text}")
     return numbers, notes
+
+
+def slice_numbers(along: NDArray[np.float64], base: float | None = None) -> NDArray[np.int64]:
+    """Index of every slice in a regular stack, from 0, from its place in mm along the normal.
+
+    Args:
+        along: ascending, at least two places.
+        base: distance of neighbours in mm; None takes the lower median of the steps, which gaps do not move.
+    """
+    steps = np.diff(along)
+    unit = float(np.sort(steps)[(len(along) - 2) // 2]) if base is None else base
+    return np.concatenate([[0], np.cumsum(np.maximum(np.rint(steps / unit), 1))]).astype(np.int64)
 
 
 def _step(
