@@ -6,14 +6,13 @@ duplicates, two series, several stacks or orientations, tilt, slices of other si
 one slice per frame (``dicom_header``). Standard: DICOM PS3.3 C.7.6.2 (Image Plane).
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.domains.medical.dicom_header import import_pydicom, read_slices
+from samgraft.domains.medical.dicom_header import frame_pixels, read_slices
 from samgraft.domains.medical.dicom_order import Slice, Stack, stack_slices
 from samgraft.domains.scene import Array, NanPolicy, Scene, Window, dtype_range, guard_finite
 from samgraft.errors import InputError
@@ -146,7 +145,8 @@ def scan_folder(path: Path) -> tuple[list[Slice], list[str]]:
             slices += found
     if not slices:
         what = ", ".join(f"{n} x {kind}" for kind, n in ignored.items())
-        labels = "; labels are read with samgraft labels FILE --image SERIES" if {"SEG", "RTSTRUCT"} & set(ignored) else ""
+        known = {"SEG", "RTSTRUCT"} & set(ignored)
+        labels = "; labels are read with samgraft labels FILE --image SERIES" if known else ""
         raise InputError(
             f"{path}: no DICOM image slices among {len(files)} files ({what}); expected CT, MR or similar{labels}"
         )
@@ -211,14 +211,10 @@ def _check_uniform(slices: Sequence[Slice], path: Path) -> None:
             )
 
 
-
 def _decode(one: Slice) -> Array:
     """Stored pixels of one slice (H, W)."""
-    pydicom = import_pydicom()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pixels = np.asarray(pydicom.pixels.pixel_array(one.path, index=one.frame))
+        pixels = frame_pixels(one.path, one.frame)
     except Exception as error:
         raise InputError(
             f"{one.path}: pixels cannot be decoded ({error}); the file is truncated, or its compression needs "

@@ -1,11 +1,12 @@
 """What the header of one DICOM file says: a slice, the frames of an enhanced (multi-frame) file, or no image at all.
 
-Takes a file, gives :class:`Slice` records; no pixel is read. Whatever leaves a slice without a place is refused here, by
-name. Standard: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups).
+Takes a file, gives :class:`Slice` records; pixels are read by ``frame_pixels`` only. Whatever leaves a slice without a
+place is refused here, by name. Standard: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups).
 """
 
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,31 @@ def read_dataset(file: Path, tags: list[str] | None = None) -> Any:
         raise InputError(f"{file}: damaged DICOM header ({error}); copy the file again or remove it") from error
 
 
-def read_slices(file: Path) -> list[Slice] | str:
+def frame_pixels(file: Path, frame: int | None = None) -> NDArray[Any]:
+    """Stored pixels (H, W) of a slice, or of one frame (from 0) of a multi-frame file.
+
+    A multi-frame file is kept, packed as it is, until another one is asked for; its frames are decoded one by one.
+    Errors are those of pydicom.
+    """
+    pydicom = import_pydicom()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if frame is None:
+            return np.asarray(pydicom.dcmread(file).pixel_array)
+        state = file.stat()
+        whole = _whole_file(file, state.st_mtime_ns, state.st_size)
+        several = int(whole.get("NumberOfFrames") or 1) > 1
+        return np.asarray(pydicom.pixels.pixel_array(whole, index=frame if several else None))
+
+
+@lru_cache(maxsize=1)
+def _whole_file(file: Path, changed: int, size: int) -> Any:
+    """A dataset with its pixels; another time or size of the file means another file."""
+    return import_pydicom().dcmread(file)
+
+
+def read_slices
+(file: Path) -> list[Slice] | str:
     """The slices of one file (several if it is multi-frame), or in a word why it holds none.
 
     Raises:
@@ -98,8 +123,8 @@ def frame_slices(file: Path, head: Any) -> list[Slice]:
     groups = head.get("PerFrameFunctionalGroupsSequence") or []
     if len(groups) != frames:
         raise InputError(
-            f"{file}: multi-frame DICOM ({head.get('Modality')}, {frames} frames) with {len(groups)} functional groups; "
-            "its frames have no place (a film, or a file of an old kind); convert it to single-frame slices or NIfTI"
+            f"{file}: multi-frame DICOM ({head.get('Modality')}, {frames} frames) with {len(groups)} functional "
+            "groups; its frames have no place (a film, or an old kind of file); convert it to single slices or NIfTI"
         )
     shared = (head.get("SharedFunctionalGroupsSequence") or [None])[0]
     return [_slice(file, head, _Groups(own, shared, head), number) for number, own in enumerate(groups)]
