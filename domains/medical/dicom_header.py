@@ -79,18 +79,31 @@ def frame_pixels(file: Path, frame: int | None = None) -> NDArray[Any]:
             return np.asarray(pydicom.dcmread(file).pixel_array)
         state = file.stat()
         whole = _whole_file(file, state.st_mtime_ns, state.st_size)
+        if int(whole.BitsAllocated) == 1 and not whole.file_meta.TransferSyntaxUID.is_compressed:
+            return _bits(whole, frame)
         several = int(whole.get("NumberOfFrames") or 1) > 1
         return np.asarray(pydicom.pixels.pixel_array(whole, index=frame if several else None))
 
 
+def _bits(whole: Any, frame: int) -> NDArray[np.uint8]:
+    """One frame of bit-packed pixels; frames need not begin at a byte, which pydicom's decoder cuts short."""
+    count = int(whole.Rows) * int(whole.Columns)
+    first, last = frame * count, (frame + 1) * count
+    packed = np.frombuffer(whole.PixelData, dtype=np.uint8)[first // 8 : -(-last // 8)]
+    bits = np.unpackbits(packed, bitorder="little")[first % 8 :][:count]
+    if len(bits) < count:
+        raise ValueError(f"pixels end in frame {frame + 1}")
+    return bits.reshape(int(whole.Rows), int(whole.Columns))
+
+
 @lru_cache(maxsize=1)
+
 def _whole_file(file: Path, changed: int, size: int) -> Any:
     """A dataset with its pixels; another time or size of the file means another file."""
     return import_pydicom().dcmread(file)
 
 
-def read_slices
-(file: Path) -> list[Slice] | str:
+def read_slices(file: Path) -> list[Slice] | str:
     """The slices of one file (several if it is multi-frame), or in a word why it holds none.
 
     Raises:

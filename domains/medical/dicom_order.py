@@ -96,11 +96,11 @@ def stack_slices(
         InputError: duplicates, gaps, tilt or irregular spacing; the message lists positions in mm.
         GeometryError: direction cosines that are not orthonormal.
     """
-    first = slices[0]
-    normal = _normal(first, path)
+    normal = _normal(slices[0], path)
     along = np.array([float(s.position @ normal) for s in slices])
     order = np.argsort(along, kind="stable")
     ordered, along = [slices[i] for i in order], along[order]
+    lead = ordered[0]
     _refuse_duplicates(ordered, along, path)
     numbers, notes = _numbers(along, path, allow_gaps=allow_gaps, tolerance=tolerance, base=step)
     stride, more = _step(ordered, numbers, normal, path)
@@ -109,11 +109,11 @@ def stack_slices(
         in_place[int(number)] = one
     affine = np.eye(4)
     affine[:3, 0] = stride
-    affine[:3, 1] = first.orientation[3:] * first.spacing[0]
-    affine[:3, 2] = first.orientation[:3] * first.spacing[1]
-    affine[:3, 3] = ordered[0].position
+    affine[:3, 1] = lead.orientation[3:] * lead.spacing[0]
+    affine[:3, 2] = lead.orientation[:3] * lead.spacing[1]
+    affine[:3, 3] = lead.position
     try:
-        grid = Grid(shape=(len(in_place), *first.shape), affine=affine + 0.0, world="LPS")
+        grid = Grid(shape=(len(in_place), *lead.shape), affine=affine + 0.0, world="LPS")
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}; the DICOM headers are damaged") from error
     return Stack(slices=tuple(in_place), grid=grid, notes=(*notes, *more))

@@ -194,8 +194,7 @@ def _claimed_step(head: Any) -> float | None:
     return None
 
 
-def _known_step
-(claimed: float | None, along: NDArray[np.float64]) -> float | None:
+def _known_step(claimed: float | None, along: NDArray[np.float64]) -> float | None:
     """The distance of slices that the header claims, if every step is a multiple of it."""
     steps = np.diff(along)
     if claimed is None or not len(steps):

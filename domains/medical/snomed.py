@@ -1,7 +1,7 @@
 """Codes for names of structures: "left_kidney" -> SNOMED CT 64033007 "Kidney" with laterality 7771000 "Left".
 
-The map is ``snomed.json`` beside this file: a few dozen frequent structures, not a terminology. An unknown name gets the
-code of tissue, and says so. Codes: SNOMED CT as used by DICOM PS3.16 (CID 7150, 7151, 244).
+The map is ``snomed.json`` beside this file: a few dozen frequent structures, not a terminology. An unknown name gets
+the code of tissue, and says so. Codes: SNOMED CT as used by DICOM PS3.16 (CID 7150, 7151, 244).
 """
 
 import json
