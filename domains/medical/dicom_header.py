@@ -97,7 +97,6 @@ def _bits(whole: Any, frame: int) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=1)
-
 def _whole_file(file: Path, changed: int, size: int) -> Any:
     """A dataset with its pixels; another time or size of the file means another file."""
     return import_pydicom().dcmread(file)

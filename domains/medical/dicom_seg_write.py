@@ -2,7 +2,8 @@
 
 A LABELMAP with RLE by default (one frame per slice), or BINARY for old viewers (one frame per slice and segment).
 Frames take the positions of the source slices as their headers say them, refer to those slices, and are all kept, so
-that the object has the shape of the series. After writing, the file is read again and compared; one that differs is removed.
+that the object has the shape of the series. After writing, the file is read again and compared; one that differs is
+removed.
 Standard: DICOM PS3.3 A.51, Supplement 243. Codes: ``samgraft.domains.medical.snomed``.
 """
 

@@ -1,11 +1,12 @@
 """Patient frames and orders of axes: RAS (NIfTI) and LPS (DICOM, ITK) differ only in the sign of x and y.
 
 ``to_frame`` gives the same Grid in the other frame; no pixel moves and no rounding happens. ``place_labels`` moves
-labels between grids whose voxels coincide; nothing is interpolated.
+labels between grids whose voxels coincide; nothing is interpolated. ``resample_labels`` takes the nearest voxel.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from samgraft.domains.scene import Array
 from samgraft.errors import GeometryError
@@ -83,6 +84,29 @@ def place_labels(labels: Array, source: Grid, target: Grid, *, what: str, tolera
             "resample it onto the image's grid: samgraft labels FILE --image IMAGE --resample -o OUT"
         )
     return _paste(labels, turn, np.rint(start).astype(int), target, what)
+
+
+def resample_labels(labels: Array, source: Grid, target: Grid) -> Array:
+    """Labels at the nearest voxel centre, on another grid of the same patient; 0 outside.
+
+    This moves borders by up to half a voxel of ``source``: only for labels that :func:`place_labels` refuses.
+
+    Args:
+        labels: integers on ``source.shape``.
+        source: their grid; a patient frame.
+        target: the grid that is wanted; RAS or LPS.
+
+    Raises:
+        GeometryError: a grid is no patient frame.
+    """
+    check_shape(np.shape(labels), source, "resampled labels")
+    there = to_frame(source, target.world)
+    matrix = np.linalg.solve(there.affine[:3, :3], target.affine[:3, :3])
+    offset = there.to_index(target.affine[:3, 3])
+    resampled: Array = ndimage.affine_transform(
+        labels, matrix, offset, output_shape=target.shape, order=0, mode="grid-constant", cval=0
+    )
+    return resampled
 
 
 def _is_turn(turn: NDArray[np.float64]) -> bool:

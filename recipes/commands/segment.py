@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samgraft.errors import ConfigError, PromptError
 from samgraft.recipes.commands.everything import add_everything, everything_options
+from samgraft.recipes.commands.labels import add_seg, seg_options
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
 
 if TYPE_CHECKING:
@@ -24,11 +26,14 @@ def run(arguments: Sequence[str]) -> None:
 
     from samgraft.adapters.prompts.improve import Improvement
     from samgraft.domains.opening import open_scene
+    from samgraft.domains.segmentation import require_series
     from samgraft.recipes.api import segment
     from samgraft.recipes.heap import keep_memory
 
     keep_memory()
     scene = open_scene(values.input)
+    for path in filter(_is_seg, values.output):
+        require_series(scene, Path(path))
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     options |= everything_options(values)
     better = Improvement(augment=values.augment_points, refine=values.refine)
@@ -38,9 +43,11 @@ def run(arguments: Sequence[str]) -> None:
         prompts=_prompts(values, scene),
         references=_references(values),
         better=better or None,
-        output=list(values.output),
+        output=[path for path in values.output if not _is_seg(path)],
         **options,
     )
+    for path in filter(_is_seg, values.output):
+        result.save(path, dicom=seg_options(values))
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -51,6 +58,11 @@ def run(arguments: Sequence[str]) -> None:
         say(f"nothing found: {result.meta['masks']}; lower those thresholds")
     for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
+
+
+def _is_seg(path: str) -> bool:
+    """True for a DICOM segmentation object, which has options of its own."""
+    return path.lower().endswith(".dcm")
 
 
 def _parser() -> PlainParser:
@@ -97,6 +109,7 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
+    add_seg(parser)
     add_everything(parser)
     return parser
 
