@@ -96,7 +96,7 @@ def stack_slices(
         InputError: duplicates, gaps, tilt or irregular spacing; the message lists positions in mm.
         GeometryError: direction cosines that are not orthonormal.
     """
-    normal = _normal(slices[0], path)
+    normal = slice_normal(slices[0], path)
     along = np.array([float(s.position @ normal) for s in slices])
     order = np.argsort(along, kind="stable")
     ordered, along = [slices[i] for i in order], along[order]
@@ -119,8 +119,12 @@ def stack_slices(
     return Stack(slices=tuple(in_place), grid=grid, notes=(*notes, *more))
 
 
-def _normal(first: Slice, path: Path) -> NDArray[np.float64]:
-    """Unit normal of the slices; the two in-plane directions must be orthonormal."""
+def slice_normal(first: Slice, path: Path) -> NDArray[np.float64]:
+    """Unit normal of the slices.
+
+    Raises:
+        GeometryError: the two in-plane directions are not orthonormal.
+    """
     row, column = first.orientation[:3], first.orientation[3:]
     gram = np.array([row @ row, column @ column, row @ column])
     if not np.allclose(gram, [1.0, 1.0, 0.0], atol=1e-3):
@@ -131,7 +135,7 @@ def _normal(first: Slice, path: Path) -> NDArray[np.float64]:
 
 def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], path: Path) -> None:
     """Two slices at one position: a second phase, echo or copy, which must not be mixed."""
-    twice = np.flatnonzero(np.diff(along) < _DUPLICATE_MM)
+    twice = duplicates(along)
     if not twice.size:
         return
     lines = [
@@ -156,8 +160,7 @@ def _numbers(
         return np.zeros(1, dtype=np.int64), []
     steps = np.diff(along)
     numbers = slice_numbers(along, base)
-    spacing = float((along[-1] - along[0]) / numbers[-1])
-    off = np.abs(along - along[0] - numbers * spacing)
+    spacing, off = regularity(along, numbers)
     if off.max() > tolerance:
         worst = int(off.argmax())
         raise InputError(
@@ -166,7 +169,7 @@ def _numbers(
             "remove foreign slices or raise spacing_tolerance"
         )
     notes = [f"slices lie up to {off.max():.3f} mm off"] if off.max() > _DUPLICATE_MM else []
-    gaps = [(float(along[i]), float(along[i + 1]), int(n) - 1) for i, n in enumerate(np.diff(numbers)) if n > 1]
+    gaps = find_gaps(along, numbers)
     if gaps:
         text = ", ".join(f"{a:.2f} to {b:.2f} mm ({n} missing)" for a, b, n in gaps)
         if not allow_gaps:
@@ -190,6 +193,29 @@ def slice_numbers(along: NDArray[np.float64], base: float | None = None) -> NDAr
     return np.concatenate([[0], np.cumsum(np.maximum(np.rint(steps / unit), 1))]).astype(np.int64)
 
 
+def duplicates(along: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices i of ascending places where slices i and i + 1 lie at the same one."""
+    return np.flatnonzero(np.diff(along) < _DUPLICATE_MM)
+
+
+def regularity(along: NDArray[np.float64], numbers: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
+    """Mean distance of neighbours in mm, and how far each slice lies from its regular place in mm."""
+    spacing = float((along[-1] - along[0]) / numbers[-1])
+    return spacing, np.abs(along - along[0] - numbers * spacing)
+
+
+def find_gaps(along: NDArray[np.float64], numbers: NDArray[np.int64]) -> list[tuple[float, float, int]]:
+    """Places in mm before and behind each gap, and how many slices are missing there."""
+    return [(float(along[i]), float(along[i + 1]), int(n) - 1) for i, n in enumerate(np.diff(numbers)) if n > 1]
+
+
+def tilt(step: NDArray[np.float64], normal: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Part of a step along the normal and beside it in mm, and the angle between the two in degrees."""
+    length = float(step @ normal)
+    sideways = float(np.linalg.norm(step - length * normal))
+    return length, sideways, float(np.degrees(np.arctan2(sideways, length)))
+
+
 def _step(
     ordered: Sequence[Slice], numbers: NDArray[np.int64], normal: NDArray[np.float64], path: Path
 ) -> tuple[NDArray[np.float64], list[str]]:
@@ -199,9 +225,7 @@ def _step(
         note = [] if claimed else ["single slice without thickness: 1 mm assumed"]
         return normal * (claimed or 1.0), note
     step: NDArray[np.float64] = (ordered[-1].position - ordered[0].position) / float(numbers[-1])
-    length = float(step @ normal)
-    sideways = float(np.linalg.norm(step - length * normal))
-    angle = float(np.degrees(np.arctan2(sideways, length)))
+    length, sideways, angle = tilt(step, normal)
     if angle > MAX_TILT_DEGREES:
         raise InputError(
             f"{path}: gantry tilt: slices are stacked {angle:.2f} degrees off their normal ({sideways:.3f} mm sideways "

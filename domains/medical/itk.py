@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from samgraft.domains.atomic import atomic_path, full_suffix
 from samgraft.domains.medical.orientation import check_shape, to_frame
-from samgraft.domains.scene import Array, NanPolicy, Scene, Window, as_labels, dtype_range, guard_finite
+from samgraft.domains.scene import (
+    Array,
+    NanPolicy,
+    Scene,
+    Window,
+    as_labels,
+    count_nonfinite,
+    dtype_range,
+    guard_finite,
+)
 from samgraft.errors import GeometryError, InputError
 from samgraft.grid import Grid
 
@@ -81,6 +90,10 @@ class ItkScene(Scene):
         """The voxels of a box, checked."""
         voxels = self._raw(window)[list(channels)]
         return guard_finite(voxels, nan=self._nan, where=str(self.path), grid=self.grid, window=window)
+
+    def _nonfinite(self, window: Window) -> tuple[int, int]:
+        """Counted in the values as stored."""
+        return count_nonfinite(self._raw(window)) if self.dtype.kind == "f" else (0, 0)
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""

@@ -32,6 +32,8 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     scene = open_scene(values.input)
+    if values.trust_values:
+        scene.trust_values()
     for path in filter(_is_seg, values.output):
         require_series(scene, Path(path))
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
@@ -108,6 +110,9 @@ def _parser() -> PlainParser:
     parser.add_argument("--quantize", default=None, metavar="int8", help="run the frozen encoder in int8 (CPU)")
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
+    )
+    parser.add_argument(
+        "--trust-values", action="store_true", help="CT adapters: take values that do not look like Hounsfield units"
     )
     add_seg(parser)
     add_everything(parser)

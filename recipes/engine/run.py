@@ -111,10 +111,7 @@ def segment(
     finally:
         if opened and grafted is not None:
             grafted.detach()
-    result = result.about(source=source if isinstance(source, DicomScene) else None, meta=_adapter_facts(adapter))
-    for path in targets:
-        result.save(path)
-    return result
+    return _finished(result, source, adapter, targets)
 
 
 def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands: Sequence[int] | None) -> Recorded:
@@ -217,11 +214,18 @@ def _backbone(source: str | PathLike[str] | Backbone) -> Backbone:
     return source if isinstance(source, Backbone) else load_backbone(source)
 
 
-def _adapter_facts(adapter: str | PathLike[str] | Grafted | None) -> dict[str, str]:
-    """Name and hash of an adapter file, for formats that say how a result was made."""
-    if adapter is None or isinstance(adapter, Grafted):
-        return {}
-    return {"adapter": Path(adapter).name, "adapter_sha256": str(read_header(adapter)["tensors_sha256"])}
+def _finished(
+    result: Segmentation, source: Scene, adapter: str | PathLike[str] | Grafted | None, targets: Sequence[Path]
+) -> Segmentation:
+    """The result with its series (DICOM) and adapter file, written to every target."""
+    facts = {}
+    if adapter is not None and not isinstance(adapter, Grafted):
+        facts = {"adapter": Path(adapter).name, "adapter_sha256": str(read_header(adapter).get("tensors_sha256", ""))}
+    result = result.about(source=source if isinstance(source, DicomScene) else None, meta=facts)
+    for path in targets:
+        result.save(path)
+    return result
+
 
 
 def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
