@@ -114,6 +114,11 @@ class Scene(ABC):
         return self._nonfinite(explicit_window(window, self.grid.shape))
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of pixels that stay in memory after the first read, such as those of an unpacked file."""
+        return 0
+
+    @property
     def cheap_slabs(self) -> bool:
         """Whether reading slab after slab along the first axis costs about as much as reading everything at once."""
         return True

@@ -107,6 +107,11 @@ class ItkScene(Scene):
         return self._cache is not None
 
     @property
+    def kept_bytes(self) -> int:
+        """An unpacked file is kept if it is not too large."""
+        return self.nbytes if self.nbytes <= CACHE_LIMIT and _is_compressed(self.path) else 0
+
+    @property
     def cheap_slabs(self) -> bool:
         """False for a compressed file that is too large to keep: every slab is unpacked from the start."""
         return self.nbytes <= CACHE_LIMIT or not _is_compressed(self.path)

@@ -86,6 +86,11 @@ class NiftiScene(Scene):
         return self._cache is not None
 
     @property
+    def kept_bytes(self) -> int:
+        """An unpacked file is kept if it is not too large."""
+        return int(np.prod(self.grid.shape, dtype=np.int64)) * self._proxy.dtype.itemsize if self._worth_caching() else 0
+
+    @property
     def cheap_slabs(self) -> bool:
         """False for a compressed file that is too large to keep: every slab is unpacked from the start."""
         return not full_suffix(self.path).endswith(".gz") or self._worth_caching()

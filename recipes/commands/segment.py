@@ -36,6 +36,8 @@ def run(arguments: Sequence[str]) -> None:
         scene.trust_values()
     for path in filter(_is_seg, values.output):
         require_series(scene, Path(path))
+    if scene.kind == "volume":
+        say(_memory(values, scene))
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     options |= everything_options(values)
     better = Improvement(augment=values.augment_points, refine=values.refine)
@@ -60,6 +62,19 @@ def run(arguments: Sequence[str]) -> None:
         say(f"nothing found: {result.meta['masks']}; lower those thresholds")
     for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
+
+
+def _memory(values: argparse.Namespace, scene: "Scene") -> str:
+    """What the volume will take beside the network."""
+    from samgraft.adapters.bundle import read_meta
+    from samgraft.recipes.header import InputRecipe
+    from samgraft.recipes.plan.volume import volume_memory
+    from samgraft.recipes.prompting import coarsest_axis
+
+    axis = values.axis
+    if axis is None and values.adapter is not None:
+        axis = InputRecipe.from_meta(read_meta(values.adapter)).slice_axis
+    return volume_memory(scene, coarsest_axis(scene.grid) if axis is None else axis).text()
 
 
 def _is_seg(path: str) -> bool:

@@ -31,6 +31,7 @@ from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.engine.slices import pictures
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
+from samgraft.recipes.plan.volume import require_memory
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 
@@ -134,6 +135,7 @@ def _volume(
 ) -> Segmentation:
     """Slice by slice along the recorded axis."""
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
+    require_memory(scene, axis, classes=max(recorded.classes))
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
     shape, network = plane_shape(scene.grid.shape, axis), steps(grafted, recorded.maps)

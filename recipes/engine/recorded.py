@@ -90,8 +90,8 @@ class Recorded:
     def look(self, scene: Scene) -> Look:
         """Channels and scale for ``scene``, chosen as for a training case.
 
-        A recorded window of fixed values (CT, or set by hand) is used; percentiles and standard deviations are measured on
-        every scene, by the recorded rule.
+        A recorded window of fixed values (CT, or set by hand) is used; percentiles and standard deviations are measured
+        on every scene, by the recorded rule.
 
         Raises:
             InputError: the scene has not the channels that the adapter was trained on, or cannot hold Hounsfield units
@@ -100,14 +100,14 @@ class Recorded:
         """
         scale = self.intensity or {}
         kind = scale.get("kind")
+        if scene.kind == "volume" and (kind == "ct_window" or (kind is None and self.modality.upper() == "CT")):
+            require_hu(scene)
         if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
             lower, upper = scale.get("lower"), scale.get("upper")
             if not isinstance(lower, int | float) or not isinstance(upper, int | float):
                 raise CheckpointError(
                     f"the adapter's header has intensity {dict(scale)!r}; expected numbers lower and upper"
                 )
-            if kind == "ct_window":
-                require_hu(scene)
             return look_within(scene, self.recipe.bands, lower=float(lower), upper=float(upper))
         rule = self.rule
         if (self.modality or rule is not None) and scene.kind == "volume":
