@@ -88,7 +88,8 @@ class NiftiScene(Scene):
     @property
     def kept_bytes(self) -> int:
         """An unpacked file is kept if it is not too large."""
-        return int(np.prod(self.grid.shape, dtype=np.int64)) * self._proxy.dtype.itemsize if self._worth_caching() else 0
+        stored = int(np.prod(self.grid.shape, dtype=np.int64)) * self._proxy.dtype.itemsize
+        return stored if self._worth_caching() else 0
 
     @property
     def cheap_slabs(self) -> bool:

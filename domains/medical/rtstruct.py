@@ -23,7 +23,7 @@ OFF_SLICE = 0.25
 """Default for how far a contour may lie from its slice, as a share of the distance of slices."""
 
 _FILLED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-
+_DIGITS = 6  # a corner that was set on a voxel centre comes back to it
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
@@ -153,7 +153,7 @@ def fill_contours(
     depth, rows, columns = scene.grid.shape
     crossings = np.zeros((depth, rows, columns + 1), dtype=np.uint8)
     for points in contours:
-        index = scene.grid.to_index(points)
+        index = np.round(scene.grid.to_index(points), _DIGITS)
         number = _slice_of(index[:, 0], points, scene, off_slice, where)
         _toggle(crossings[number], index[:, 1:])
     inside: NDArray[np.bool_] = np.bitwise_xor.accumulate(crossings, axis=2)[:, :, :-1].astype(np.bool_)

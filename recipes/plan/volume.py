@@ -38,8 +38,8 @@ class VolumeMemory:
         """One line."""
         how = "read at once" if self.whole else "read slice by slice"
         return (
-            f"memory beside the network: {_gb(self.total)} (labels {_gb(self.labels)}, voxels {_gb(self.pixels)}, {how}), "
-            f"free: {_gb(self.free)}"
+            f"memory beside the network: {_gb(self.total)} (labels {_gb(self.labels)}, voxels {_gb(self.pixels)}, "
+            f"{how}), free: {_gb(self.free)}"
         )
 
 
