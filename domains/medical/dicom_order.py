@@ -139,8 +139,7 @@ def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], pat
     if not twice.size:
         return
     lines = [
-        f"  {along[i]:.3f} mm: {ordered[i].name} ({ordered[i].uid}) and {ordered[i + 1].name} "
-        f"({ordered[i + 1].uid})"
+        f"  {along[i]:.3f} mm: {ordered[i].name} ({ordered[i].uid}) and {ordered[i + 1].name} ({ordered[i + 1].uid})"
         for i in twice[:_SHOWN]
     ]
     more = f"\n  and {twice.size - _SHOWN} more" if twice.size > _SHOWN else ""

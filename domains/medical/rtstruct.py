@@ -25,6 +25,7 @@ OFF_SLICE = 0.25
 _FILLED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _DIGITS = 6  # a corner that was set on a voxel centre comes back to it
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
     """One structure and its contours."""

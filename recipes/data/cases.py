@@ -58,7 +58,7 @@ class CaseArrays:
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """mm per axis of ``labels`` (slices first); None where there is no volume in a patient."""
+        """Spacing in mm per axis of ``labels`` (slices first); None where there is no volume in a patient."""
         if self.axis is None or self.grid.world not in ("LPS", "RAS"):
             return None
         along = self.grid.spacing

@@ -77,9 +77,7 @@ def _arrange(path: Path, uid: str, slices: Sequence[Slice]) -> Series:
     normal = dicom_order.slice_normal(lead, path)
     along = np.array([float(s.position @ normal) for s in like])
     order = np.argsort(along, kind="stable")
-    return Series(
-        path=path, uid=uid, slices=[like[i] for i in order], along=along[order], normal=normal, odd=odd
-    )
+    return Series(path=path, uid=uid, slices=[like[i] for i in order], along=along[order], normal=normal, odd=odd)
 
 
 def _mixed(s: Series) -> Iterator[Finding]:

@@ -150,7 +150,7 @@ def _sheared(p: Patient) -> Finding | None:
         "warning",
         "sheared affine",
         f"axes are {angle:.2f} degrees off a right angle",
-        "NIfTI and NRRD keep it; MHA, DICOM and many tools cannot: resample it if it has to go there",
+        "NIfTI, NRRD and MHA keep it here; DICOM and many tools cannot: resample it if it has to go there",
     )
 
 

@@ -227,7 +227,6 @@ def _finished(
     return result
 
 
-
 def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
     """Outputs as paths; what cannot be written is said before the work begins.
 

@@ -73,9 +73,7 @@ def _colour(head: Any) -> None:
         (_colour, r"colour DICOM \(RGB\)"),
     ],
 )
-def test_what_is_not_one_volume_is_refused_by_name(
-    tmp_path: Path, tweak: Callable[[Any], None], message: str
-) -> None:
+def test_what_is_not_one_volume_is_refused_by_name(tmp_path: Path, tweak: Callable[[Any], None], message: str) -> None:
     path = volumes.enhanced(tmp_path / "a.dcm", volumes.ramp(SHAPE), tweak=tweak)
     with pytest.raises(InputError, match=message):
         open_scene(path)
