@@ -15,7 +15,7 @@ from typing import Any, Literal
 import rasterio
 
 from samgraft.domains.atomic import full_suffix
-from samgraft.domains.medical import dicom, itk, nifti
+from samgraft.domains.medical import dicom, dicom_seg, itk, nifti
 from samgraft.domains.picture import picture, wide
 from samgraft.domains.scene import NanPolicy, Resampling, Scene
 from samgraft.errors import ConfigError, InputError
@@ -116,12 +116,19 @@ def _other(
     if reader == "nifti":
         return nifti.NiftiScene(path, frame=frame, nan=nan)
     if reader == "dicom":
-        return dicom.DicomScene(path, series=series, nan=nan, allow_gaps=allow_gaps)
+        return _dicom(path, series=series, nan=nan, allow_gaps=allow_gaps)
     if reader == "itk":
         return itk.ItkScene(path, frame=frame, nan=nan)
     if frame is None and wide.is_wide(path):
         return wide.WidePictureScene(path, nan=nan)
     return picture.PictureScene(path, frame=frame, nan=nan)
+
+
+def _dicom(path: Path, *, series: str | None, nan: NanPolicy, allow_gaps: bool) -> Scene:
+    """A series, or the labels of a segmentation object."""
+    if path.is_file() and dicom_seg.is_dicom_seg(path):
+        return dicom_seg.DicomSegScene(path)
+    return dicom.DicomScene(path, series=series, nan=nan, allow_gaps=allow_gaps)
 
 
 def _choose(path: Path) -> _Reader:

@@ -66,6 +66,8 @@ class Scene(ABC):
         """False when the file does not say where it lies, so that the affine is a convention and not a fact."""
         self.notes = tuple(notes)
         """Remarks of the reader: ignored files, filled slices, doubtful headers."""
+        self.trusted = False
+        """True after :meth:`trust_values`: no check of the intensity scale refuses this file."""
 
     @property
     def is_loaded(self) -> bool:
@@ -108,6 +110,15 @@ class Scene(ABC):
         """``read`` and ``valid`` of one window; a raster unpacks its blocks once for both."""
         return self.read(window, channels), self.valid(window)
 
+    def nonfinite(self, window: Window | None = None) -> tuple[int, int]:
+        """How many NaN and how many Inf the file holds in a window, whatever ``nan=`` it was opened with."""
+        return self._nonfinite(explicit_window(window, self.grid.shape))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of pixels that stay in memory after the first read, such as those of an unpacked file."""
+        return 0
+
     @property
     def cheap_slabs(self) -> bool:
         """Whether reading slab after slab along the first axis costs about as much as reading everything at once."""
@@ -141,6 +152,15 @@ class Scene(ABC):
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """Validity of an explicit, checked window; everything by default."""
         return np.ones(tuple(s.stop - s.start for s in window), dtype=np.bool_)
+
+    def _nonfinite(self, window: Window) -> tuple[int, int]:
+        """NaN and Inf of an explicit window; none by default, as in files of whole numbers."""
+        return 0, 0
+
+    def trust_values(self) -> "Scene":
+        """Say that the values are what an adapter expects, although they do not look like it; gives this scene."""
+        self.trusted = True
+        return self
 
     def __repr__(self) -> str:
         """One line: what, format, shape, spacing, dtype, channels, world, loaded or lazy, remarks."""
@@ -247,6 +267,12 @@ def guard_finite(array: Array, *, nan: NanPolicy, where: str, grid: Grid, window
         f"{where}: {nans} NaN and {count - nans} Inf of {array.size} values read, the first at index {index} "
         f'(world {place}); repair the file, or open it with nan="fill" to set them to {FILL_VALUE:g}'
     )
+
+
+def count_nonfinite(array: Array) -> tuple[int, int]:
+    """Number of NaN and of Inf in an array of any shape."""
+    nans = int(np.isnan(array).sum())
+    return nans, int(array.size - np.isfinite(array).sum()) - nans
 
 
 def dtype_range(dtype: np.dtype[Any], slope: float = 1.0, intercept: float = 0.0) -> tuple[float, float] | None:

@@ -3,23 +3,28 @@
 ``save`` picks the writer by suffix. A combination that would lose the grid is refused, never approximated.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from samgraft.domains.atomic import full_suffix
-from samgraft.domains.scene import Array
+from samgraft.domains.scene import Array, Scene
 from samgraft.errors import ConfigError, GeometryError, ShapeError
 from samgraft.grid import Grid
+
+if TYPE_CHECKING:
+    from samgraft.domains.medical.dicom_seg_write import SegOptions
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
 RASTER_SUFFIXES = (".tif", ".tiff")
 PICTURE_SUFFIXES = (".png",)
 VECTOR_SUFFIXES = (".geojson", ".gpkg", ".fgb", ".parquet")
-SUFFIXES = VOLUME_SUFFIXES + RASTER_SUFFIXES + PICTURE_SUFFIXES + VECTOR_SUFFIXES
+DICOM_SUFFIXES = (".dcm",)
+SUFFIXES = VOLUME_SUFFIXES + RASTER_SUFFIXES + PICTURE_SUFFIXES + VECTOR_SUFFIXES + DICOM_SUFFIXES
 """Everything that :meth:`Segmentation.save` writes."""
 
 
@@ -65,6 +70,8 @@ class Segmentation:
     """True when prompts came from labels; such results are never averaged with automatic ones."""
     meta: Mapping[str, str] = field(default_factory=dict)
     """Where it comes from: backbone, adapter, versions. Stored in formats that can."""
+    source: Scene | None = None
+    """The scene that was segmented, where a format must refer to it (DICOM-SEG)."""
 
     def __post_init__(self) -> None:
         """Check shape, dtype, and that every label has a meaning."""
@@ -107,19 +114,30 @@ class Segmentation:
         """Labels above 0 that occur, sorted."""
         return tuple(int(v) for v in np.unique(self.labels) if v)
 
-    def save(self, path: Path | str) -> Path:
+    def about(self, *, source: Scene | None = None, meta: Mapping[str, str] | None = None) -> "Segmentation":
+        """The same result, which also knows its source and more about its making; labels are shared, not copied."""
+        told = copy.copy(self)
+        object.__setattr__(told, "source", self.source if source is None else source)
+        object.__setattr__(told, "meta", {**self.meta, **(meta or {})})
+        return told
+
+    def save(self, path: Path | str, *, dicom: "SegOptions | None" = None) -> Path:
         """Write in the format that the suffix names; an existing file is replaced only by a complete one.
 
         Volumes go to ``.nii``, ``.nii.gz``, ``.mha``, ``.nrrd``; rasters to ``.tif`` or, as polygons in their CRS, to
         ``.geojson``, ``.gpkg``, ``.fgb`` (FlatGeobuf) and ``.parquet`` (GeoParquet); pictures to ``.png``, ``.tif`` or
-        polygons in pixels.
+        polygons in pixels. Labels of a DICOM series also go to ``.dcm``, a segmentation object.
+
+        Args:
+            path: file to write.
+            dicom: how a ``.dcm`` is written; None takes the defaults.
 
         Returns:
             The path written.
 
         Raises:
             ConfigError: unknown suffix.
-            GeometryError: the format cannot keep this grid.
+            GeometryError: the format cannot keep this grid, or ``.dcm`` without a DICOM series to refer to.
             MissingDependencyError: GeoParquet without pyarrow.
             OutputError: the file cannot be written; nothing is left behind.
         """
@@ -128,7 +146,9 @@ class Segmentation:
         if suffix not in SUFFIXES:
             raise ConfigError(f"{path.name}: unknown suffix {suffix!r}; expected one of {', '.join(SUFFIXES)}")
         self._require_format(path, suffix)
-        if suffix in (".nii", ".nii.gz"):
+        if suffix in DICOM_SUFFIXES:
+            self._save_dicom_seg(path, dicom)
+        elif suffix in (".nii", ".nii.gz"):
             from samgraft.domains.medical.nifti import write_nifti
 
             write_nifti(path, self.labels, self.grid)
@@ -148,6 +168,9 @@ class Segmentation:
 
     def _require_format(self, path: Path, suffix: str) -> None:
         """Refuse suffixes that cannot keep the grid."""
+        if suffix in DICOM_SUFFIXES:
+            require_series(self.source, path)
+            return
         world = self.grid.world
         volume = self.grid.ndim == 3
         plain = world == "pixel" and np.array_equal(self.grid.affine, [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
@@ -160,6 +183,14 @@ class Segmentation:
         if not fits:
             what = "volume" if volume else "picture" if plain else "raster" if world not in ("LPS", "RAS") else "slice"
             raise GeometryError(f"{path.name}: {suffix} cannot keep the grid of a {what}; write one of {remedy}")
+
+    def _save_dicom_seg(self, path: Path, options: "SegOptions | None") -> None:
+        """Write a segmentation object that refers to the source series."""
+        from samgraft.domains.medical.dicom import DicomScene
+        from samgraft.domains.medical.dicom_seg_write import write_dicom_seg
+
+        if isinstance(self.source, DicomScene):
+            write_dicom_seg(path, self, self.source, options)
 
     def _save_geotiff(self, path: Path) -> None:
         """Write a label GeoTIFF with what is known in its tags."""
@@ -180,3 +211,21 @@ class Segmentation:
     def _told(self) -> dict[str, str]:
         """What a file says of its making."""
         return {**self.meta, "kind": self.kind, "from_ground_truth": str(self.from_ground_truth).lower()}
+
+
+def require_series(source: Scene | None, path: Path) -> None:
+    """Refuse a DICOM segmentation object of what is no DICOM series.
+
+    Raises:
+        GeometryError: names what there is, and where the labels can go instead.
+    """
+    from samgraft.domains.medical.dicom import DicomScene
+
+    if not isinstance(source, DicomScene):
+        what = "the source of the labels is unknown"
+        if source is not None:
+            what = f"{source.path.name} is a {source.format}"
+        raise GeometryError(
+            f"{path.name}: a DICOM segmentation object refers to the series that was segmented; {what}, which has no "
+            "study to refer to; segment the DICOM folder itself, or write .nii.gz"
+        )

@@ -137,6 +137,11 @@ class DataConfig:
     """"CT", "MR", ... decides the intensity window; None asks dataset.json and the file."""
     intensity: tuple[float, float] | None = None
     """Fixed window (lower, upper) in file units, mapped to [0, 1]; None fits one."""
+    normalise: Literal["percentile", "zscore"] | None = None
+    """How a scale is measured on every volume where it is not fixed; the adapter keeps the rule. None: percentiles for
+    MR, the soft-tissue window for CT, else as the file looks."""
+    normalise_range: tuple[float, float] | None = None
+    """What becomes 0 and 1: percentiles (0.5, 99.5), or standard deviations (-3, 3)."""
     bands: tuple[int, ...] | None = None
     """Zero-based raster bands shown as red, green, blue; None takes the first three."""
     foreground: float = 0.5
@@ -167,6 +172,11 @@ class DataConfig:
         if self.intensity is not None:
             low, high = self.intensity
             _check(low < high, f"data.intensity is {self.intensity}; expected lower < upper")
+            _check(self.normalise is None, "data.intensity and data.normalise both set the scale; give one of them")
+        _check(
+            self.normalise is not None or self.normalise_range is None,
+            f"data.normalise_range is {self.normalise_range}; it needs data.normalise: percentile or zscore",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

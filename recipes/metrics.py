@@ -1,16 +1,22 @@
-"""Dice and IoU of one case on its own grid, and tables that say over how many cases.
+"""Dice, IoU, and for volumes NSD, HD95 and volume error of one case on its own grid; tables say over how many cases.
 
-Convention for a class: both masks empty gives 1, only one empty gives 0. Means are over cases (within a
-patient first), never over pixels of pooled cases, and always come with n.
+Convention for a class: both masks empty gives 1 (HD95: 0 mm), only one empty gives 0 (HD95: the diagonal of the
+volume); no case is skipped. Means are over cases (within a patient first), never over pixels of pooled cases, and come
+with n.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.errors import ShapeError
+from samgraft.recipes.surface import NSD_TOLERANCE_MM, surface_score
+
+_MM3_PER_ML = 1000.0
+_FIGURES = (("dice", "dice"), ("iou", "iou"))
+_FIGURES_MM = (("nsd", "nsd"), ("hd95_mm", "hd95"), ("volume_error_ml", "volume_off"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,17 @@ class Score:
     """Elements of the class in the prediction."""
     group: str = ""
     """Patient or site; figures are averaged within a group first."""
+    nsd: float | None = None
+    """Normalised surface Dice, 0 to 1; None without a spacing."""
+    hd95: float | None = None
+    """mm."""
+    volume_error: float | None = None
+    """Predicted minus true volume in ml."""
+
+    @property
+    def volume_off(self) -> float | None:
+        """Size of the volume error in ml, whatever its sign."""
+        return None if self.volume_error is None else abs(self.volume_error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +81,8 @@ def score_case(
     *,
     ignore: int = -1,
     group: str = "",
+    spacing: Sequence[float] | None = None,
+    tolerance: float = NSD_TOLERANCE_MM,
 ) -> list[Score]:
     """Score every class of one case.
 
@@ -74,6 +93,8 @@ def score_case(
         classes: Label value -> name, without background.
         ignore: Value in ``truth`` that marks unknown elements.
         group: Patient or site; the case itself if empty.
+        spacing: mm per axis of the arrays; adds NSD, HD95 and volume error.
+        tolerance: mm within which borders count as equal, for NSD.
     """
     if predicted.shape != truth.shape:
         raise ShapeError(f"{case}: prediction is {predicted.shape}; truth is {truth.shape}; compare labels on one grid")
@@ -83,8 +104,18 @@ def score_case(
         p, t = (predicted == value) & known, (truth == value) & known
         dice, iou = overlap(p, t)
         size = {"truth_voxels": int(t.sum()), "predicted_voxels": int(p.sum())}
-        rows.append(Score(case=case, class_name=name, dice=dice, iou=iou, group=group or case, **size))
+        row = Score(case=case, class_name=name, dice=dice, iou=iou, group=group or case, **size)
+        rows.append(row if spacing is None else _in_mm(row, p, t, spacing, tolerance))
     return rows
+
+
+def _in_mm(
+    row: Score, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
+) -> Score:
+    """The same score with figures of the border and of the volume."""
+    border = surface_score(predicted, truth, spacing, tolerance=tolerance)
+    error = (row.predicted_voxels - row.truth_voxels) * float(np.prod(spacing)) / _MM3_PER_ML
+    return replace(row, nsd=border.nsd, hd95=border.hd95, volume_error=error)
 
 
 def summarise(name: str, values: Sequence[float]) -> Summary:
@@ -106,13 +137,14 @@ class MetricTable:
         self.scores.extend(scores)
 
     def summaries(self) -> list[Summary]:
-        """Dice and IoU per class, and ``dice/mean``, ``iou/mean`` over classes; each a mean over n groups."""
+        """Every figure per class, and its mean over classes as ``dice/mean``, ...; each a mean over n groups."""
         out: list[Summary] = []
         names = list(dict.fromkeys(s.class_name for s in self.scores))
-        for figure in ("dice", "iou"):
+        measured = bool(self.scores) and all(s.nsd is not None for s in self.scores)
+        for figure, field_name in (*_FIGURES, *(_FIGURES_MM if measured else ())):
             for name in names:
-                out.append(summarise(f"{figure}/{name}", self._per_group(figure, [name])))
-            out.append(summarise(f"{figure}/mean", self._per_group(figure, names)))
+                out.append(summarise(f"{figure}/{name}", self._per_group(field_name, [name])))
+            out.append(summarise(f"{figure}/mean", self._per_group(field_name, names)))
         return out
 
     def _per_group(self, figure: str, names: Sequence[str]) -> list[float]:

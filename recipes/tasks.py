@@ -219,7 +219,7 @@ class SegmentationTask(lightning.LightningModule):
         slab = {"slab": self.config.data.slab, "slab_overlap": self.config.data.slab_overlap}
         predicted = predict_semantic(self, case, **self._options(), **slab)
         classes = dict(enumerate(self.class_names, start=1))
-        rows = score_case(case.id, predicted, case.labels, classes, group=case.group)
+        rows = score_case(case.id, predicted, case.labels, classes, group=case.group, spacing=case.spacing)
         if number < _SAMPLES:
             middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
             caption = ", ".join(f"{r.class_name} Dice {r.dice:.2f}" for r in rows)

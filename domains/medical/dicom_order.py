@@ -54,6 +54,17 @@ class Slice:
     """RescaleIntercept."""
     padding: float | None
     """PixelPaddingValue (stored, unscaled), or None."""
+    frame: int | None = None
+    """Frame of a multi-frame file, from 0; None for a file that is one slice."""
+    stack: str = ""
+    """StackID of a multi-frame file."""
+    frame_of_reference: str = ""
+    """FrameOfReferenceUID; empty if the header has none."""
+
+    @property
+    def name(self) -> str:
+        """File name, and the frame as DICOM counts it (from 1)."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +79,9 @@ class Stack:
     """Remarks for the scene."""
 
 
-def stack_slices(slices: Sequence[Slice], path: Path, *, allow_gaps: bool, tolerance: float) -> Stack:
+def stack_slices(
+    slices: Sequence[Slice], path: Path, *, allow_gaps: bool, tolerance: float, step: float | None = None
+) -> Stack:
     """Order slices of equal size and direction, and check that they form a regular stack.
 
     Args:
@@ -76,36 +89,42 @@ def stack_slices(slices: Sequence[Slice], path: Path, *, allow_gaps: bool, toler
         path: folder, for messages.
         allow_gaps: leave None for missing slices instead of refusing.
         tolerance: largest distance in mm of a slice from its regular position.
+        step: distance of neighbouring slices in mm, where it is known (a segmentation whose empty frames were left
+            out); None takes the lower median of the distances that occur.
 
     Raises:
         InputError: duplicates, gaps, tilt or irregular spacing; the message lists positions in mm.
         GeometryError: direction cosines that are not orthonormal.
     """
-    first = slices[0]
-    normal = _normal(first, path)
+    normal = slice_normal(slices[0], path)
     along = np.array([float(s.position @ normal) for s in slices])
     order = np.argsort(along, kind="stable")
     ordered, along = [slices[i] for i in order], along[order]
+    lead = ordered[0]
     _refuse_duplicates(ordered, along, path)
-    numbers, notes = _numbers(along, path, allow_gaps=allow_gaps, tolerance=tolerance)
-    step, more = _step(ordered, numbers, normal, path)
+    numbers, notes = _numbers(along, path, allow_gaps=allow_gaps, tolerance=tolerance, base=step)
+    stride, more = _step(ordered, numbers, normal, path)
     in_place: list[Slice | None] = [None] * (int(numbers[-1]) + 1)
     for number, one in zip(numbers, ordered, strict=True):
         in_place[int(number)] = one
     affine = np.eye(4)
-    affine[:3, 0] = step
-    affine[:3, 1] = first.orientation[3:] * first.spacing[0]
-    affine[:3, 2] = first.orientation[:3] * first.spacing[1]
-    affine[:3, 3] = ordered[0].position
+    affine[:3, 0] = stride
+    affine[:3, 1] = lead.orientation[3:] * lead.spacing[0]
+    affine[:3, 2] = lead.orientation[:3] * lead.spacing[1]
+    affine[:3, 3] = lead.position
     try:
-        grid = Grid(shape=(len(in_place), *first.shape), affine=affine + 0.0, world="LPS")
+        grid = Grid(shape=(len(in_place), *lead.shape), affine=affine + 0.0, world="LPS")
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}; the DICOM headers are damaged") from error
     return Stack(slices=tuple(in_place), grid=grid, notes=(*notes, *more))
 
 
-def _normal(first: Slice, path: Path) -> NDArray[np.float64]:
-    """Unit normal of the slices; the two in-plane directions must be orthonormal."""
+def slice_normal(first: Slice, path: Path) -> NDArray[np.float64]:
+    """Unit normal of the slices.
+
+    Raises:
+        GeometryError: the two in-plane directions are not orthonormal.
+    """
     row, column = first.orientation[:3], first.orientation[3:]
     gram = np.array([row @ row, column @ column, row @ column])
     if not np.allclose(gram, [1.0, 1.0, 0.0], atol=1e-3):
@@ -116,12 +135,11 @@ def _normal(first: Slice, path: Path) -> NDArray[np.float64]:
 
 def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], path: Path) -> None:
     """Two slices at one position: a second phase, echo or copy, which must not be mixed."""
-    twice = np.flatnonzero(np.diff(along) < _DUPLICATE_MM)
+    twice = duplicates(along)
     if not twice.size:
         return
     lines = [
-        f"  {along[i]:.3f} mm: {ordered[i].path.name} ({ordered[i].uid}) and {ordered[i + 1].path.name} "
-        f"({ordered[i + 1].uid})"
+        f"  {along[i]:.3f} mm: {ordered[i].name} ({ordered[i].uid}) and {ordered[i + 1].name} ({ordered[i + 1].uid})"
         for i in twice[:_SHOWN]
     ]
     more = f"\n  and {twice.size - _SHOWN} more" if twice.size > _SHOWN else ""
@@ -133,17 +151,15 @@ def _refuse_duplicates(ordered: Sequence[Slice], along: NDArray[np.float64], pat
 
 
 def _numbers(
-    along: NDArray[np.float64], path: Path, *, allow_gaps: bool, tolerance: float
+    along: NDArray[np.float64], path: Path, *, allow_gaps: bool, tolerance: float, base: float | None = None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Index of each slice along D, from positions alone."""
     count = len(along)
     if count == 1:
         return np.zeros(1, dtype=np.int64), []
     steps = np.diff(along)
-    base = float(np.sort(steps)[(count - 2) // 2])
-    numbers = np.concatenate([[0], np.cumsum(np.maximum(np.rint(steps / base), 1))]).astype(np.int64)
-    spacing = float((along[-1] - along[0]) / numbers[-1])
-    off = np.abs(along - along[0] - numbers * spacing)
+    numbers = slice_numbers(along, base)
+    spacing, off = regularity(along, numbers)
     if off.max() > tolerance:
         worst = int(off.argmax())
         raise InputError(
@@ -152,7 +168,7 @@ def _numbers(
             "remove foreign slices or raise spacing_tolerance"
         )
     notes = [f"slices lie up to {off.max():.3f} mm off"] if off.max() > _DUPLICATE_MM else []
-    gaps = [(float(along[i]), float(along[i + 1]), int(n) - 1) for i, n in enumerate(np.diff(numbers)) if n > 1]
+    gaps = find_gaps(along, numbers)
     if gaps:
         text = ", ".join(f"{a:.2f} to {b:.2f} mm ({n} missing)" for a, b, n in gaps)
         if not allow_gaps:
@@ -164,6 +180,41 @@ def _numbers(
     return numbers, notes
 
 
+def slice_numbers(along: NDArray[np.float64], base: float | None = None) -> NDArray[np.int64]:
+    """Index of every slice in a regular stack, from 0, from its place in mm along the normal.
+
+    Args:
+        along: ascending, at least two places.
+        base: distance of neighbours in mm; None takes the lower median of the steps, which gaps do not move.
+    """
+    steps = np.diff(along)
+    unit = float(np.sort(steps)[(len(along) - 2) // 2]) if base is None else base
+    return np.concatenate([[0], np.cumsum(np.maximum(np.rint(steps / unit), 1))]).astype(np.int64)
+
+
+def duplicates(along: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices i of ascending places where slices i and i + 1 lie at the same one."""
+    return np.flatnonzero(np.diff(along) < _DUPLICATE_MM)
+
+
+def regularity(along: NDArray[np.float64], numbers: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
+    """Mean distance of neighbours in mm, and how far each slice lies from its regular place in mm."""
+    spacing = float((along[-1] - along[0]) / numbers[-1])
+    return spacing, np.abs(along - along[0] - numbers * spacing)
+
+
+def find_gaps(along: NDArray[np.float64], numbers: NDArray[np.int64]) -> list[tuple[float, float, int]]:
+    """Places in mm before and behind each gap, and how many slices are missing there."""
+    return [(float(along[i]), float(along[i + 1]), int(n) - 1) for i, n in enumerate(np.diff(numbers)) if n > 1]
+
+
+def tilt(step: NDArray[np.float64], normal: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Part of a step along the normal and beside it in mm, and the angle between the two in degrees."""
+    length = float(step @ normal)
+    sideways = float(np.linalg.norm(step - length * normal))
+    return length, sideways, float(np.degrees(np.arctan2(sideways, length)))
+
+
 def _step(
     ordered: Sequence[Slice], numbers: NDArray[np.int64], normal: NDArray[np.float64], path: Path
 ) -> tuple[NDArray[np.float64], list[str]]:
@@ -173,9 +224,7 @@ def _step(
         note = [] if claimed else ["single slice without thickness: 1 mm assumed"]
         return normal * (claimed or 1.0), note
     step: NDArray[np.float64] = (ordered[-1].position - ordered[0].position) / float(numbers[-1])
-    length = float(step @ normal)
-    sideways = float(np.linalg.norm(step - length * normal))
-    angle = float(np.degrees(np.arctan2(sideways, length)))
+    length, sideways, angle = tilt(step, normal)
     if angle > MAX_TILT_DEGREES:
         raise InputError(
             f"{path}: gantry tilt: slices are stacked {angle:.2f} degrees off their normal ({sideways:.3f} mm sideways "

@@ -4,6 +4,7 @@ Takes arrays in real-world values, gives float32 in [0, 1]. The scale is a small
 adapter, so that training and use agree.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from samgraft.domains.scene import Array, Scene
 from samgraft.errors import ConfigError, InputError
 
-Kind = Literal["ct_window", "percentile", "range"]
+Kind = Literal["ct_window", "percentile", "zscore", "range"]
+Measure = Literal["percentile", "zscore"]
 
 CT_WINDOWS: dict[str, tuple[float, float]] = {"soft": (400.0, 40.0), "lung": (1500.0, -160.0), "brain": (80.0, 40.0)}
 """Name -> (width, level) in HU."""
@@ -25,7 +27,10 @@ CT_LIKE_BELOW = -200.0
 """Values under this in data of unknown modality mean Hounsfield units (air is -1000)."""
 
 _SAMPLE = 4_000_000
-_KINDS = ("ct_window", "percentile", "range")
+_KINDS = ("ct_window", "percentile", "zscore", "range")
+_MEASURES = ("percentile", "zscore")
+NO_HU = "no Hounsfield units"
+"""Name of the finding that values cannot be those of a CT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,93 @@ class Intensity:
         return cls(kind=values["kind"], lower=lower, upper=upper, note=str(values.get("note", "")))
 
 
+@dataclass(frozen=True, kw_only=True)
+class IntensityRule:
+    """How a scale is measured on every image anew; stored with an adapter, where bounds are not fixed."""
+
+    kind: Measure = "percentile"
+    """"percentile" of the non-zero values, or "zscore": standard deviations around their mean."""
+    low: float = PERCENTILES[0]
+    """What becomes 0: a percentile, or a number of standard deviations (negative: below the mean)."""
+    high: float = PERCENTILES[1]
+    """What becomes 1."""
+
+    def __post_init__(self) -> None:
+        """Check kind and order."""
+        if self.kind not in _MEASURES:
+            raise ConfigError(f"intensity rule is {self.kind!r}; expected one of {', '.join(_MEASURES)}")
+        ends = (0.0, 100.0) if self.kind == "percentile" else (-np.inf, np.inf)
+        if not ends[0] <= self.low < self.high <= ends[1] or not np.isfinite([self.low, self.high]).all():
+            raise ConfigError(
+                f"intensity rule {self.kind} from {self.low} to {self.high}; expected low < high"
+                + (", both within 0 to 100" if self.kind == "percentile" else "")
+            )
+
+    def fit(self, source: Scene | Array) -> Intensity:
+        """Measure the scale of one image on its finite, valid, non-zero values."""
+        values = _sample(source)
+        used = values[values != 0].astype(np.float64)
+        if used.size == 0:
+            return Intensity(kind=self.kind, lower=0.0, upper=0.0, note="no non-zero value: constant image")
+        if self.kind == "zscore":
+            mean, deviation = float(used.mean()), float(used.std())
+            lower, upper = mean + self.low * deviation, mean + self.high * deviation
+            note = f"{self.low:g} to {self.high:g} standard deviations around the mean of non-zero values"
+        else:
+            lower, upper = (float(v) for v in np.percentile(used, (self.low, self.high)))
+            note = f"percentiles {self.low:g} and {self.high:g} of non-zero values"
+        if not upper > lower:
+            lower, upper = float(values.min()), float(values.max())
+        return Intensity(kind=self.kind, lower=lower, upper=upper, note=note)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"kind": self.kind, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "IntensityRule":
+        """Inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: missing or unknown keys, or bad values.
+        """
+        if set(values) != {"kind", "low", "high"}:
+            raise ConfigError(f"intensity rule has the keys {sorted(values)}; expected kind, low, high")
+        try:
+            return cls(kind=values["kind"], low=float(values["low"]), high=float(values["high"]))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"intensity rule {dict(values)!r}: {error}") from error
+
+
+def require_hu(scene: Scene) -> None:
+    """Refuse a volume whose values cannot be Hounsfield units: 8-bit, or without a negative value.
+
+    Air is -1000 HU and fat about -100, so a CT has negative values; a picture of one has not. Nothing is read if header
+    and dtype already exclude negative values, and one slice if that has them.
+
+    Raises:
+        InputError: names the range, and the way to use the file all the same.
+    """
+    if scene.trusted:
+        return
+    lowest = scene.value_range[0] if scene.value_range is not None else -np.inf
+    if lowest < 0 and _has_negative(scene):
+        return
+    found = "8-bit gray values" if scene.dtype == np.uint8 else f"{scene.dtype} without a negative value"
+    raise InputError(
+        f"{scene.path}: {NO_HU}: {found}, and the adapter was trained on CT, where air is -1000; convert the original "
+        "DICOM with its rescale slope and intercept. If the values are right all the same: add --trust-values, or call "
+        "scene.trust_values()"
+    )
+
+
+def _has_negative(scene: Scene) -> bool:
+    """Look at the middle slice, then at a sample of all."""
+    middle = scene.grid.shape[0] // 2
+    rest = tuple(slice(0, n) for n in scene.grid.shape[1:])
+    return bool((scene.read((slice(middle, middle + 1), *rest)) < 0).any()) or bool((_sample(scene) < 0).any())
+
+
 def ct_window(name_or_width: str | float, level: float | None = None) -> Intensity:
     """CT window by name ("soft", "lung", "brain") or by width and level in HU.
 
@@ -101,7 +193,9 @@ def ct_window(name_or_width: str | float, level: float | None = None) -> Intensi
     return Intensity(kind="ct_window", lower=centre - width / 2, upper=centre + width / 2, note=note)
 
 
-def fit_intensity(source: Scene | Array, modality: str | None = None, *, window: str = "soft") -> Intensity:
+def fit_intensity(
+    source: Scene | Array, modality: str | None = None, *, window: str = "soft", rule: IntensityRule | None = None
+) -> Intensity:
     """Choose a scale for a scene or array.
 
     CT takes a fixed window; uint8 takes 0..255; everything else takes percentiles of its finite, valid, non-zero
@@ -111,7 +205,10 @@ def fit_intensity(source: Scene | Array, modality: str | None = None, *, window:
         source: Scene (its pixels are read, sampled if large) or array in real-world values.
         modality: "CT", "MR", ...; None takes the scene's, or decides from the values.
         window: which CT window.
+        rule: measure the scale by this rule, whatever the modality; None decides as above.
     """
+    if rule is not None:
+        return rule.fit(source)
     known = modality or (source.modality if isinstance(source, Scene) else None)
     if known is not None and known.upper() == "CT":
         return ct_window(window)
@@ -133,13 +230,7 @@ def fit_intensity(source: Scene | Array, modality: str | None = None, *, window:
 
 def _percentiles(values: Array) -> Intensity:
     """Percentile scale of the non-zero values; degenerate data get equal bounds, which ``apply`` survives."""
-    used = values[values != 0]
-    if used.size == 0:
-        return Intensity(kind="percentile", lower=0.0, upper=0.0, note="no non-zero value: constant image")
-    lower, upper = (float(v) for v in np.percentile(used.astype(np.float64), PERCENTILES))
-    if not upper > lower:
-        lower, upper = float(values.min()), float(values.max())
-    return Intensity(kind="percentile", lower=lower, upper=upper, note="percentiles 0.5 and 99.5 of non-zero values")
+    return IntensityRule().fit(values)
 
 
 def _sample(source: Scene | Array) -> Array:

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from samgraft.domains.atomic import atomic_path, full_suffix
 from samgraft.domains.medical.orientation import check_shape, to_frame
-from samgraft.domains.scene import Array, NanPolicy, Scene, Window, as_labels, dtype_range, guard_finite
+from samgraft.domains.scene import (
+    Array,
+    NanPolicy,
+    Scene,
+    Window,
+    as_labels,
+    count_nonfinite,
+    dtype_range,
+    guard_finite,
+)
 from samgraft.errors import GeometryError, InputError
 from samgraft.grid import Grid
 
@@ -82,6 +91,10 @@ class ItkScene(Scene):
         voxels = self._raw(window)[list(channels)]
         return guard_finite(voxels, nan=self._nan, where=str(self.path), grid=self.grid, window=window)
 
+    def _nonfinite(self, window: Window) -> tuple[int, int]:
+        """Counted in the values as stored."""
+        return count_nonfinite(self._raw(window)) if self.dtype.kind == "f" else (0, 0)
+
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""
         if self._nan == "raise" or self.dtype.kind != "f":
@@ -92,6 +105,11 @@ class ItkScene(Scene):
     def is_loaded(self) -> bool:
         """True once a compressed file has been unpacked into memory."""
         return self._cache is not None
+
+    @property
+    def kept_bytes(self) -> int:
+        """An unpacked file is kept if it is not too large."""
+        return self.nbytes if self.nbytes <= CACHE_LIMIT and _is_compressed(self.path) else 0
 
     @property
     def cheap_slabs(self) -> bool:

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from samgraft.domains.atomic import atomic_path, full_suffix
 from samgraft.domains.medical.orientation import check_shape, to_frame
-from samgraft.domains.scene import Array, NanPolicy, Scene, Window, as_labels, dtype_range, guard_finite
+from samgraft.domains.scene import (
+    Array,
+    NanPolicy,
+    Scene,
+    Window,
+    as_labels,
+    count_nonfinite,
+    dtype_range,
+    guard_finite,
+)
 from samgraft.errors import GeometryError, InputError
 from samgraft.grid import Grid
 
@@ -77,6 +86,12 @@ class NiftiScene(Scene):
         return self._cache is not None
 
     @property
+    def kept_bytes(self) -> int:
+        """An unpacked file is kept if it is not too large."""
+        stored = int(np.prod(self.grid.shape, dtype=np.int64)) * self._proxy.dtype.itemsize
+        return stored if self._worth_caching() else 0
+
+    @property
     def cheap_slabs(self) -> bool:
         """False for a compressed file that is too large to keep: every slab is unpacked from the start."""
         return not full_suffix(self.path).endswith(".gz") or self._worth_caching()
@@ -89,6 +104,10 @@ class NiftiScene(Scene):
             checked = (checked.astype(np.float64) * self._slope + self._intercept).astype(np.float32)
         values = np.ascontiguousarray(checked, dtype=self.dtype)
         return np.stack([values] * len(channels))
+
+    def _nonfinite(self, window: Window) -> tuple[int, int]:
+        """Counted in the values as stored."""
+        return count_nonfinite(self._raw(window)) if self._proxy.dtype.kind == "f" else (0, 0)
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samgraft.errors import ConfigError, PromptError
 from samgraft.recipes.commands.everything import add_everything, everything_options
+from samgraft.recipes.commands.labels import add_seg, seg_options
 from samgraft.recipes.commands.mosaic import add_mosaic, by_tiles, reading_options, run_tiles
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
 from samgraft.recipes.commands.volume_options import add_volume, volume_options, volume_report
@@ -33,6 +35,8 @@ def run(arguments: Sequence[str]) -> None:
     keep_memory()
     several = len(values.input) > 1
     scene = None if several else open_scene(values.input[0], **reading_options(values))
+    if scene is not None:
+        _look_before(values, scene)
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
     options |= everything_options(values)
     tiled = by_tiles(values, scene)
@@ -47,9 +51,11 @@ def run(arguments: Sequence[str]) -> None:
         volume=volume_options(values),
         references=_references(values),
         better=better or None,
-        output=list(values.output),
+        output=[path for path in values.output if not _is_seg(path)],
         **options,
     )
+    for path in filter(_is_seg, values.output):
+        result.save(path, dicom=seg_options(values))
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -62,6 +68,36 @@ def run(arguments: Sequence[str]) -> None:
         say(f"nothing found: {result.meta['masks']}; lower those thresholds")
     for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
+
+
+def _look_before(values: argparse.Namespace, scene: "Scene") -> None:
+    """Trust values, refuse outputs and tell the memory, before anything is computed."""
+    from samgraft.domains.segmentation import require_series
+
+    if values.trust_values:
+        scene.trust_values()
+    for path in filter(_is_seg, values.output):
+        require_series(scene, Path(path))
+    if scene.kind == "volume":
+        say(_memory(values, scene))
+
+
+def _memory(values: argparse.Namespace, scene: "Scene") -> str:
+    """What the volume will take beside the network."""
+    from samgraft.adapters.bundle import read_meta
+    from samgraft.recipes.header import InputRecipe
+    from samgraft.recipes.plan.volume import volume_memory
+    from samgraft.recipes.prompting import coarsest_axis
+
+    axis = values.axis
+    if axis is None and values.adapter is not None:
+        axis = InputRecipe.from_meta(read_meta(values.adapter)).slice_axis
+    return volume_memory(scene, coarsest_axis(scene.grid) if axis is None else axis).text()
+
+
+def _is_seg(path: str) -> bool:
+    """True for a DICOM segmentation object, which has options of its own."""
+    return path.lower().endswith(".dcm")
 
 
 def _parser() -> PlainParser:
@@ -113,6 +149,10 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "-o", "--output", action="append", default=[], help="file to write, writer by suffix; repeatable"
     )
+    parser.add_argument(
+        "--trust-values", action="store_true", help="CT adapters: take values that do not look like Hounsfield units"
+    )
+    add_seg(parser)
     add_volume(parser)
     add_everything(parser)
     add_mosaic(parser)

@@ -56,6 +56,14 @@ class CaseArrays:
         """(h, w) of a slice."""
         return self.labels.shape[1], self.labels.shape[2]
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Spacing in mm per axis of ``labels`` (slices first); None where there is no volume in a patient."""
+        if self.axis is None or self.grid.world not in ("LPS", "RAS"):
+            return None
+        along = self.grid.spacing
+        return (along[self.axis], *(v for axis, v in enumerate(along) if axis != self.axis))
+
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Slice ``index`` as (3, h, w): copies of one channel, or its neighbours (edge slices repeat)."""
         if self.image.shape[1] == 3:

@@ -16,7 +16,7 @@ from samgraft.domains.datasets.image_mask import read_image_mask
 from samgraft.domains.datasets.index import Case, DatasetIndex, Split
 from samgraft.domains.datasets.nnunet import read_nnunet
 from samgraft.domains.datasets.raster_vector import read_raster_vector, split_by_number
-from samgraft.domains.medical.intensity import ct_window, fit_intensity
+from samgraft.domains.medical.intensity import PERCENTILES, IntensityRule, ct_window, fit_intensity
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import DataConfig, Kind
@@ -154,9 +154,21 @@ def _recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, An
     """Scale for the adapter's header; None means: chosen per image, as ``look_at`` does."""
     if config.intensity is not None:
         return {"kind": "range", "lower": config.intensity[0], "upper": config.intensity[1], "note": "data.intensity"}
+    rule = intensity_rule(config, modality)
+    if rule is not None:
+        return rule.to_dict()
     if config.layout == "raster_vector":
         return stretch_recipe()
     return ct_window("soft").to_dict() if modality == "CT" else None
+
+
+def intensity_rule(config: DataConfig, modality: str | None) -> IntensityRule | None:
+    """How a scale is measured on every volume, or None where it is fixed or left to the file."""
+    kind = config.normalise
+    if kind is None:
+        return IntensityRule() if modality == "MR" and config.intensity is None else None
+    low, high = config.normalise_range or (PERCENTILES if kind == "percentile" else (-3.0, 3.0))
+    return IntensityRule(kind=kind, low=low, high=high)
 
 
 def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
@@ -164,8 +176,9 @@ def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
     look = look_at(scene, config.bands)
     if config.intensity is not None:
         return fixed_look(look, lower=config.intensity[0], upper=config.intensity[1])
-    if modality is not None and scene.kind == "volume":
-        scale = fit_intensity(scene, modality)
+    rule = intensity_rule(config, modality)
+    if (modality is not None or rule is not None) and scene.kind == "volume":
+        scale = fit_intensity(scene, modality, rule=rule)
         return fixed_look(look, lower=scale.lower, upper=scale.upper)
     return look
 

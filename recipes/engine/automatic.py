@@ -33,6 +33,7 @@ from samgraft.recipes.engine.slices import pictures
 from samgraft.recipes.ground import at_trained_gsd, on_source
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
+from samgraft.recipes.plan.volume import require_memory
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 from samgraft.recipes.representations.classes import class_probabilities
@@ -151,6 +152,7 @@ def _volume(
 ) -> Segmentation:
     """Slice by slice along the recorded axis, or slab by slab with logits blended where they overlap."""
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
+    require_memory(scene, axis, classes=max(recorded.classes))
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
     shape, network = plane_shape(scene.grid.shape, axis), steps(grafted, recorded.maps)

@@ -7,9 +7,9 @@ from typing import Any
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.graft import Grafted
-from samgraft.domains.medical.intensity import fit_intensity
+from samgraft.domains.medical.intensity import IntensityRule, fit_intensity, require_hu
 from samgraft.domains.scene import Scene
-from samgraft.errors import CheckpointError
+from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_as_recorded, look_at, look_within
@@ -72,17 +72,36 @@ class Recorded:
         side = max(shape) if self.window is None else min(self.window, *shape)
         return side / self.size
 
+    @property
+    def rule(self) -> IntensityRule | None:
+        """How the scale is measured on every image; None where it is fixed, or the header says nothing.
+
+        Raises:
+            CheckpointError: the header has a rule that this version cannot read.
+        """
+        scale = self.intensity or {}
+        if scale.get("kind") not in ("percentile", "zscore"):
+            return None
+        try:
+            return IntensityRule.from_dict(scale)
+        except ConfigError as error:
+            raise CheckpointError(f"the adapter's header: {error}") from error
+
     def look(self, scene: Scene) -> Look:
         """Channels and scale for ``scene``, chosen as for a training case.
 
-        A recorded window of fixed values (CT, or set by hand) is used; percentiles are measured on every scene.
+        A recorded window of fixed values (CT, or set by hand) is used; percentiles and standard deviations are measured
+        on every scene, by the recorded rule.
 
         Raises:
-            InputError: the scene has not the channels that the adapter was trained on.
+            InputError: the scene has not the channels that the adapter was trained on, or cannot hold Hounsfield units
+                where it was trained on CT.
             CheckpointError: the recorded window is not one.
         """
         scale = self.intensity or {}
         kind = scale.get("kind")
+        if scene.kind == "volume" and (kind == "ct_window" or (kind is None and self.modality.upper() == "CT")):
+            require_hu(scene)
         if kind == "stretch" and scene.kind == "raster":
             return look_as_recorded(scene, self.recipe.bands, scale)
         if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
@@ -92,8 +111,9 @@ class Recorded:
                     f"the adapter's header has intensity {dict(scale)!r}; expected numbers lower and upper"
                 )
             return look_within(scene, self.recipe.bands, lower=float(lower), upper=float(upper))
-        if self.modality and scene.kind == "volume":
-            fitted = fit_intensity(scene, self.modality)
+        rule = self.rule
+        if (self.modality or rule is not None) and scene.kind == "volume":
+            fitted = fit_intensity(scene, self.modality, rule=rule)
             return look_within(scene, self.recipe.bands, lower=fitted.lower, upper=fitted.upper)
         return look_at(scene, self.recipe.bands)
 

@@ -14,9 +14,10 @@ from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_
 from samgraft.adapters.graft import Grafted
 from samgraft.adapters.prompts.improve import Improvement
 from samgraft.domains.atomic import full_suffix
+from samgraft.domains.medical.dicom import DicomScene
 from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
-from samgraft.domains.segmentation import SUFFIXES, Segmentation
+from samgraft.domains.segmentation import DICOM_SUFFIXES, SUFFIXES, Segmentation, require_series
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
@@ -95,7 +96,8 @@ def segment(
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
     _check_asked(prompts, references, better, records, adapter, volume)
-    targets, source = _targets(output), scene if isinstance(scene, Scene) else open_scene(scene)
+    source = scene if isinstance(scene, Scene) else open_scene(scene)
+    targets = _targets(output, source)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
@@ -116,9 +118,7 @@ def segment(
     finally:
         if opened and grafted is not None:
             grafted.detach()
-    for path in targets:
-        result.save(path)
-    return result
+    return _finished(result, source, adapter, targets)
 
 
 def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands: Sequence[int] | None) -> Recorded:
@@ -275,11 +275,25 @@ def _backbone(source: str | PathLike[str] | Backbone) -> Backbone:
     return source if isinstance(source, Backbone) else load_backbone(source)
 
 
-def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None) -> list[Path]:
+def _finished(
+    result: Segmentation, source: Scene, adapter: str | PathLike[str] | Grafted | None, targets: Sequence[Path]
+) -> Segmentation:
+    """The result with its series (DICOM) and adapter file, written to every target."""
+    facts = {}
+    if adapter is not None and not isinstance(adapter, Grafted):
+        facts = {"adapter": Path(adapter).name, "adapter_sha256": str(read_header(adapter).get("tensors_sha256", ""))}
+    result = result.about(source=source if isinstance(source, DicomScene) else None, meta=facts)
+    for path in targets:
+        result.save(path)
+    return result
+
+
+def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
     """Outputs as paths; what cannot be written is said before the work begins.
 
     Raises:
         ConfigError: a suffix without a writer.
+        GeometryError: a DICOM segmentation object of what is no DICOM series.
         OutputError: a folder that does not exist.
     """
     if output is None:
@@ -289,6 +303,8 @@ def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None)
         suffix = full_suffix(path)
         if suffix not in SUFFIXES:
             raise ConfigError(f"{path.name}: unknown suffix {suffix!r}; expected one of {', '.join(SUFFIXES)}")
+        if suffix in DICOM_SUFFIXES:
+            require_series(source, path)
         if not path.parent.is_dir():
             raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
     return paths

@@ -97,7 +97,7 @@ def refused(file: Path, message: str, error: type[Exception] = CheckpointError, 
     assert tree(backbone) == names
 
 
-def test_foreign_and_damaged_files(tmp_path: Path) -> None:
+def test_wrong_and_truncated_adapters_are_refused(tmp_path: Path) -> None:
     file = save_bundle(tmp_path / "a.graft", make())
     data = file.read_bytes()
     refused(tmp_path / "none.graft", "there is no adapter file .*none.graft")
@@ -114,7 +114,7 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
     refused(file, "no samgraft adapter")
 
 
-def test_tensors_and_header_that_do_not_fit(tmp_path: Path) -> None:
+def test_adapters_with_nan_or_other_tensors_are_refused(tmp_path: Path) -> None:
     from samgraft.adapters.bundle import tensors_hash
 
     file = save_bundle(tmp_path / "a.graft", make())

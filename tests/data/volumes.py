@@ -16,6 +16,9 @@ SHAPE = (5, 6, 7)
 
 Tweak = Callable[[int, Any], bool]
 
+FRAME = "1.2.3.99"
+"""FrameOfReferenceUID of every DICOM file here."""
+
 
 def ramp(shape: tuple[int, int, int] = SHAPE, dtype: str = "int16") -> NDArray[Any]:
     """Volume (D, H, W) in which every voxel has its own value, -100 upwards."""
@@ -135,7 +138,7 @@ def _dataset(pixels: NDArray[Any], series: str, index: int) -> Any:
     head.SOPInstanceUID = head.file_meta.MediaStorageSOPInstanceUID = f"{series}.{index + 1}"
     head.SeriesInstanceUID, head.StudyInstanceUID = series, "1.2.3"
     head.SeriesDescription = f"series {series.rsplit('.', 1)[-1]}"
-    head.Modality = "CT"
+    head.Modality, head.FrameOfReferenceUID = "CT", FRAME
     head.PatientID = head.PatientName = "phantom"
     head.Rows, head.Columns = pixels.shape
     head.SamplesPerPixel, head.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -144,3 +147,96 @@ def _dataset(pixels: NDArray[Any], series: str, index: int) -> Any:
     head.SliceThickness = 2.5
     head.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
     return head
+
+
+def enhanced(
+    path: Path,
+    volume: NDArray[Any],
+    *,
+    step: float = 2.5,
+    spacing: tuple[float, float] = (0.8, 0.6),
+    tweak: Callable[[Any], None] | None = None,
+    packed: bool = False,
+) -> Path:
+    """Write (D, H, W) as one enhanced CT; frames are stored in shuffled order, so only their positions tell it.
+
+    Args:
+        path: file to write.
+        volume: 16-bit.
+        step: distance of slices in mm.
+        spacing: between rows, between columns, mm.
+        tweak: called with the dataset before writing.
+        packed: run-length packed pixels.
+    """
+    from pydicom.dataset import Dataset
+    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+    order = np.random.default_rng(2).permutation(len(volume))
+    head = _dataset(volume[0], "1.2.3.8", 0)
+    head.SOPClassUID = head.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    head.NumberOfFrames = len(volume)
+    head.PixelData = volume[order].astype(volume.dtype.newbyteorder("<")).tobytes()
+    del head.SliceThickness
+    shared, measures, direction, values = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [spacing[0], spacing[1]], 2.5
+    direction.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 2, -10, "HU"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [direction]
+    shared.PixelValueTransformationSequence = [values]
+    head.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for number in order:
+        own, place, content = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [-20.5, 13.25, 100.0 + step * float(number)]
+        content.StackID, content.InStackPositionNumber = "1", int(number) + 1
+        own.PlanePositionSequence, own.FrameContentSequence = [place], [content]
+        groups.append(own)
+    head.PerFrameFunctionalGroupsSequence = groups
+    head.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if tweak is not None:
+        tweak(head)
+    if packed:
+        head.compress(RLELossless)
+    head.save_as(path, enforce_file_format=True)
+    return path
+
+
+def rtstruct(
+    path: Path, structures: dict[str, list[NDArray[np.float64]]], *, frame: str = FRAME, series: str = "1.2.3.1"
+) -> Path:
+    """Write closed contours, each (n, 3) in LPS mm, by name of the structure."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    head = Dataset()
+    head.file_meta = FileMetaDataset()
+    head.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    head.SOPClassUID = head.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
+    head.SOPInstanceUID = head.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+    head.SeriesInstanceUID, head.StudyInstanceUID, head.Modality = "1.2.3.77", "1.2.3", "RTSTRUCT"
+    referred, study, one = Dataset(), Dataset(), Dataset()
+    one.SeriesInstanceUID = series
+    study.RTReferencedSeriesSequence = [one]
+    referred.FrameOfReferenceUID, referred.RTReferencedStudySequence = frame, [study]
+    head.ReferencedFrameOfReferenceSequence = [referred]
+    named, drawn = [], []
+    for number, (name, contours) in enumerate(structures.items(), start=1):
+        roi, lines = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID = number, name, frame
+        lines.ReferencedROINumber, lines.ContourSequence = number, [_contour(c) for c in contours]
+        named.append(roi)
+        drawn.append(lines)
+    head.StructureSetROISequence, head.ROIContourSequence = named, drawn
+    head.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _contour(points: NDArray[np.float64]) -> Any:
+    """One contour item; fewer than three points make a point or a line."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.ContourGeometricType = "CLOSED_PLANAR" if len(points) > 2 else "POINT"
+    item.NumberOfContourPoints = len(points)
+    item.ContourData = [f"{v:.6f}" for v in np.asarray(points).ravel()]
+    return item

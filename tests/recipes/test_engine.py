@@ -146,7 +146,7 @@ def test_negative_points_and_padding_reach_the_decoder():
     assert prompts.labels is not None and prompts.labels.tolist() == [[1, 0]]
 
 
-def test_outside_names_the_extent():
+def test_prompts_outside_the_image_name_the_extent():
     with pytest.raises(PromptError, match=r"\(64, 3\) lies outside the image: x 0\.\.63, y 0\.\.31"):
         segment_points(Oracle(), torch.zeros(3, 32, 64), torch.tensor([[64.0, 3.0]]))
     with pytest.raises(PromptError, match=r"x 0\.\.63"):

@@ -85,7 +85,7 @@ def test_big_endian_and_two_dimensional_files(tmp_path: Path) -> None:
     assert np.array_equal(flat.read()[0, 0], volumes.ramp()[0])
 
 
-def test_nan_is_counted_and_placed_or_filled_on_request(tmp_path: Path) -> None:
+def test_nan_and_inf_voxels_are_counted_and_placed_or_filled(tmp_path: Path) -> None:
     array = volumes.ramp(dtype="float32").transpose(2, 1, 0).copy()
     array[3, 2, 1], array[4, 4, 4] = np.nan, np.inf
     for name in ("a.nii", "a.nii.gz"):
@@ -98,7 +98,7 @@ def test_nan_is_counted_and_placed_or_filled_on_request(tmp_path: Path) -> None:
         assert np.argwhere(~scene.valid()).tolist() == [[1, 2, 3], [4, 4, 4]]
 
 
-def test_frames_must_be_chosen(tmp_path: Path) -> None:
+def test_frames_of_4d_must_be_chosen_and_5d_is_refused(tmp_path: Path) -> None:
     array = np.stack([volumes.ramp().transpose(2, 1, 0), volumes.ramp().transpose(2, 1, 0) + 5], axis=-1)
     path = volumes.nifti(tmp_path / "a.nii.gz", array, np.eye(4))
     with pytest.raises(InputError, match=r"4D \(7, 6, 5, 2\) with 2 frames.*frame=0 to 1"):
@@ -113,7 +113,7 @@ def test_frames_must_be_chosen(tmp_path: Path) -> None:
         open_scene(five)
 
 
-def test_rgb_and_complex_are_named(tmp_path: Path) -> None:
+def test_rgb_nifti_and_complex_are_named(tmp_path: Path) -> None:
     rgb = np.zeros((4, 3, 2), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii")
     with pytest.raises(InputError, match="voxels are RGB"):
@@ -123,7 +123,7 @@ def test_rgb_and_complex_are_named(tmp_path: Path) -> None:
         open_scene(tmp_path / "c.nii")
 
 
-def test_bad_geometry_is_refused_at_load(tmp_path: Path) -> None:
+def test_singular_affine_and_pixdim_0_are_refused_at_load(tmp_path: Path) -> None:
     array = volumes.ramp().transpose(2, 1, 0)
 
     def singular(header: nib.Nifti1Header) -> None:
@@ -189,7 +189,7 @@ def test_labels_above_255_keep_their_value_and_others_are_refused(tmp_path: Path
     assert open_scene(tmp_path / "g.nii").read_labels().dtype == np.uint32
 
 
-def test_label_on_another_grid_reports_the_distance(tmp_path: Path) -> None:
+def test_label_of_another_origin_reports_the_distance(tmp_path: Path) -> None:
     array = volumes.ramp().transpose(2, 1, 0)
     moved = np.eye(4)
     moved[:3, 3] = (3, 0, 4)

@@ -5,8 +5,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from samgraft.domains import fit_intensity, open_scene, write_itk, write_nifti
+from samgraft.domains.medical.dicom import DicomScene
+from samgraft.domains.medical.orientation import place_labels
+from samgraft.domains.medical.rtstruct import rasterise, read_rtstruct
+from samgraft.domains.segmentation import Segmentation
 
 pytestmark = pytest.mark.medical
 PICTURES = (".png", ".jpg", ".tif")
@@ -60,3 +65,48 @@ def test_ct_is_found_from_the_values(shared_data: Path) -> None:
     assert (ct.kind, ct.lower, ct.upper) == ("ct_window", -160.0, 240.0)
     mr = fit_intensity(open_scene(shared_data / "medical" / "sarcoma_mr" / "imagesTr" / "STS_019_0000.nii.gz"))
     assert mr.kind == "percentile" and 0 < mr.lower < mr.upper
+
+
+@pytest.mark.parametrize(("modality", "folder"), [("CT", "sarcoma_ct"), ("MR_T1", "sarcoma_mr")])
+def test_rtstruct_of_a_patient_equals_the_nifti_mask(shared_data: Path, modality: str, folder: str) -> None:
+    patient = shared_data / "medical" / "sarcoma_dicom" / "STS_019" / modality
+    scene = open_scene(patient / "image")
+    assert isinstance(scene, DicomScene)
+    found, classes, notes = rasterise(read_rtstruct(patient / "mask" / "RS.dcm"), scene)
+    truth = open_scene(shared_data / "medical" / folder / "labelsTr" / "STS_019.nii.gz")
+    want = place_labels(truth.read_labels(), truth.grid, scene.grid, what="NIfTI mask", tolerance=0.01)
+    a, b = found > 0, want > 0
+    dice = 2 * (a & b).sum() / (a.sum() + b.sum())
+    assert len(classes) == 1 and not notes
+    assert dice >= 0.98, f"{modality}: Dice {dice:.4f}, {a.sum()} and {b.sum()} voxels"
+
+
+@pytest.mark.parametrize(("modality", "folder"), [("CT", "sarcoma_ct"), ("MR_T1", "sarcoma_mr")])
+def test_dicom_seg_of_a_patient_is_read_alike_by_three(
+    shared_data: Path, tmp_path: Path, modality: str, folder: str
+) -> None:
+    hd = pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
+    scene = open_scene(shared_data / "medical" / "sarcoma_dicom" / "STS_019" / modality / "image")
+    truth = open_scene(shared_data / "medical" / folder / "labelsTr" / "STS_019.nii.gz")
+    labels = place_labels(truth.read_labels(), truth.grid, scene.grid, what="NIfTI mask", tolerance=0.01)
+    found = Segmentation(labels=labels, grid=scene.grid, kind="semantic", classes={1: "gross_tumour_volume"})
+    seg = found.about(source=scene).save(tmp_path / "seg.dcm")
+    want = scene.grid.to_world(np.argwhere(labels).astype(np.float64))
+    volume = hd.seg.segread(seg).get_volume(combine_segments=True)
+    by_highdicom = np.argwhere(volume.array) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    head = pydicom.dcmread(seg)
+    shared, frames = head.SharedFunctionalGroupsSequence[0], head.PerFrameFunctionalGroupsSequence
+    row, column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    down, across = (float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing)
+    by_pydicom = np.concatenate([
+        np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        + np.argwhere(pixels) @ np.array([column * down, row * across])
+        for frame, pixels in zip(frames, head.pixel_array, strict=True)
+    ])  # fmt: skip
+    image = SimpleITK.ReadImage(str(seg))  # ITK stacks frames by their own order; only voxel values are compared
+    assert int((SimpleITK.GetArrayFromImage(image) > 0).sum()) == len(want)
+    for other in (by_highdicom, by_pydicom):
+        assert other.shape == want.shape
+        one, two = (np.array(sorted(map(tuple, np.round(p, 3)))) for p in (want, other))
+        assert np.abs(one - two).max() < 2e-3

@@ -1,0 +1,81 @@
+"""What segmenting a volume takes beside the network: the label map, and as much of the volume as has to be held.
+
+Slices along the first axis are read one by one where the file allows it; across it, or from a packed file that is too
+large to keep, the whole volume is read at once. The estimate is made from the header, before any voxel is read.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samgraft.domains.scene import Scene, label_dtype
+from samgraft.errors import ConfigError
+from samgraft.recipes.plan.machine import free_memory
+
+_COPIES = 2
+_SLICES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeMemory:
+    """Bytes, estimated."""
+
+    labels: int
+    """The result."""
+    pixels: int
+    """Voxels and their validity, held at once at the peak."""
+    free: int
+    """What the machine can give."""
+    whole: bool
+    """True if the whole volume is read at once."""
+
+    @property
+    def total(self) -> int:
+        """Labels and voxels together."""
+        return self.labels + self.pixels
+
+    def text(self) -> str:
+        """One line."""
+        how = "read at once" if self.whole else "read slice by slice"
+        return (
+            f"memory beside the network: {_gb(self.total)} (labels {_gb(self.labels)}, voxels {_gb(self.pixels)}, "
+            f"{how}), free: {_gb(self.free)}"
+        )
+
+
+def volume_memory(scene: Scene, axis: int, *, classes: int = 1) -> VolumeMemory:
+    """Estimate what a volume takes.
+
+    Args:
+        scene: a volume; only its header is used.
+        axis: array axis that is cut into slices.
+        classes: largest label of the result.
+    """
+    voxels = int(np.prod(scene.grid.shape, dtype=np.int64))
+    whole = axis != 0 or not scene.cheap_slabs
+    if whole:
+        pixels = _COPIES * scene.nbytes + voxels + scene.kept_bytes
+    else:
+        pixels = scene.kept_bytes + _SLICES * (_COPIES * scene.nbytes + voxels) // scene.grid.shape[0]
+    labels = voxels * label_dtype(classes).itemsize
+    return VolumeMemory(labels=labels, pixels=pixels, free=free_memory(), whole=whole)
+
+
+def require_memory(scene: Scene, axis: int, *, classes: int = 1) -> VolumeMemory:
+    """The estimate, if it fits.
+
+    Raises:
+        ConfigError: it does not; the message says how much is missing and what needs less.
+    """
+    need = volume_memory(scene, axis, classes=classes)
+    if need.total > need.free:
+        less = "unpack the file (.nii, .mha uncompressed) and cut along axis 0, so that slices are read one by one"
+        raise ConfigError(
+            f"{scene.path}: {scene.grid.shape} voxels do not fit: {need.text()}; "
+            + (less if need.whole else "crop the volume, or use a machine with more memory")
+        )
+    return need
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
