@@ -2,7 +2,7 @@
 
     image (reduced) -> stages at 1/4, 1/8, 1/16
     1/16 -> x2, joined with 1/8 -> two convs, norm, leaky ReLU -> x2, joined with 1/4 -> two convs, norm, leaky ReLU
-      -> conv, norm, ReLU -> conv -> tanh -> the neck's grid: one dense prompt (C, h, w) per class
+      -> conv, norm, ReLU -> conv -> b tanh(x / b) -> the neck's grid: one dense prompt (C, h, w) per class
 
 There are no points, and SAM stays frozen: the gradient goes through its mask decoder to the prompt. The image is
 reduced by a factor of a quarter of the patch, so that the pyramid's 1/4 is the neck's grid, as with the published 256
@@ -22,6 +22,9 @@ Deviations:
     the published channels are an option. Group norm stands for batch norm, since batches are small. The published
     decoder counts 512 parameters more, of a norm that is never used. Maps are resized by pixel centres (published:
     aligned corners). The released code keeps the checkpoint with the best IoU on the test set.
+    The bound is 8 instead of 1. The prompt is added to the neck, whose values have a root mean square of 0.84 in
+    graft-tiny, and within 1 it cannot switch the decoder off: on toy images without an object 71 to 113 of 1,024 cells
+    stayed foreground after 150 steps with a bound of 1, 8 to 11 with 2, up to 3 with 4, and none with 8.
 """
 
 from collections.abc import Mapping
@@ -32,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samgraft.adapters.config import check_choice
+from samgraft.adapters.config import check_choice, check_positive
 from samgraft.adapters.prompts.autosam import no_mask_cell, residual
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.errors import ConfigError
@@ -60,7 +63,9 @@ class AutoSamPyramidConfig(PrompterConfig):
     shrink: int | None = None
     """The encoder sees the image reduced by this factor; None: a quarter of the patch."""
     tanh: bool = True
-    """Bound the prompt to (-1, 1), as published."""
+    """Bound the prompt by a tanh, as published."""
+    bound: float = 8.0
+    """What it is bound to: (-bound, bound); published: 1."""
     min_max: bool = False
     """Scale each class map by its own smallest and largest value, as published; nothing can be empty then."""
     init: Literal["identity", "published"] = "identity"
@@ -75,6 +80,7 @@ class AutoSamPyramidConfig(PrompterConfig):
             )
         if len(self.widths) != 3 or any(width < 8 or width % 8 for width in self.widths):
             raise ConfigError(f"autosam_pyramid: widths are {list(self.widths)}; expected three multiples of 8")
+        check_positive(self.method, "bound", self.bound)
         if self.shrink is not None and self.shrink < 1:
             raise ConfigError(f"autosam_pyramid: shrink is {self.shrink}; expected at least 1")
 
@@ -114,7 +120,8 @@ class AutoSamPyramid(PromptGenerator):
             size = [-(-side // self.shrink) for side in image.shape[-2:]]
             seen = functional.interpolate(seen, size=size, mode="area")
         prompt = self.decoder(self.encoder(seen))
-        prompt = prompt.tanh() if self.config.tanh else prompt
+        if self.config.tanh:
+            prompt = self.config.bound * (prompt / self.config.bound).tanh()
         dense = resize(prompt, (height, width)).unflatten(1, (self.num_classes, -1)).flatten(0, 1)
         index = torch.arange(batch, device=image.device).repeat_interleave(self.num_classes)
         return Prompts(image_index=index, dense=dense + self.no_mask if self.config.init == "identity" else dense)

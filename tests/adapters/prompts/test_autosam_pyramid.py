@@ -40,10 +40,13 @@ def test_starts_at_the_unprompted_mask(size: tuple[int, int]) -> None:
 def test_published_prompt_is_bounded_and_takes_the_place_of_no_mask() -> None:
     backbone, image = toy_backbone(), toy_image(96, 64)
     features = backbone.encode(image)
-    prompter = AutoSamPyramidConfig(init="published", widths=(16, 16, 24)).build(backbone)
+    prompter = AutoSamPyramidConfig(init="published", bound=1.0, widths=(16, 16, 24)).build(backbone)
     with torch.no_grad():
         prompter.decoder.last.bias += 50
         assert torch.equal(prompter(features, image, {}).dense, torch.ones(2, 32, 12, 8))
+        wide = AutoSamPyramidConfig(init="published", widths=(16, 16, 24)).build(backbone)
+        wide.load_state_dict(prompter.state_dict())
+        assert float(wide(features, image, {}).dense.min()) == pytest.approx(8, abs=0.01)
         free = AutoSamPyramidConfig(init="published", tanh=False, widths=(16, 16, 24)).build(backbone)
         free.load_state_dict(prompter.state_dict())
         assert free(features, image, {}).dense.min() > 40
@@ -87,7 +90,7 @@ def test_min_max_always_finds_something() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [AutoSamConfig(channels=32), AutoSamPyramidConfig(widths=(16, 16, 24), tanh=False)],
+    [AutoSamConfig(channels=32), AutoSamPyramidConfig(widths=(16, 16, 24))],
     ids=lambda c: c.method,
 )
 def test_learns_to_say_nothing(config: Any) -> None:
@@ -126,6 +129,7 @@ def test_learns_to_say_nothing(config: Any) -> None:
         ({"widths": (16, 16)}, r"widths are \[16, 16\]; expected three multiples of 8"),
         ({"widths": (16, 20, 24)}, "expected three multiples of 8"),
         ({"shrink": 0}, "shrink is 0"),
+        ({"bound": 0.0}, "bound is 0"),
         ({"num_classes": 0}, "num_classes 0, depth 1"),
         ({"init": "zero"}, "init is 'zero'"),
     ],
