@@ -151,7 +151,9 @@ def marked(labels: Array, known: NDArray[np.bool_]) -> Array:
     if known.all():
         return labels
     wider = np.promote_types(labels.dtype, np.int8)
-    return np.where(known, labels, NO_DATA).astype(np.int64 if wider.kind == "f" else wider)
+    found = labels.astype(np.int64 if wider.kind == "f" else wider)
+    found[~known] = NO_DATA
+    return found
 
 
 def readable(tile: Tile, read: Callable[[Tile], Any]) -> Any:

@@ -125,8 +125,8 @@ def test_dask_writes_the_same_bytes(
 
 def test_an_area_of_interest(tmp_path: Path, classes: Path) -> None:
     path = write_raster(tmp_path / "r.tif", colours())
-    x0, y0 = NORTH_UP * (20, 30)
-    x1, y1 = NORTH_UP * (90, 110)
+    x0, y0 = NORTH_UP @ (20, 30)
+    x1, y1 = NORTH_UP @ (90, 110)
     ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
@@ -144,7 +144,7 @@ def test_several_files_are_one_mosaic(tmp_path: Path, classes: Path) -> None:
     image = colours()
     whole = write_raster(tmp_path / "whole.tif", image)
     left = write_raster(tmp_path / "left.tif", image[:, :, :96])
-    moved = NORTH_UP * Affine.translation(96, 0)
+    moved = NORTH_UP @ Affine.translation(96, 0)
     right = write_raster(tmp_path / "right.tif", image[:, :, 96:], transform=moved)
     segment_mosaic(whole, tmp_path / "a.tif", adapter=classes, options=MosaicOptions(tile=64))
     segment_mosaic([left, right], tmp_path / "b.tif", adapter=classes, options=MosaicOptions(tile=64))
