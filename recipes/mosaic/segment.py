@@ -29,10 +29,10 @@ from samgraft.recipes.mosaic.everything import EverythingInfer
 from samgraft.recipes.mosaic.gather import classes_of
 from samgraft.recipes.mosaic.infer import Source, TileInfer
 from samgraft.recipes.mosaic.journal import Journal, work_folder
+from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.plan import TilePlan, plan_for_objects, plan_tiles
 from samgraft.recipes.mosaic.provenance import Provenance
 from samgraft.recipes.mosaic.run import MosaicSummary, OnBad, Tell, run_mosaic
-from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.windows import AdapterInfer
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]

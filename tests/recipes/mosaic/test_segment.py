@@ -215,7 +215,7 @@ def test_one_command_writes_polygons_and_a_report(
     words = ["segment", str(path), "--adapter", str(objects), "-o", str(output), "--report", "--tile", "128"]
     assert cli.main([*words, "--overlap", "48"]) == 0
     text = capsys.readouterr().out
-    assert "object in 4 tiles (0 without data)" in text and f"wrote {output}" in text
+    assert "object in 6 tiles (0 without data)" in text and f"wrote {output}" in text
     page = (tmp_path / "out.gpkg.report.html").read_text()
     assert "Segmentation of r.tif" in page and "Full size: rows" in page and page.count("data:image/png") >= 2
     assert len(raw.read(output)[2]) == int(text.split(" object in")[0].replace(",", ""))
