@@ -9,7 +9,7 @@ it anew; what the first one found stays.
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -173,7 +173,7 @@ class _Run:
         self.plan, self.kind, self.journal, self.new = plan, kind, journal, 0
         self._infer, self._engine, self._on_bad, self._tell = infer, engine, on_bad_tile, tell
 
-    def arriving(self) -> Iterator[tuple[Tile, bytes | None]]:
+    def arriving(self) -> Generator[tuple[Tile, bytes | None], None, None]:
         """First pass: tiles with something in them, in raster order, each as soon as it and all before it are there."""
         tiles, began = self.plan.tiles, time.monotonic()
         rows, cols = self.plan.grid

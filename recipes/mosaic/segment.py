@@ -136,10 +136,17 @@ def segment_mosaic(
     scene = source.open()
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
-    area = None if asked.aoi is None else read_area(asked.aoi, scene.grid)
+    area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
     infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
-    sinks = plan_sinks(outputs, scene.grid, classes, kind=infer.kind, scores=scores, simplify=simplify)
+    sinks = plan_sinks(
+        outputs,
+        scene.grid,
+        classes,
+        kind=infer.kind,
+        scores=None if scores is None else Path(scores),
+        simplify=simplify,
+    )
     facts = infer.facts()
     provenance = _provenance(scene, infer, plan, facts, adapter)
     facts |= {"plan": plan.to_dict(), "samgraft": __version__}
