@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage import measure
 
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.area import Area
@@ -199,6 +198,8 @@ class OracleInfer(TileInfer):
 
     def find(self, tile: Tile, content: Array) -> Found | None:
         """Connected pixels of one value."""
+        from skimage import measure  # takes half a second to import
+
         if not content.any():
             return None
         if self.kind == "semantic":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from skimage import measure
 
 from samgraft.errors import ConfigError, InputError
 from samgraft.grid import Grid
@@ -241,6 +240,8 @@ class _Run:
 
 def patches(found: TileClasses) -> TileObjects:
     """Connected pixels of one class (4 neighbours) as objects; their score is the mean of that of their pixels."""
+    from skimage import measure  # takes half a second to import
+
     own = np.maximum(found.labels, 0)  # below 0: no data
     labels, count = measure.label(own, connectivity=1, background=0, return_num=True)
     values, first = np.unique(labels, return_index=True)
