@@ -26,6 +26,7 @@ from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader, r
 from samgraft.domains.remote_sensing.sensor import BandChoice
 from samgraft.domains.scene import Array, Window
 from samgraft.errors import InputError
+from samgraft.grid import Grid
 
 _WARNINGS_LOCK = threading.Lock()
 _READ_OPTIONS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}  # a cut-off JPEG is otherwise filled with gray

@@ -10,7 +10,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
@@ -46,7 +46,7 @@ class Infer(Protocol):
 class Engine(Protocol):
     """Runs an :class:`Infer` on tiles."""
 
-    def run(self, infer: Infer, tiles: Iterable[Tile]) -> Iterator[Outcome]:
+    def run(self, infer: Infer, tiles: Iterable[Tile]) -> Generator[Outcome, None, None]:
         """Yield outcomes as they finish, in any order, each tile once.
 
         Raises:
@@ -73,11 +73,11 @@ class LocalEngine:
             raise ConfigError(f"workers {workers}, batch {batch}; expected at least 1 of each")
         self.workers, self.batch = workers, batch
 
-    def run(self, infer: Infer, tiles: Iterable[Tile]) -> Iterator[Outcome]:
+    def run(self, infer: Infer, tiles: Iterable[Tile]) -> Generator[Outcome, None, None]:
         """See :class:`Engine`."""
         if self.workers == 1:
-            with closing(pipeline(infer.stream(tiles))) as outcomes:
-                yield from outcomes
+            with closing(pipeline(infer.stream(tiles))) as found:
+                yield from found
             return
         payload = packed(infer)
         begun: dict[int, Sequence[Tile]] = {}
@@ -95,7 +95,7 @@ class LocalEngine:
 
     def _pool(
         self, payload: bytes, batches: Iterator[Sequence[Tile]], begun: dict[int, Sequence[Tile]]
-    ) -> Iterator[list[Outcome]]:
+    ) -> Generator[list[Outcome], None, None]:
         """Results of one pool; ``begun`` holds batches that are not given back, by the number of their first tile."""
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         with ProcessPoolExecutor(
@@ -140,7 +140,7 @@ class DaskEngine:
         self.scheduler, self.workers, self.batch, self.ahead = scheduler, workers, batch, ahead
         self._distributed = _distributed()
 
-    def run(self, infer: Infer, tiles: Iterable[Tile]) -> Iterator[Outcome]:
+    def run(self, infer: Infer, tiles: Iterable[Tile]) -> Generator[Outcome, None, None]:
         """See :class:`Engine`. A worker that dies gives its batch back; it goes to another one."""
         payload, batches = packed(infer), _batches(tiles, self.batch)
         with ExitStack() as stack:

@@ -183,7 +183,9 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return file.getvalue()
 
 
-def _load(path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+def _load(
+    path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, NDArray[Any]]:
     """The named arrays of a file; an entry is unpacked whole, and so its checksum tested, before it is looked at."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -197,4 +199,6 @@ def _load(path: Path | str | io.BytesIO, names: tuple[str, ...], optional: tuple
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: there is no such file") from error
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}; the file is damaged, delete it to have it made again") from error
+        raise InputError(
+            f"cannot read {path}: {error}; the file is damaged, delete it to have it made again"
+        ) from error

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage import measure
 
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.area import Area
@@ -151,7 +150,9 @@ def marked(labels: Array, known: NDArray[np.bool_]) -> Array:
     if known.all():
         return labels
     wider = np.promote_types(labels.dtype, np.int8)
-    return np.where(known, labels, NO_DATA).astype(np.int64 if wider.kind == "f" else wider)
+    found = labels.astype(np.int64 if wider.kind == "f" else wider)
+    found[~known] = NO_DATA
+    return found
 
 
 def readable(tile: Tile, read: Callable[[Tile], Any]) -> Any:
@@ -197,6 +198,8 @@ class OracleInfer(TileInfer):
 
     def find(self, tile: Tile, content: Array) -> Found | None:
         """Connected pixels of one value."""
+        from skimage import measure  # takes half a second to import
+
         if not content.any():
             return None
         if self.kind == "semantic":

@@ -190,7 +190,7 @@ class Journal:
         return base
 
     def _started(self) -> bool:
-        return self._base.execute("select count(*) from facts").fetchone()[0] > 0
+        return bool(self._base.execute("select count(*) from facts").fetchone()[0])
 
     def _clear(self) -> None:
         self._base.execute("delete from tiles")

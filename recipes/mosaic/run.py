@@ -9,14 +9,13 @@ it anew; what the first one found stays.
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from skimage import measure
 
 from samgraft.errors import ConfigError, InputError
 from samgraft.grid import Grid
@@ -173,7 +172,7 @@ class _Run:
         self.plan, self.kind, self.journal, self.new = plan, kind, journal, 0
         self._infer, self._engine, self._on_bad, self._tell = infer, engine, on_bad_tile, tell
 
-    def arriving(self) -> Iterator[tuple[Tile, bytes | None]]:
+    def arriving(self) -> Generator[tuple[Tile, bytes | None], None, None]:
         """First pass: tiles with something in them, in raster order, each as soon as it and all before it are there."""
         tiles, began = self.plan.tiles, time.monotonic()
         rows, cols = self.plan.grid
@@ -241,6 +240,8 @@ class _Run:
 
 def patches(found: TileClasses) -> TileObjects:
     """Connected pixels of one class (4 neighbours) as objects; their score is the mean of that of their pixels."""
+    from skimage import measure  # takes half a second to import
+
     own = np.maximum(found.labels, 0)  # below 0: no data
     labels, count = measure.label(own, connectivity=1, background=0, return_num=True)
     values, first = np.unique(labels, return_index=True)

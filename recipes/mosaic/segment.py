@@ -29,10 +29,10 @@ from samgraft.recipes.mosaic.everything import EverythingInfer
 from samgraft.recipes.mosaic.gather import classes_of
 from samgraft.recipes.mosaic.infer import Source, TileInfer
 from samgraft.recipes.mosaic.journal import Journal, work_folder
+from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.plan import TilePlan, plan_for_objects, plan_tiles
 from samgraft.recipes.mosaic.provenance import Provenance
 from samgraft.recipes.mosaic.run import MosaicSummary, OnBad, Tell, run_mosaic
-from samgraft.recipes.mosaic.sink import plan_sinks
 from samgraft.recipes.mosaic.windows import AdapterInfer
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -136,10 +136,17 @@ def segment_mosaic(
     scene = source.open()
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
-    area = None if asked.aoi is None else read_area(asked.aoi, scene.grid)
+    area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
     infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
-    sinks = plan_sinks(outputs, scene.grid, classes, kind=infer.kind, scores=scores, simplify=simplify)
+    sinks = plan_sinks(
+        outputs,
+        scene.grid,
+        classes,
+        kind=infer.kind,
+        scores=None if scores is None else Path(scores),
+        simplify=simplify,
+    )
     facts = infer.facts()
     provenance = _provenance(scene, infer, plan, facts, adapter)
     facts |= {"plan": plan.to_dict(), "samgraft": __version__}

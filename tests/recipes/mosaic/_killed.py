@@ -15,9 +15,9 @@ from samgraft.errors import SamgraftError
 from samgraft.recipes.mosaic.engines import LocalEngine
 from samgraft.recipes.mosaic.infer import OracleInfer, Source
 from samgraft.recipes.mosaic.journal import Journal, Outcome, work_folder
+from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.plan import Tile, plan_tiles
 from samgraft.recipes.mosaic.run import run_mosaic
-from samgraft.recipes.mosaic.sink import plan_sinks
 
 OUTPUTS = ("out.gpkg", "out.tif", "out.geojson")
 

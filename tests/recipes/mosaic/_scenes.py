@@ -44,7 +44,7 @@ def tiny_adapter(path: Path, *, kind: str = "semantic", window: int = 128) -> Pa
     """graft-tiny with a decoder for two classes that was never trained."""
     backbone = load_backbone("graft-tiny")
     torch.manual_seed(0)
-    grafted = attach(backbone, decoder=ClassTokensConfig(num_classes=3 if kind == "instance" else 2))
+    grafted = attach(backbone, decoder=ClassTokensConfig(num_classes=2))
     settings = {"size": backbone.spec.native_size, "window": window, "overlap": 0.25, "slice_axis": None}
     extra = {"input": settings | {"neighbours": False, "bands": None, "min_area": 4}}
     classes = {1: "object"} if kind == "instance" else {1: "a", 2: "b"}

@@ -85,6 +85,7 @@ def test_what_is_finished_needs_no_engine(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes(tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(repo_root))
     plan, infer = plan_tiles(SHAPE, 48, 8), oracle(tmp_path, things(SHAPE))

@@ -125,8 +125,8 @@ def test_dask_writes_the_same_bytes(
 
 def test_an_area_of_interest(tmp_path: Path, classes: Path) -> None:
     path = write_raster(tmp_path / "r.tif", colours())
-    x0, y0 = NORTH_UP * (20, 30)
-    x1, y1 = NORTH_UP * (90, 110)
+    x0, y0 = NORTH_UP @ (20, 30)
+    x1, y1 = NORTH_UP @ (90, 110)
     ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
@@ -144,7 +144,7 @@ def test_several_files_are_one_mosaic(tmp_path: Path, classes: Path) -> None:
     image = colours()
     whole = write_raster(tmp_path / "whole.tif", image)
     left = write_raster(tmp_path / "left.tif", image[:, :, :96])
-    moved = NORTH_UP * Affine.translation(96, 0)
+    moved = NORTH_UP @ Affine.translation(96, 0)
     right = write_raster(tmp_path / "right.tif", image[:, :, 96:], transform=moved)
     segment_mosaic(whole, tmp_path / "a.tif", adapter=classes, options=MosaicOptions(tile=64))
     segment_mosaic([left, right], tmp_path / "b.tif", adapter=classes, options=MosaicOptions(tile=64))
@@ -215,7 +215,7 @@ def test_one_command_writes_polygons_and_a_report(
     words = ["segment", str(path), "--adapter", str(objects), "-o", str(output), "--report", "--tile", "128"]
     assert cli.main([*words, "--overlap", "48"]) == 0
     text = capsys.readouterr().out
-    assert "object in 4 tiles (0 without data)" in text and f"wrote {output}" in text
+    assert "object in 6 tiles (0 without data)" in text and f"wrote {output}" in text
     page = (tmp_path / "out.gpkg.report.html").read_text()
     assert "Segmentation of r.tif" in page and "Full size: rows" in page and page.count("data:image/png") >= 2
     assert len(raw.read(output)[2]) == int(text.split(" object in")[0].replace(",", ""))

@@ -102,11 +102,13 @@ def test_only_the_area_is_answered_and_the_answers_there_are_the_same(tmp_path: 
 
 
 def test_scores_are_the_probability_of_the_class(tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "r.tif", squares((64, 64), [(0, 0, 31, 63)])[None])
+    image = np.full((1, 64, 64), 20, np.uint8)
+    image[:, :, :32] = 130  # logits of -0.196 and 0.196, so a probability of 0.597
+    path = write_raster(tmp_path / "r.tif", image)
     (outcome,) = bright(path, header(), scores=True).stream(plan_tiles((64, 64), 64, 2).tiles)
     found = TileClasses.load(io.BytesIO(outcome.content))
     assert found.scores is not None and found.labels[5, 5] == 1 and found.labels[5, 60] == 0
-    assert found.scores[5, 5] == 255 and found.scores[5, 60] == 255 and found.scores[5, 31:33].min() < 250
+    assert found.scores[5, 5] in (152, 153) and found.scores[5, 60] == 255
 
 
 def objects(infer: TileInfer, plan: TilePlan) -> list[TileObjects | None]:
@@ -122,11 +124,13 @@ def test_objects_of_maps_are_whole_in_the_overlap(tmp_path: Path) -> None:
     plan = plan_tiles((150, 160), 100, 44)
     truth = squares((150, 160), boxes) > 100
     for tile, found in zip(plan.tiles, objects(bright(path, said), plan), strict=True):
-        assert found is not None
+        if found is None:
+            assert not truth[tile.window].any()
+            continue
         assert ((found.labels > 0) ^ truth[tile.window]).mean() < 0.02
         assert found.classes.tolist() == [1] * len(found) and (found.scores > 0.9).all()
     (first, *_) = objects(bright(path, said), plan)
-    assert first is not None and len(first) == 2 + 1  # two boxes, and the top of the third
+    assert first is not None and len(first) == 2  # the third begins below
 
 
 def test_a_tile_that_cannot_be_read_is_an_outcome(tmp_path: Path) -> None:
@@ -194,7 +198,7 @@ def test_everything_finds_bright_things_of_a_tile(tmp_path: Path) -> None:
     (found,) = objects(infer, plan)
     assert found is not None and len(found) == 2
     truth = squares((64, 128), boxes) > 100
-    assert ((found.labels > 0) ^ truth).mean() < 0.02
+    assert ((found.labels > 0) ^ truth).mean() < 0.04  # a cell of the mask is 4 pixels wide
     assert infer.facts()["method"]["backbone"] == "oracle"
 
 
