@@ -48,7 +48,9 @@ class TileObjects:
             )
         low, high = int(self.labels.min(initial=0)), int(self.labels.max(initial=0))
         if low < 0 or high > count:
-            raise ShapeError(f"labels go from {low} to {high}, but {count} objects are described; expected 0 to {count}")
+            raise ShapeError(
+                f"labels go from {low} to {high}, but {count} objects are described; expected 0 to {count}"
+            )
         object.__setattr__(self, "labels", np.ascontiguousarray(self.labels, dtype=np.int32))
         object.__setattr__(self, "classes", np.asarray(self.classes, dtype=np.int32))
         object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float32))
@@ -85,7 +87,9 @@ class TileObjects:
         try:
             return cls(**arrays)
         except ShapeError as error:
-            raise InputError(f"{path} is not the objects of a tile: {error}; delete it to have it made again") from error
+            raise InputError(
+                f"{path} is not the objects of a tile: {error}; delete it to have it made again"
+            ) from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"labels": self.labels, "classes": self.classes, "scores": self.scores}
@@ -135,7 +139,9 @@ class TileClasses:
         try:
             return cls(**arrays)
         except ShapeError as error:
-            raise InputError(f"{path} is not the classes of a tile: {error}; delete it to have it made again") from error
+            raise InputError(
+                f"{path} is not the classes of a tile: {error}; delete it to have it made again"
+            ) from error
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"labels": self.labels} | ({} if self.scores is None else {"scores": self.scores})
@@ -175,4 +181,6 @@ def _load(path: Path | str, names: tuple[str, ...], optional: tuple[str, ...] = 
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: there is no such file") from error
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {error}; the file is damaged, delete it to have it made again") from error
+        raise InputError(
+            f"cannot read {path}: {error}; the file is damaged, delete it to have it made again"
+        ) from error

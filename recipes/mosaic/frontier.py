@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from samgraft.errors import ConfigError, ShapeError
@@ -365,9 +364,7 @@ Links = Callable[[Tile], Mapping[int, Keys]]
 """Gives, for a tile, what ``Frontier.push`` takes as ``links``."""
 
 
-def number_objects(
-    plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], links: Links | None = None
-) -> Numbering:
+def number_objects(plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], links: Links | None = None) -> Numbering:
     """First pass: final ids. ``found`` gives the tiles in raster scan order; it is read once and not kept."""
     counter = _Counter(plan)
     for _ in _steps(counter, found, links):

@@ -183,9 +183,7 @@ def _bricks(tile: Tile) -> TileObjects:
     bricks = course[:, None] * 1000 + (x[None, :] + course[:, None] % 2 * 7) // 14 + 1
     values, labels = np.unique(bricks, return_inverse=True)
     count = len(values)
-    return TileObjects(
-        labels.reshape(bricks.shape) + 1, np.ones(count, np.int32), np.ones(count, np.float32)
-    )
+    return TileObjects(labels.reshape(bricks.shape) + 1, np.ones(count, np.int32), np.ones(count, np.float32))
 
 
 @pytest.mark.parametrize("numbered", [False, True])

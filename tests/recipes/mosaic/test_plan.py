@@ -113,7 +113,9 @@ def test_the_planner_takes_the_object_into_the_overlap() -> None:
         # 30 m at 0.25 m are 120 px; 122 round up to 128; four of them are less than a view
         assert plan_for_objects(0.25, 30) == (1024, 128)
         assert plan_for_objects(0.1, 30) == (1216, 304)
-    with pytest.warns(UserWarning, match="objects up to 500 m are 5000 px at 0.1 m per pixel, more than the overlap of 2048"):
+    with pytest.warns(
+        UserWarning, match="objects up to 500 m are 5000 px at 0.1 m per pixel, more than the overlap of 2048"
+    ):
         assert plan_for_objects(0.1, 500) == (4096, 2048)
     with pytest.raises(ConfigError, match="gsd 0 m"):
         plan_for_objects(0, 30)
