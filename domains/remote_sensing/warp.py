@@ -18,12 +18,19 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling as GdalResampling
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform as warp_points
 
 from samgraft.domains.remote_sensing.geo_scene import Sample, reduced_shape
-from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, grid_of, ground_step, point_map, transform_of
+from samgraft.domains.remote_sensing.georeference import (
+    PointMap,
+    crs_of,
+    grid_of,
+    ground_step,
+    point_map,
+    transform_of,
+    transformed,
+)
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader
 from samgraft.domains.remote_sensing.raster import RasterScene, header_of, opened
 from samgraft.domains.scene import Array, Resampling
@@ -268,17 +275,10 @@ def _to_target(header: RasterHeader, target: CRS | None, shift: float) -> PointM
         return own
     middle = own(np.array([[header.shape[1] / 2, header.shape[0] / 2]]))
 
-    def raw(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
-        return np.stack([np.asarray(x), np.asarray(y)], axis=1)
-
     def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
         before = own(points)
-        try:
-            moved = raw(before)
-            near = before[:, 0] if source.is_geographic else raw(middle)[0, 0]
-        except (RasterioError, CRSError) as error:
-            raise GeometryError(f"{_short(source)} cannot be turned into {_short(target)}: {error}") from error
+        moved = transformed(before, source, target)
+        near = before[:, 0] if source.is_geographic else transformed(middle, source, target)[0, 0]
         if target.is_geographic:
             moved[:, 0] += 360.0 * np.round((near - moved[:, 0]) / 360.0)
         return moved
