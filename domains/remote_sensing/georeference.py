@@ -101,8 +101,8 @@ def transformed(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArra
     except (RasterioError, CPLE_BaseError, ValueError) as error:
         names = [str(crs.to_string())[:60] for crs in (source, target)]
         raise GeometryError(
-            f"coordinates of {names[0]} cannot be transformed to {names[1]}: {error}; choose a CRS that holds them all, "
-            "or cut them first"
+            f"coordinates of {names[0]} cannot be transformed to {names[1]}: {error}; choose a CRS that holds them "
+            "all, or cut them first"
         ) from error
     return np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)], axis=1)
 

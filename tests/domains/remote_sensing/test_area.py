@@ -124,6 +124,23 @@ def test_wrong_areas_are_named(tmp_path: Path) -> None:
         open_scene(no_crs, aoi=away)
 
 
+def test_a_polygon_of_many_corners_is_drawn_in_pieces(tmp_path: Path) -> None:
+    angles = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
+    radius = 130 + 20 * np.sin(7 * angles) + 0.3 * np.sin(900 * angles)
+    corners = [(170 + r * np.cos(a), 160 + r * np.sin(a)) for r, a in zip(radius, angles, strict=True)]
+    path = rasters.write_raster(
+        tmp_path / "a.tif", np.ones((1, 320, 340), np.uint8), transform=Affine(2, 0, 8, 0, -2, 8)
+    )
+    shape = polygon(Affine(2, 0, 8, 0, -2, 8), corners)
+    scene = open_scene(path, aoi=rasters.write_geojson(tmp_path / "a.geojson", [shape]))
+    assert isinstance(scene, AreaScene)
+    x, y = np.meshgrid(np.arange(340) + 0.5, np.arange(320) + 0.5)
+    inside = shapely.contains_xy(shapely.Polygon(corners), x, y)
+    np.testing.assert_array_equal(scene.valid(), inside)
+    assert len(scene.area._polygons) > 40
+    assert max(shapely.get_num_coordinates(scene.area._polygons)) <= 512
+
+
 def test_the_stretch_is_that_of_the_whole_raster(tmp_path: Path) -> None:
     path = rasters.write_raster(tmp_path / "a.tif", rasters.pixels((1, 20, 30), "uint16"))
     scene = open_scene(path, aoi=rasters.write_geojson(tmp_path / "a.geojson", [polygon(rasters.NORTH_UP)]))
