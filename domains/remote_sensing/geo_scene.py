@@ -17,7 +17,7 @@ from samgraft.domains.scene import Array, Scene, Window, explicit_window
 WHOLE_PIXELS = 2**24
 """A raster, or an overview of it, with at most so many pixels is looked at as a whole."""
 
-_BLOCKS = 256
+_BLOCKS = (64, 256)
 _MOST_BLOCKS = 4096
 _BLOCK_PIXELS = 2**22
 
@@ -96,7 +96,8 @@ class GeoScene(Scene):
         Raises:
             InputError: a block is damaged.
         """
-        count = _BLOCKS
+        area = min(_BLOCK_PIXELS, self.block_shape[0] * self.block_shape[1])
+        count = min(_BLOCKS[1], max(_BLOCKS[0], WHOLE_PIXELS // area))
         while True:
             windows, every = spread(self.grid.shape, self.block_shape, count)
             total = sum((rows.stop - rows.start) * (cols.stop - cols.start) for rows, cols in windows)

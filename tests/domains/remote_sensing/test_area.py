@@ -1,6 +1,6 @@
 """Areas of interest as validity."""
 
-import pickle
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def test_mask_does_not_depend_on_the_window(tmp_path: Path) -> None:
     star = [(3.3, 1.2), (25.1, 18.7), (0.5, 9.9), (29.7, 8.2), (6.4, 19.6)]
     path = rasters.write_raster(tmp_path / "a.tif", rasters.pixels((1, 20, 30)))
     aoi = rasters.write_geojson(tmp_path / "a.geojson", [polygon(rasters.NORTH_UP, star)])
-    scene = pickle.loads(pickle.dumps(open_scene(path, aoi=aoi)))
+    scene = copy.deepcopy(open_scene(path, aoi=aoi))
     whole = scene.valid()
     assert 20 < whole.sum() < 400
 
