@@ -126,15 +126,16 @@ class ResampledScene(GeoScene):
         if self.kernel == "nearest":
             top, left = rows.nearest, cols.nearest
             return array[:, top[:, None], left[None]], valid[top[:, None], left[None]]
-        known = valid.astype(np.float64)
-        share = rows.matrix @ known @ cols.matrix.T
-        seen = np.asarray(share >= 0.5 - 1e-9)
-        values = np.zeros((len(channels), *share.shape), dtype=self.dtype)
+        share = None if valid.all() else rows.matrix @ valid.astype(np.float64) @ cols.matrix.T
+        shape = (rows.matrix.shape[0], cols.matrix.shape[0])
+        values = np.zeros((len(channels), *shape), dtype=self.dtype)
         for number, channel in enumerate(array):
-            weighed = rows.matrix @ np.where(valid, channel, 0).astype(np.float64) @ cols.matrix.T
-            mean = np.divide(weighed, share, out=np.zeros_like(weighed), where=share > 0)
+            known = channel if share is None else np.where(valid, channel, 0)
+            mean = rows.matrix @ known.astype(np.float64) @ cols.matrix.T
+            if share is not None:
+                mean = np.divide(mean, share, out=np.zeros_like(mean), where=share > 0)
             values[number] = _as(mean, self.dtype)
-        return values, seen
+        return values, np.ones(shape, dtype=np.bool_) if share is None else np.asarray(share >= 0.5 - 1e-9)
 
 
 def at_gsd(
@@ -170,8 +171,16 @@ def at_gsd(
     ratios = [metres / size for metres, size in zip(step, wanted, strict=True)]
     if all(abs(ratio - 1.0) < tolerance for ratio in ratios):
         return scene
-    height, width = (max(1, round(n * ratio)) for n, ratio in zip(scene.grid.shape, ratios, strict=True))
+    height, width = (
+        max(1, round(n * _whole(ratio, SAME_GSD))) for n, ratio in zip(scene.grid.shape, ratios, strict=True)
+    )
     return ResampledScene(scene, (height, width), kernel=kernel)
+
+
+def _whole(ratio: float, tolerance: float) -> float:
+    """``ratio``, or the whole number or its inverse that is as good: 2 x 2 pixels make one, and not 1.9992 x 1.9992."""
+    near = float(round(ratio)) if ratio >= 1.0 else 1.0 / round(1.0 / ratio)
+    return near if abs(near / ratio - 1.0) < tolerance else ratio
 
 
 @dataclass(frozen=True, eq=False)
