@@ -8,7 +8,7 @@ Weights depend on a pixel's place in the raster alone, so its value does not dep
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,7 +235,7 @@ def _linear(
     return np.concatenate([rows, rows]), np.concatenate([low, high]), np.concatenate([1 - share, share])
 
 
-def _as(values: NDArray[np.float64], dtype: np.dtype[np.generic]) -> Array:
+def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     """Round and clip to integers, or cast to floats."""
     if dtype.kind not in "iu":
         return values.astype(dtype)

@@ -1,8 +1,8 @@
 """A raster on another grid than its own: reprojected, moved onto the pixels of a mosaic, or placed by GCPs or RPCs.
 
 A :class:`WarpedScene` is a RasterScene whose windows come out of GDAL's warper (``WarpedVRT``). An alpha band carries
-the validity, so missing pixels never mix with others. Every pixel is computed from its own place: its value does not
-depend on the window that is read.
+the validity, so missing pixels never mix with others. Windows are put together from chunks that lie on the grid, so a
+pixel's value does not depend on the window that is read.
 """
 
 import re
@@ -21,7 +21,7 @@ from rasterio.enums import Resampling as GdalResampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
-from samgraft.domains.remote_sensing.geo_scene import Sample, reduced_shape
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample, reduced_shape
 from samgraft.domains.remote_sensing.georeference import (
     PointMap,
     crs_of,
@@ -32,14 +32,16 @@ from samgraft.domains.remote_sensing.georeference import (
     transformed,
 )
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader
-from samgraft.domains.remote_sensing.raster import RasterScene, header_of, opened
-from samgraft.domains.scene import Array, Resampling
+from samgraft.domains.remote_sensing.raster import RasterScene, gdal_window, header_of, opened
+from samgraft.domains.scene import Array, Resampling, Window
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
 
-_TOLERANCE = (
-    1e-9  # pixels; rasterio takes 0 for "no transformer at all", and a larger one makes values depend on windows
-)
+_TOLERANCE = 0.01
+"""Pixels by which GDAL may miss a place; it interpolates places along the rows of what is read at once."""
+_CHUNK = (128, 512)
+"""Rows and columns that are warped at once, counted from the grid's corner: what GDAL interpolates does not depend on
+the window then."""
 _MOST_SIDE = 2**31 - 1
 _SHRINKS = 0.6
 """Pixels that become larger than 1 / 0.6 of the file's are means of several. Below that plain interpolation is better:
@@ -110,7 +112,7 @@ class WarpedScene(RasterScene):
             transform=transform_of(found),
             nodata=(None,) * len(header.bands),
             mask_band=-1,
-            block_shape=(512, 512),
+            block_shape=_CHUNK,
             notes=(*header.notes, own),
         )
         self._adopt(path, seen, found)
@@ -143,9 +145,31 @@ class WarpedScene(RasterScene):
         small.grid = scaled(self.grid, shape)
         return small.read_valid()
 
+    def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
+        """Pixels and validity of a window, chunk by chunk; bands and alpha come out of one warp."""
+        numbers = self.bands if self._needs_pixels() else tuple(self.bands[c] for c in channels)
+        rows, cols = window
+        array = np.zeros((len(numbers), rows.stop - rows.start, cols.stop - cols.start), dtype=self._header.dtype)
+        alpha = np.zeros(array.shape[1:], dtype=np.bool_)
+        with self._reading(window) as source:
+            together = (*numbers, self._source.alpha or source.count)
+            for chunk, there, here in _chunks(window, self.grid.shape):
+                found = self._pixels(source, together, window=gdal_window(chunk))
+                array[(slice(None), *here)] = found[(slice(0, -1), *there)]
+                alpha[here] = self._opaque(found[-1][there])
+        valid = self._combine(array, alpha, alpha.shape)
+        chosen = array[list(channels)] if self._needs_pixels() else array
+        return self._scale(chosen, channels), valid
+
+    _read = GeoScene._read
+    _valid = GeoScene._valid
+
     def _mask(self, source: Any, **where: Any) -> NDArray[np.bool_] | None:
+        """What the alpha band says."""
+        return self._opaque(np.abs(source.read(self._source.alpha or source.count, **where)))
+
+    def _opaque(self, alpha: Array) -> NDArray[np.bool_]:
         """Alpha of at least a half: most of the pixel comes from valid ones."""
-        alpha = np.abs(source.read(self._source.alpha or source.count, **where))
         return np.asarray(2.0 * alpha >= self._alpha_max)
 
     @property
@@ -204,6 +228,24 @@ class WarpedScene(RasterScene):
             raise GeometryError(
                 f"{path}: its {self._source.warped_by} cannot be used ({error}); orthorectify it with gdalwarp"
             ) from error
+
+
+def _chunks(
+    window: Window, shape: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], tuple[slice, slice]]]:
+    """Chunks that a window touches: where they lie, which part of each belongs to the window, and where in it."""
+    spans = []
+    for part, size, side in zip(window, _CHUNK, shape, strict=True):
+        starts = range(part.start // size * size, part.stop, size)
+        spans.append([(slice(s, min(side, s + size)), max(s, part.start), min(s + size, part.stop)) for s in starts])
+    for rows, top, bottom in spans[0]:
+        for cols, left, right in spans[1]:
+            there = (slice(top - rows.start, bottom - rows.start), slice(left - cols.start, right - cols.start))
+            here = (
+                slice(top - window[0].start, bottom - window[0].start),
+                slice(left - window[1].start, right - window[1].start),
+            )
+            yield (rows, cols), there, here
 
 
 def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
