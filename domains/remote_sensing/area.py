@@ -119,6 +119,10 @@ class AreaScene(GeoScene):
         """As of the source."""
         return self.source.cheap_slabs
 
+    def touches(self, window: Window) -> bool:
+        """False outside the polygons; see :class:`GeoScene`."""
+        return self.area.touches(window) and self.source.touches(window)
+
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """That of the whole raster, valid inside the area."""
         array, valid = self.source.overview(max_pixels)

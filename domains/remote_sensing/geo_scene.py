@@ -45,6 +45,13 @@ class GeoScene(Scene):
         """Files that the pixels come from; a change of one of them is a change of the scene."""
         return (self.path,)
 
+    def touches(self, window: Window) -> bool:
+        """Whether a window can hold anything valid, as far as is known without reading a pixel.
+
+        A window outside all files of a mosaic, or outside the area of interest, need not be read at all.
+        """
+        return True
+
     @abstractmethod
     def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
         """Pixels (C, h, w) and validity (h, w) of a checked window and channel choice."""

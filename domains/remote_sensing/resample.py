@@ -105,6 +105,11 @@ class ResampledScene(GeoScene):
             raise ShapeError(f"labels are {labels.shape}; this window is covered by {expected} pixels")
         return labels[np.ix_(rows - rows[0], cols - cols[0])]
 
+    def touches(self, window: Window) -> bool:
+        """As of the source there; see :class:`GeoScene`."""
+        sides = zip(window, self.source.grid.shape, self.grid.shape, strict=True)
+        return self.source.touches(tuple(slice(w.start * a // b, -(-w.stop * a // b)) for w, a, b in sides))
+
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """That of the source, which shows the same ground."""
         return self.source.overview(max_pixels)

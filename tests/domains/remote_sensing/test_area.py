@@ -60,6 +60,7 @@ def test_validity_of_the_file_counts_too_and_the_rest_is_not_read(tmp_path: Path
     np.testing.assert_array_equal(scene.valid(), wanted)
     assert scene.area.bounds() == (slice(3, 17), slice(5, 21))
     assert scene.area.touches((slice(0, 4), slice(0, 6))) and not scene.area.touches((slice(0, 2), slice(0, 30)))
+    assert not scene.touches((slice(18, 20), slice(0, 30))) and scene.touches((slice(16, 20), slice(0, 30)))
     path.unlink()  # outside the area the file is not even opened
     assert not scene.valid((slice(18, 20), slice(0, 30))).any()
     with pytest.raises(InputError):
