@@ -22,6 +22,8 @@ from samgraft.domains.scene import Array, Window
 from samgraft.errors import InputError
 from samgraft.grid import Grid
 
+_CORNERS = 512
+"""Polygons with more corners are cut into pieces."""
 _PIECES = 64
 """A reprojected edge is cut at least into pieces of a 64th of the raster's extent, since straight lines bend."""
 
@@ -117,6 +119,10 @@ class AreaScene(GeoScene):
         """As of the source."""
         return self.source.cheap_slabs
 
+    def touches(self, window: Window) -> bool:
+        """False outside the polygons; see :class:`GeoScene`."""
+        return self.area.touches(window) and self.source.touches(window)
+
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """That of the whole raster, valid inside the area."""
         array, valid = self.source.overview(max_pixels)
@@ -172,14 +178,28 @@ def read_area(path: Path | str, grid: Grid, *, layer: str | None = None) -> Area
             if source is not None:
                 fine = shapely.transform(shapely.segmentize(cut, step), reproject(source, target))
                 cut = shapely.transform(fine, _together(target, there))
-            placed = shapely.transform(cut, to_pixel)
-            if placed.intersects(extent):
-                pieces.append(placed)
+            pieces += [p for p in _split(shapely.transform(cut, to_pixel)) if p.intersects(extent)]
     if not pieces:
         raise InputError(
             f"{found.path}: none of its {len(polygons)} polygons touches the raster; are both of the same place?"
         )
     return Area(np.array(pieces, dtype=object), grid.shape, found.path)
+
+
+def _split(polygon: BaseGeometry) -> list[BaseGeometry]:
+    """Cut a polygon with many corners along pixel edges, so that a window draws only those near it."""
+    left, bottom, right, top = polygon.bounds
+    sides = (right - left, top - bottom)
+    if shapely.get_num_coordinates(polygon) <= _CORNERS or max(sides) < 4.0:
+        return [polygon]
+    middle = round((left + right) / 2) if sides[0] >= sides[1] else round((bottom + top) / 2)
+    halves = (
+        (shapely.box(left - 1, bottom - 1, middle, top + 1), shapely.box(middle, bottom - 1, right + 1, top + 1))
+        if sides[0] >= sides[1]
+        else (shapely.box(left - 1, bottom - 1, right + 1, middle), shapely.box(left - 1, middle, right + 1, top + 1))
+    )
+    cut = [part for half in halves for part in shapely.get_parts(shapely.intersection(polygon, half))]
+    return [piece for part in cut if part.area > 0 for piece in _split(part)]
 
 
 def _frame(outline: BaseGeometry, source: CRS | None, target: CRS | None) -> tuple[BaseGeometry, float]:

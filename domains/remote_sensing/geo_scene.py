@@ -17,7 +17,7 @@ from samgraft.domains.scene import Array, Scene, Window, explicit_window
 WHOLE_PIXELS = 2**24
 """A raster, or an overview of it, with at most so many pixels is looked at as a whole."""
 
-_BLOCKS = 256
+_BLOCKS = (64, 256)
 _MOST_BLOCKS = 4096
 _BLOCK_PIXELS = 2**22
 
@@ -44,6 +44,13 @@ class GeoScene(Scene):
     def files(self) -> tuple[Path, ...]:
         """Files that the pixels come from; a change of one of them is a change of the scene."""
         return (self.path,)
+
+    def touches(self, window: Window) -> bool:
+        """Whether a window can hold anything valid, as far as is known without reading a pixel.
+
+        A window outside all files of a mosaic, or outside the area of interest, need not be read at all.
+        """
+        return True
 
     @abstractmethod
     def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
@@ -96,7 +103,8 @@ class GeoScene(Scene):
         Raises:
             InputError: a block is damaged.
         """
-        count = _BLOCKS
+        area = min(_BLOCK_PIXELS, self.block_shape[0] * self.block_shape[1])
+        count = min(_BLOCKS[1], max(_BLOCKS[0], WHOLE_PIXELS // area))
         while True:
             windows, every = spread(self.grid.shape, self.block_shape, count)
             total = sum((rows.stop - rows.start) * (cols.stop - cols.start) for rows, cols in windows)

@@ -8,7 +8,7 @@ Weights depend on a pixel's place in the raster alone, so its value does not dep
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,11 @@ class ResampledScene(GeoScene):
             raise ShapeError(f"labels are {labels.shape}; this window is covered by {expected} pixels")
         return labels[np.ix_(rows - rows[0], cols - cols[0])]
 
+    def touches(self, window: Window) -> bool:
+        """As of the source there; see :class:`GeoScene`."""
+        sides = zip(window, self.source.grid.shape, self.grid.shape, strict=True)
+        return self.source.touches(tuple(slice(w.start * a // b, -(-w.stop * a // b)) for w, a, b in sides))
+
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """That of the source, which shows the same ground."""
         return self.source.overview(max_pixels)
@@ -126,15 +131,16 @@ class ResampledScene(GeoScene):
         if self.kernel == "nearest":
             top, left = rows.nearest, cols.nearest
             return array[:, top[:, None], left[None]], valid[top[:, None], left[None]]
-        known = valid.astype(np.float64)
-        share = rows.matrix @ known @ cols.matrix.T
-        seen = np.asarray(share >= 0.5 - 1e-9)
-        values = np.zeros((len(channels), *share.shape), dtype=self.dtype)
+        share = None if valid.all() else rows.matrix @ valid.astype(np.float64) @ cols.matrix.T
+        shape = (rows.matrix.shape[0], cols.matrix.shape[0])
+        values = np.zeros((len(channels), *shape), dtype=self.dtype)
         for number, channel in enumerate(array):
-            weighed = rows.matrix @ np.where(valid, channel, 0).astype(np.float64) @ cols.matrix.T
-            mean = np.divide(weighed, share, out=np.zeros_like(weighed), where=share > 0)
+            known = channel if share is None else np.where(valid, channel, 0)
+            mean = rows.matrix @ known.astype(np.float64) @ cols.matrix.T
+            if share is not None:
+                mean = np.divide(mean, share, out=np.zeros_like(mean), where=share > 0)
             values[number] = _as(mean, self.dtype)
-        return values, seen
+        return values, np.ones(shape, dtype=np.bool_) if share is None else np.asarray(share >= 0.5 - 1e-9)
 
 
 def at_gsd(
@@ -170,8 +176,16 @@ def at_gsd(
     ratios = [metres / size for metres, size in zip(step, wanted, strict=True)]
     if all(abs(ratio - 1.0) < tolerance for ratio in ratios):
         return scene
-    height, width = (max(1, round(n * ratio)) for n, ratio in zip(scene.grid.shape, ratios, strict=True))
+    height, width = (
+        max(1, round(n * _whole(ratio, SAME_GSD))) for n, ratio in zip(scene.grid.shape, ratios, strict=True)
+    )
     return ResampledScene(scene, (height, width), kernel=kernel)
+
+
+def _whole(ratio: float, tolerance: float) -> float:
+    """``ratio``, or the whole number or its inverse that is as good: 2 x 2 pixels make one, and not 1.9992 x 1.9992."""
+    near = float(round(ratio)) if ratio >= 1.0 else 1.0 / round(1.0 / ratio)
+    return near if abs(near / ratio - 1.0) < tolerance else ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +240,7 @@ def _linear(
     return np.concatenate([rows, rows]), np.concatenate([low, high]), np.concatenate([1 - share, share])
 
 
-def _as(values: NDArray[np.float64], dtype: np.dtype[np.generic]) -> Array:
+def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     """Round and clip to integers, or cast to floats."""
     if dtype.kind not in "iu":
         return values.astype(dtype)

@@ -1,8 +1,8 @@
 """A raster on another grid than its own: reprojected, moved onto the pixels of a mosaic, or placed by GCPs or RPCs.
 
 A :class:`WarpedScene` is a RasterScene whose windows come out of GDAL's warper (``WarpedVRT``). An alpha band carries
-the validity, so missing pixels never mix with others. Every pixel is computed from its own place: its value does not
-depend on the window that is read.
+the validity, so missing pixels never mix with others. Windows are put together from chunks that lie on the grid, so a
+pixel's value does not depend on the window that is read.
 """
 
 import re
@@ -18,21 +18,30 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling as GdalResampling
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform as warp_points
 
-from samgraft.domains.remote_sensing.geo_scene import Sample, reduced_shape
-from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, grid_of, ground_step, point_map, transform_of
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample, reduced_shape
+from samgraft.domains.remote_sensing.georeference import (
+    PointMap,
+    crs_of,
+    grid_of,
+    ground_step,
+    point_map,
+    transform_of,
+    transformed,
+)
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader
-from samgraft.domains.remote_sensing.raster import RasterScene, header_of, opened
-from samgraft.domains.scene import Array, Resampling
+from samgraft.domains.remote_sensing.raster import RasterScene, gdal_window, header_of, opened
+from samgraft.domains.scene import Array, Resampling, Window
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
 
-_TOLERANCE = (
-    1e-9  # pixels; rasterio takes 0 for "no transformer at all", and a larger one makes values depend on windows
-)
+_TOLERANCE = 0.01
+"""Pixels by which GDAL may miss a place; it interpolates places along the rows of what is read at once."""
+_CHUNK = (128, 512)
+"""Rows and columns that are warped at once, counted from the grid's corner: what GDAL interpolates does not depend on
+the window then."""
 _MOST_SIDE = 2**31 - 1
 _SHRINKS = 0.6
 """Pixels that become larger than 1 / 0.6 of the file's are means of several. Below that plain interpolation is better:
@@ -103,7 +112,7 @@ class WarpedScene(RasterScene):
             transform=transform_of(found),
             nodata=(None,) * len(header.bands),
             mask_band=-1,
-            block_shape=(512, 512),
+            block_shape=_CHUNK,
             notes=(*header.notes, own),
         )
         self._adopt(path, seen, found)
@@ -136,9 +145,31 @@ class WarpedScene(RasterScene):
         small.grid = scaled(self.grid, shape)
         return small.read_valid()
 
+    def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
+        """Pixels and validity of a window, chunk by chunk; bands and alpha come out of one warp."""
+        numbers = self.bands if self._needs_pixels() else tuple(self.bands[c] for c in channels)
+        rows, cols = window
+        array = np.zeros((len(numbers), rows.stop - rows.start, cols.stop - cols.start), dtype=self._header.dtype)
+        alpha = np.zeros(array.shape[1:], dtype=np.bool_)
+        with self._reading(window) as source:
+            together = (*numbers, self._source.alpha or source.count)
+            for chunk, there, here in _chunks(window, self.grid.shape):
+                found = self._pixels(source, together, window=gdal_window(chunk))
+                array[(slice(None), *here)] = found[(slice(0, -1), *there)]
+                alpha[here] = self._opaque(found[-1][there])
+        valid = self._combine(array, alpha, alpha.shape)
+        chosen = array[list(channels)] if self._needs_pixels() else array
+        return self._scale(chosen, channels), valid
+
+    _read = GeoScene._read
+    _valid = GeoScene._valid
+
     def _mask(self, source: Any, **where: Any) -> NDArray[np.bool_] | None:
+        """What the alpha band says."""
+        return self._opaque(np.abs(source.read(self._source.alpha or source.count, **where)))
+
+    def _opaque(self, alpha: Array) -> NDArray[np.bool_]:
         """Alpha of at least a half: most of the pixel comes from valid ones."""
-        alpha = np.abs(source.read(self._source.alpha or source.count, **where))
         return np.asarray(2.0 * alpha >= self._alpha_max)
 
     @property
@@ -197,6 +228,24 @@ class WarpedScene(RasterScene):
             raise GeometryError(
                 f"{path}: its {self._source.warped_by} cannot be used ({error}); orthorectify it with gdalwarp"
             ) from error
+
+
+def _chunks(
+    window: Window, shape: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], tuple[slice, slice]]]:
+    """Chunks that a window touches: where they lie, which part of each belongs to the window, and where in it."""
+    spans = []
+    for part, size, side in zip(window, _CHUNK, shape, strict=True):
+        starts = range(part.start // size * size, part.stop, size)
+        spans.append([(slice(s, min(side, s + size)), max(s, part.start), min(s + size, part.stop)) for s in starts])
+    for rows, top, bottom in spans[0]:
+        for cols, left, right in spans[1]:
+            there = (slice(top - rows.start, bottom - rows.start), slice(left - cols.start, right - cols.start))
+            here = (
+                slice(top - window[0].start, bottom - window[0].start),
+                slice(left - window[1].start, right - window[1].start),
+            )
+            yield (rows, cols), there, here
 
 
 def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
@@ -268,17 +317,10 @@ def _to_target(header: RasterHeader, target: CRS | None, shift: float) -> PointM
         return own
     middle = own(np.array([[header.shape[1] / 2, header.shape[0] / 2]]))
 
-    def raw(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
-        return np.stack([np.asarray(x), np.asarray(y)], axis=1)
-
     def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
         before = own(points)
-        try:
-            moved = raw(before)
-            near = before[:, 0] if source.is_geographic else raw(middle)[0, 0]
-        except (RasterioError, CRSError) as error:
-            raise GeometryError(f"{_short(source)} cannot be turned into {_short(target)}: {error}") from error
+        moved = transformed(before, source, target)
+        near = before[:, 0] if source.is_geographic else transformed(middle, source, target)[0, 0]
         if target.is_geographic:
             moved[:, 0] += 360.0 * np.round((near - moved[:, 0]) / 360.0)
         return moved

@@ -1,6 +1,6 @@
 """Several files as one raster."""
 
-import pickle
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.georeference import transform_of
 from samgraft.domains.remote_sensing.mosaic import MosaicScene
 from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.errors import ConfigError, GeometryError, InputError
 from tests.data import rasters
 
@@ -46,7 +47,7 @@ def test_chips_of_a_raster_are_the_raster(tmp_path: Path, name: str) -> None:
     array, valid = scene.read_valid()
     np.testing.assert_array_equal(array, whole)
     assert valid.all() and len(scene.files) == 4
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(scene)).read(), whole)
+    np.testing.assert_array_equal(copy.deepcopy(scene).read(), whole)
 
 
 def test_a_pixel_has_one_value_whatever_the_window(tmp_path: Path) -> None:
@@ -102,7 +103,11 @@ def test_masks_and_gaps_are_not_valid(tmp_path: Path) -> None:
     expected[1:4, :4] = expected[2:6, 6:] = True
     np.testing.assert_array_equal(scene.valid(), expected)
     assert not scene.read()[0][~expected].any()
-    assert scene.valid((slice(0, 6), slice(4, 6))).sum() == 0  # between the files: no file is opened
+    between = (slice(0, 6), slice(4, 6))  # no file is opened there
+    assert scene.valid(between).sum() == 0 and not scene.touches(between)
+    assert scene.touches((slice(0, 3), slice(5, 7)))
+    finer = ResampledScene(scene, (18, 20))
+    assert not finer.touches((slice(0, 18), slice(8, 12))) and finer.touches((slice(0, 18), slice(11, 13)))
 
 
 def test_files_off_the_grid_are_interpolated_onto_it(tmp_path: Path) -> None:
