@@ -81,7 +81,14 @@ def label_profile(grid: Grid, dtype: np.dtype[Any]) -> dict[str, Any]:
     """
     transform, crs = transform_of(grid), crs_of(grid)
     height, width = grid.shape
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": np.dtype(dtype).name, "crs": crs}
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": 1,
+        "dtype": np.dtype(dtype).name,
+        "crs": crs,
+    }
     if transform != Affine.identity() or crs:
         profile["transform"] = transform
     return profile
@@ -101,7 +108,7 @@ def require_storable(grid: Grid) -> None:
         GeometryError: names what would change, and what to write instead.
     """
     profile = label_profile(grid, np.dtype(np.uint8)) | {"height": 1, "width": 1}
-    with _quietly(), MemoryFile() as memory:
+    with quietly(), MemoryFile() as memory:
         with memory.open(**profile):
             pass
         with memory.open() as stored:
@@ -141,14 +148,14 @@ def named(path: Path | str) -> Iterator[None]:
 @contextmanager
 def created(path: Path, **profile: Any) -> Iterator[Any]:
     """A new dataset, without rasterio's remark where it has no georeference."""
-    with _quietly():
+    with quietly():
         dataset = rasterio.open(path, "w", **profile)
     with dataset:
         yield dataset
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No remark that a picture has no georeference."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -158,7 +165,7 @@ def _quietly() -> Iterator[None]:
 @contextmanager
 def reopened(path: Path) -> Iterator[Any]:
     """A file that was just written."""
-    with _quietly():
+    with quietly():
         dataset = rasterio.open(path)
     with dataset:
         yield dataset

@@ -1,7 +1,7 @@
 """What a result was made from, read back out of the file itself.
 
-Every writer of samgraft leaves JSON under one name: the metadata of the layer in GeoPackage and FlatGeobuf, a key of the
-footer in GeoParquet, a member of the collection in GeoJSON, a tag in GeoTIFF.
+Every writer of samgraft leaves JSON under one name: the metadata of the layer in GeoPackage and FlatGeobuf, a key of
+the footer in GeoParquet, a member of the collection in GeoJSON, a tag in GeoTIFF.
 """
 
 import json

@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.mosaic_writing", description=__doc__)
     parser.add_argument("--formats", nargs="*", default=[*FORMATS, "tif"], choices=(*FORMATS, "tif"))
     parser.add_argument("--count", type=int, default=1_000_000, help="polygons; a tenth is measured too")
-    parser.add_argument("--side", type=int, default=40_000, help="side of the raster in pixels; a quarter is measured too")
+    parser.add_argument(
+        "--side", type=int, default=40_000, help="side of the raster in pixels; a quarter is measured too"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="disk that is written to")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/mosaic_writing.json"))
     options = options_or_work(parser, argv, measure)

@@ -177,5 +177,5 @@ def test_tiny_and_unreferenced_rasters(tmp_path: Path) -> None:
         labels = np.ones(shape, dtype=np.uint8)
         grid = Grid(shape=shape, affine=np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), anchor="corner")
         path = written(tmp_path / f"{shape[0]}_{shape[1]}.tif", grid, layout_of("classes", CLASSES), labels, 300)
-        with rasterio.open(path) as stored:
-            assert (stored.read(1) == 1).all() and stored.crs is None
+        scene = RasterScene(path)
+        assert (scene.read() == 1).all() and scene.grid.world == "pixel"
