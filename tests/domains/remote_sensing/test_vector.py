@@ -32,7 +32,7 @@ def utm_grid(name: str = "north_up", crs: str | None = rasters.UTM) -> Grid:
 
 
 @pytest.mark.parametrize("name", rasters.TRANSFORMS)
-@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".fgb"])
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
 def test_instances_survive_the_way_through_a_file(tmp_path: Path, name: str, suffix: str) -> None:
     labels = np.zeros(SHAPE, dtype=np.int32)
     labels[2:9, 3:12] = 7
