@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError  # rasterio.shutil passes GDAL's errors on as they are
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as GdalWindow
@@ -141,7 +142,7 @@ def named(path: Path | str) -> Iterator[None]:
         yield
     except (OutputError, GeometryError):
         raise
-    except (RasterioError, OSError, InputError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, InputError) as error:
         raise OutputError(f"cannot write {path}: {error}; nothing was left behind, check space and rights") from error
 
 
