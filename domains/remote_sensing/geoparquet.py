@@ -57,7 +57,9 @@ class GeoParquetWriter:
         self._temp, self._crs, self._count = temp, crs, 0
         self._types: set[str] = set()
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
-        fields = [(name, pa.string() if kind == object else pa.from_numpy_dtype(kind)) for name, kind in columns.items()]
+        fields = [
+            (name, pa.string() if kind.hasobject else pa.from_numpy_dtype(kind)) for name, kind in columns.items()
+        ]
         box = pa.struct([(corner, pa.float64()) for corner in _CORNERS])
         self._schema = pa.schema([*fields, ("bbox", box), (GEOMETRY, pa.binary())])
         self._writer = pq.ParquetWriter(temp, self._schema, compression="zstd", write_page_index=True)
@@ -68,7 +70,10 @@ class GeoParquetWriter:
 
         bounds = shapely.bounds(batch.geometry)
         self._bounds = np.concatenate(
-            [np.minimum(self._bounds[:2], bounds[:, :2].min(axis=0)), np.maximum(self._bounds[2:], bounds[:, 2:].max(axis=0))]
+            [
+                np.minimum(self._bounds[:2], bounds[:, :2].min(axis=0)),
+                np.maximum(self._bounds[2:], bounds[:, 2:].max(axis=0)),
+            ]
         )
         self._types |= {str(kind) for kind in np.unique(shapely.get_type_id(batch.geometry)).tolist()}
         arrays = [
@@ -119,7 +124,11 @@ class GeoParquetWriter:
 
 
 def read_features(
-    path: Path, column: str | None = None, *, box: tuple[float, float, float, float] | None = None, most: int | None = None
+    path: Path,
+    column: str | None = None,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    most: int | None = None,
 ) -> tuple[NDArray[np.object_], NDArray[Any]]:
     """Geometries of a GeoParquet file with the values of one column; row groups are read one by one.
 
