@@ -152,7 +152,8 @@ class DepthPositions(nn.Module):
 
     def forward(self, x: Tensor, context: SiteContext) -> Tensor:
         """Delta (B * D, 1, 1, d) for tokens (B * D, h, w, d); the table is resized linearly to D entries."""
-        table, depth = self.table, context.depth
+        table: Tensor = self.table
+        depth = context.depth
         if len(table) != depth:
             table = functional.interpolate(table.T[None], size=depth, mode="linear", align_corners=False)[0].T
         return table.repeat(len(x) // depth, 1)[:, None, None]

@@ -44,7 +44,7 @@ class Detail3dConfig(SemanticConfig):
     taps: str | tuple[int, ...] = "auto"
     """Encoder blocks read beside the neck: "auto" (after a quarter, half and three quarters), "none", or indices."""
     width: int = 8
-    """Channels of the finest level, where most of the work is; four times as many at the next, eight at coarser ones."""
+    """Channels of the finest level, where most of the work is; the next has four times as many, coarser ones eight."""
     fused: int = 64
     """Channels of the joined tokens."""
     stride: int | None = None
