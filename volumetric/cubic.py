@@ -110,7 +110,7 @@ def _attend_cube(
         pairs = [pair_table(table, run.size, side) for table, run, side in zip(tables, cube, sides, strict=True)]
         seen = attend_terms(query, key, value, *_terms(query, pairs))
     cells = seen.unflatten(2, (depth.size, rows.size, cols.size)).unflatten(0, (batch, *(run.count for run in cube)))
-    joined = cells.permute(0, 1, 5, 2, 6, 3, 7, 4, 8)  # (B, cubes and tokens of each axis, heads, c)
+    joined: Tensor = cells.permute(0, 1, 5, 2, 6, 3, 7, 4, 8)  # (B, cubes and tokens of each axis, heads, c)
     return joined.reshape(*region.shape[:4], -1)
 
 

@@ -18,7 +18,8 @@ def as_volumes(x: Tensor, depth: int) -> Tensor:
     """
     if depth < 1 or len(x) % depth:
         raise ShapeError(f"{len(x)} rows are no volumes of {depth} slices; give a multiple of that many")
-    return x.unflatten(0, (-1, depth))
+    volumes: Tensor = x.unflatten(0, (-1, depth))
+    return volumes
 
 
 def as_slices(x: Tensor) -> Tensor:

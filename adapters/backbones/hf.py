@@ -172,7 +172,7 @@ class HFSamBackbone(Backbone):
         """One image per token plane: of merged slices the middle one. ``rows`` are the planes of all volumes."""
         if len(image) == rows:
             return image
-        volumes = image.unflatten(0, (rows // depth, -1))
+        volumes: Tensor = image.unflatten(0, (rows // depth, -1))
         centres = cast(MergedPlanes, self.encoder_sites.planes[0]).centres(volumes.shape[1])
         return volumes[:, centres].flatten(0, 1)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 BLOCK_SITES = ("block_input", "qkv", "attention_output", "after_attention", "parallel_mlp_raw", "parallel_mlp")
 """Names of the points of one transformer block: I1, I2, I3, I4, I5, I6."""
 
-ENCODER_SITES = ("planes", "patch_embed", "neck")
-"""Names of the points of the whole encoder: I0 before and after positions, I8."""
+ENCODER_SITES = ("patch_embed", "neck")
+"""Names of the points of the whole encoder: I0, I8."""
 
 
 @dataclass(frozen=True)

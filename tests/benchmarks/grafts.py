@@ -14,8 +14,9 @@ results of ``--methods``, whose code has changed.
 import argparse
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,22 @@ Task = dict[str, Any]
 
 
 def plan(options: argparse.Namespace, weights: str) -> list[Task]:
-    """All runs that were asked for: seed by seed, then set by set, few images before many."""
+    """All runs that were asked for, in the order of :func:`asked`."""
     found = []
-    for seed in options.seeds:
-        for name in options.sets:
-            for fraction in options.fractions:
-                for method in options.methods:
-                    for factor in FACTORS if options.tune else (None,):
-                        shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
-                        hashes = {
-                            "config": config_hash(rows(factor)[method]),
-                            "recipe": recipe_hash(spec_of(name), optimiser(spec_of(name))),
-                        }
-                        own = {"method": method, "factor": factor, "budget": options.budget, "weights": weights}
-                        found.append(shared | own | hashes)
+    for task in asked(options, weights):
+        spec = spec_of(task["set"])
+        for factor in FACTORS if options.tune else (None,):
+            config = config_hash(rows(factor)[task["method"]])
+            found.append(task | {"factor": factor, "config": config, "recipe": recipe_hash(spec, optimiser(spec))})
     return found
+
+
+def asked(options: argparse.Namespace, weights: str) -> Iterator[Task]:
+    """What of a run the command line says: seed by seed, then set by set, few images before many, method by method."""
+    for seed, name, fraction in product(options.seeds, options.sets, options.fractions):
+        shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
+        for method in options.methods:
+            yield shared | {"method": method, "budget": options.budget, "weights": weights}
 
 
 def groups(tasks: Sequence[Task], done: Sequence[Task]) -> list[list[Task]]:

@@ -22,10 +22,9 @@ from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import HASH, short_hash
 from tests.benchmarks._graft_summary import spread
 from tests.benchmarks._process import end_with_parent, report
-from tests.benchmarks._sets import training_cases
 from tests.benchmarks._table import markdown
 from tests.benchmarks._volume_rows import ROWS, VOLUMES, many, recipe_hash
-from tests.benchmarks.grafts import Results, groups, planned, run
+from tests.benchmarks.grafts import Results, asked, groups, planned, run
 
 FIGURES = ("dice", "nsd_1mm", "nsd_2mm", "hd95")
 COLUMNS = (
@@ -49,17 +48,11 @@ Task = dict[str, Any]
 
 
 def plan(options: argparse.Namespace, weights: str) -> list[Task]:
-    """All runs that were asked for: seed by seed, then set by set, few cases before many."""
-    found = []
-    for seed in options.seeds:
-        for name in options.sets:
-            for fraction in options.fractions:
-                shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
-                for method in options.methods:
-                    own = {"method": method, "budget": options.budget, "weights": weights}
-                    hashes = {"config": short_hash(ROWS[method].to_dict()), "recipe": recipe_hash(VOLUMES[name])}
-                    found.append(shared | own | hashes)
-    return found
+    """All runs that were asked for, with what decides each of them."""
+    return [
+        task | {"config": short_hash(ROWS[task["method"]].to_dict()), "recipe": recipe_hash(VOLUMES[task["set"]])}
+        for task in asked(options, weights)
+    ]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

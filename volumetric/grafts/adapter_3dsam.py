@@ -103,13 +103,14 @@ class SliceEmbedding(MergedPlanes):
     def __init__(self, embed_dim: int, kernel: int, stride: int, *, identity: bool) -> None:
         """Create the convolution."""
         super().__init__()
-        self.stride = stride
+        self.stride, self.first = stride, -((kernel - stride) // 2)
+        self.middle = stride // 2 - self.first  # entry that meets the slice in the middle of a plane
         bound = kernel**-0.5  # as a depthwise convolution: a fan-in of k
         self.weight = nn.Parameter(torch.empty(kernel, embed_dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(embed_dim).uniform_(-bound, bound))
         if identity:
             nn.init.zeros_(self.weight)
-            nn.init.ones_(self.weight[kernel // 2])
+            nn.init.ones_(self.weight[self.middle])
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, depth: int) -> Tensor:
@@ -124,12 +125,12 @@ class SliceEmbedding(MergedPlanes):
 
     def centres(self, depth: int) -> list[int]:
         """The slice that ``init="identity"`` passes, for every plane."""
-        return self._seen(depth, len(self.weight) // 2)
+        return self._seen(depth, self.middle)
 
     def _seen(self, depth: int, step: int) -> list[int]:
         """The slice under entry ``step`` of the kernel, for every plane."""
-        first = -((len(self.weight) - self.stride) // 2)
-        return [min(max(plane * self.stride + first + step, 0), depth - 1) for plane in range(self.count(depth))]
+        places = (plane * self.stride + self.first + step for plane in range(self.count(depth)))
+        return [min(max(place, 0), depth - 1) for place in places]
 
 
 class DepthPositions(nn.Module):
@@ -151,7 +152,8 @@ class DepthPositions(nn.Module):
 
     def forward(self, x: Tensor, context: SiteContext) -> Tensor:
         """Delta (B * D, 1, 1, d) for tokens (B * D, h, w, d); the table is resized linearly to D entries."""
-        table, depth = self.table, context.depth
+        table: Tensor = self.table
+        depth = context.depth
         if len(table) != depth:
             table = functional.interpolate(table.T[None], size=depth, mode="linear", align_corners=False)[0].T
         return table.repeat(len(x) // depth, 1)[:, None, None]

@@ -43,8 +43,8 @@ class Detail3dConfig(SemanticConfig):
     volumetric: ClassVar[bool] = True
     taps: str | tuple[int, ...] = "auto"
     """Encoder blocks read beside the neck: "auto" (after a quarter, half and three quarters), "none", or indices."""
-    width: int = 16
-    """Channels of the finest level; doubled at every coarser one, at most four times."""
+    width: int = 8
+    """Channels of the finest level, where most of the work is; the next has four times as many, coarser ones eight."""
     fused: int = 64
     """Channels of the joined tokens."""
     stride: int | None = None
@@ -127,7 +127,7 @@ class Detail3dHead(DecoderPatch):
         self.taps = resolve_taps(config.taps, spec.num_blocks, "detail_3d")
         self.stride = config.stride or finest_stride(spec.patch_size)
         steps = max(0, round(math.log2(spec.patch_size / self.stride)))
-        widths = [min(4 * config.width, config.width * 2**level) for level in range(steps + 1)]
+        widths = [config.width * (1, 4, 8)[min(level, 2)] for level in range(steps + 1)]
         deep = [2 if level > steps - config.depth_halvings else 1 for level in range(1, steps + 1)]
         strides = [(1, 1, 1), *((slices, 2, 2) for slices in deep)]
         with torch.device(like.device):
