@@ -17,12 +17,12 @@ from samgraft.grid import Grid
 from samgraft.recipes import cli
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.engine.flipped import segment_flipped
+from samgraft.recipes.engine.propagated import VolumeOptions
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.header import InputRecipe
-from samgraft.recipes.engine.propagated import VolumeOptions
 from samgraft.recipes.prompted_trust import fit_prompted_trust, validation_cases
-from samgraft.volumetric.propagation import PropagationConfig
 from samgraft.recipes.trusting import calibration_of, predict_flipped, store_trust
+from samgraft.volumetric.propagation import PropagationConfig
 from samgraft.volumetric.shape_rules import ShapeRules
 from samgraft.volumetric.trust import Signals, calibrate
 from tests.adapters.toy import toy_backbone
