@@ -118,7 +118,12 @@ def fit_trust(
     if task.representation.kind == "instance":
         raise ConfigError("trust is calibrated per class of a volume; this adapter separates objects")
     data = task.config.data
-    options: dict[str, Any] = {"size": task.size, "window": data.window, "overlap": data.overlap, "batch_size": data.batch_size}
+    options: dict[str, Any] = {
+        "size": task.size,
+        "window": data.window,
+        "overlap": data.overlap,
+        "batch_size": data.batch_size,
+    }
     signals: dict[int, list[Signals]] = {}
     dice: dict[int, list[float]] = {}
     for case in cases:

@@ -95,6 +95,8 @@ _ALSO_AUTOMATIC = ("flips", "largest", "fill_holes", "min_volume", "uncertainty"
 def volume_report(result: "Segmentation") -> list[str]:
     """Lines about where walks stopped and what should be looked at."""
     found = []
+    if result.meta.get("mode") == "propagated" and "objects not found" in result.meta:
+        found.append(f"not found: object {result.meta['objects not found']}; give a better box, a point or a mask")
     if "stopped" in result.meta:
         found.append(f"stopped: {result.meta['stopped']}")
     if "look at" in result.meta:

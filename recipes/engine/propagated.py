@@ -129,7 +129,7 @@ def segment_volume(
         track: Wraps the loop over objects.
 
     Raises:
-        PromptError: a prompt outside the volume, or nothing found where one was given.
+        PromptError: a prompt outside the volume. Where nothing is found an object stays empty, and ``meta`` says so.
         InputError: the file is damaged.
     """
     chosen = options or VolumeOptions()
@@ -194,6 +194,8 @@ def _run(slices: Slices, one: VolumePrompt, options: VolumeOptions) -> Propagate
         return boxed_slices(view, one.box, one.extent, points)
     prompts = {index: as_slice(said, shape) for index, said in one.on_slices().items()}
     annotated = annotate(view, prompts)
+    if not any((answer.logits > 0).any() for answer in annotated.values()):
+        return Propagated(shape=view.shape, answers={}, annotated=tuple(annotated), stopped=())
     clicks = {index: some for index, some in one.points_by_slice().items() if index not in annotated}
     return propagate(
         view,
@@ -280,6 +282,9 @@ def _meta(asked: VolumePrompts, axis: int, objects: Sequence[VolumeObject], opti
         for number, one in enumerate(objects, start=1)
         for stop in one.runs[0].stopped
     ]
+    empty = [str(number) for number, one in enumerate(objects, start=1) if not one.mask.any()]
+    if empty:
+        meta["objects not found"] = ", ".join(empty)
     if stops:
         meta["stopped"] = "; ".join(stops)
     if options.calibration is not None:

@@ -110,9 +110,7 @@ def segment(
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = _header(grafted, meta, network_size, bands)
-            result = _automatic(
-                source, grafted, said, meta, volume, {"batch": batch, "depth": pipeline, "track": track}
-            )
+            result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
     finally:
@@ -157,9 +155,10 @@ def _automatic(
 ) -> Segmentation:
     """What the adapter was trained for; with ``volume`` by mirror images too, with rules of shape and flags."""
     if volume is None:
-        return segment_automatic(scene, grafted, said, **options)
-    named = {name: calibration_of(meta, "automatic", name) for name in said.classes.values()}
-    known = {name: one for name, one in named.items() if one is not None and len(volume.flips) > 1}
+        named = {name: options[name] for name in ("batch", "depth", "track")}
+        return segment_automatic(scene, grafted, said, **named)
+    stored = {name: calibration_of(meta, "automatic", name) for name in said.classes.values()}
+    known = {name: one for name, one in stored.items() if one is not None and len(volume.flips) > 1}
     found = segment_flipped(
         scene, grafted, said, flips=volume.flips, rules=volume.rules, calibrations=known, batch=options["batch"]
     )

@@ -17,13 +17,16 @@ from samgraft.grid import Grid
 from samgraft.recipes import cli
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.engine.flipped import segment_flipped
+from samgraft.recipes.engine.propagated import VolumeOptions
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.header import InputRecipe
+from samgraft.recipes.prompted_trust import fit_prompted_trust, validation_cases
 from samgraft.recipes.trusting import calibration_of, predict_flipped, store_trust
+from samgraft.volumetric.propagation import PropagationConfig
 from samgraft.volumetric.shape_rules import ShapeRules
 from samgraft.volumetric.trust import Signals, calibrate
 from tests.adapters.toy import toy_backbone
-from tests.recipes._oracle import OracleGraft
+from tests.recipes._oracle import Oracle, OracleGraft
 from tests.recipes._sets import write_volumes
 from tests.volumetric._phantoms import tilted_cylinder
 
@@ -107,6 +110,18 @@ def test_calibration_is_kept_in_the_adapter_and_nothing_else_changes(tmp_path):
     assert all(torch.equal(again[name], value) for name, value in tensors.items())
     with pytest.raises(CheckpointError, match="expected calibrations by kind and class"):
         calibration_of(BundleMeta(extra={"trust": [1]}), "automatic")
+
+
+def test_propagated_objects_are_calibrated_on_boxes_of_the_key_slice(tmp_path):
+    root = write_volumes(tmp_path / "set", cases=3)
+    cases = validation_cases(root)
+    assert [one.id for one in cases] == ["case_02"]
+    options = VolumeOptions(propagation=PropagationConfig(carry=("mask",)), flips=("none", "cols"))
+    found = fit_prompted_trust(Oracle(), cases, options=options, good_dice=0.5, context=2.0)
+    assert (found.cases, found.signals) == (2, ("flips", "predicted_iou")), "two structures in one case"
+    from samgraft.recipes.trusting import with_trust
+
+    assert calibration_of(with_trust(BundleMeta(), "prompted", {"": found}), "prompted") == found
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from samgraft.volumetric.clicks import Session, error_click, simulated_rounds
 from samgraft.volumetric.propagation import PropagationConfig, SlicePrompt
 from tests.volumetric._phantoms import OracleSlices, disc, pictured
 
-WIDE = PropagationConfig(box_margin=1.0)
+WIDE = PropagationConfig(carry=("box", "mask"), box_margin=1.0)
 
 
 def dice(a, b):

@@ -121,6 +121,18 @@ def test_two_objects_keep_their_labels_and_the_surer_one_wins(cylinder):
     assert dice(found.labels > 0, truth) > 0.9
 
 
+def test_object_that_is_not_found_is_named_and_the_others_stay(cylinder):
+    path, truth = cylinder
+    nothing = VolumePrompt(slices=(ObjectPrompt(box=(40, 2, 50, 8), slice=9),))
+    something = VolumePrompt(slices=(ObjectPrompt(box=KEY_BOX, slice=9),))
+    prompts = VolumePrompts(objects=(nothing, something), from_ground_truth=True)
+    found = segment_volume(samgraft.open(path), Oracle(), prompts, options=VolumeOptions(propagation=WIDE))
+    assert found.segmentation.meta["objects not found"] == "1"
+    assert [record.id for record in found.segmentation.instances] == [2]
+    assert found.segmentation.from_ground_truth
+    assert dice(found.segmentation.labels == 2, truth) > 0.9
+
+
 def test_directions_commute_bit_for_bit_with_a_real_network(tmp_path):
     truth = tilted_cylinder(shape=(9, 48, 64), first=1, last=7, radius=8)
     noisy = np.where(truth, 180, 60) + np.random.default_rng(0).normal(0, 12, truth.shape)
