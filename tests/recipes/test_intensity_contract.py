@@ -1,4 +1,4 @@
-"""The intensity scale is part of the adapter: fixed window, percentiles or z-score; a CT adapter wants Hounsfield units."""
+"""The intensity scale is part of the adapter: fixed window, percentiles or z-score; a CT adapter wants HU."""
 
 import json
 from pathlib import Path
@@ -109,7 +109,8 @@ def test_what_cannot_have_been_hu_is_refused_for_a_ct_adapter(
 
 def test_hounsfield_units_and_other_adapters_pass(tmp_path: Path) -> None:
     for dtype in ("int16", "float32"):
-        look = _recorded(intensity=ct_window("soft").to_dict()).look(_scene(tmp_path / f"{dtype}.nii", HU.astype(dtype)))
+        scene = _scene(tmp_path / f"{dtype}.nii", HU.astype(dtype))
+        look = _recorded(intensity=ct_window("soft").to_dict()).look(scene)
         assert look.lower == (-160.0,)
     _recorded(modality="MR").look(_scene(tmp_path / "mr.nii", np.arange(12, dtype=np.uint8)))
     _recorded(intensity={"kind": "range", "lower": 0, "upper": 9}).look(_scene(tmp_path / "r.nii", HU + 600))
