@@ -101,7 +101,8 @@ def test_dicom_seg_of_a_patient_is_read_alike_by_three(
     truth = open_scene(shared_data / "medical" / folder / "labelsTr" / "STS_019.nii.gz")
     labels = place_labels(truth.read_labels(), truth.grid, scene.grid, what="NIfTI mask", tolerance=0.01)
     found = Segmentation(labels=labels, grid=scene.grid, kind="semantic", classes={1: "gross_tumour_volume"})
-    seg = found.about(source=scene).save(tmp_path / "seg.dcm")
+    found = found.about(source=scene)
+    seg = found.save(tmp_path / "seg.dcm")
     want = scene.grid.to_world(np.argwhere(labels).astype(np.float64))
     volume = hd.seg.segread(seg).get_volume(combine_segments=True)
     by_highdicom = np.argwhere(volume.array) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
