@@ -252,6 +252,8 @@ def test_overlapping_segments_have_no_label_map(tmp_path: Path) -> None:
         ("kidney_right", "64033007", "Right"),
         ("left  Ventricle", "87878005", None),
         ("GTV", "108369006", None),
+        ("GTV_Mass_CT", "108369006", None),
+        ("PTV GTV", "85756007", None),
         ("left right kidney", "85756007", None),
         ("wibble", "85756007", None),
     ],
