@@ -187,7 +187,7 @@ def _descriptions(names: Mapping[int, str], segmentation: "Segmentation") -> lis
 def _describe(hd: Any, number: int, name: str, segmentation: "Segmentation") -> Any:
     """Segment description: name, codes, and the algorithm with its adapter."""
     meta = segmentation.meta
-    known = ("adapter", "adapter_sha256", "backbone", "mode", "method")
+    known = ("adapter", "adapter_sha256", "backbone", "mode", "method", "labels")
     algorithm = hd.AlgorithmIdentificationSequence(
         name="samgraft",
         family=_concept(hd, Code(value="123110", scheme="DCM", meaning="Artificial Intelligence")),

@@ -38,8 +38,8 @@ class VolumeMemory:
         """One line."""
         how = "read at once" if self.whole else "read slice by slice"
         return (
-            f"memory beside the network: {_bytes(self.total)} (labels {_bytes(self.labels)}, voxels {_bytes(self.pixels)}, "
-            f"{how}), free: {_bytes(self.free)}"
+            f"memory beside the network: {_bytes(self.total)} (labels {_bytes(self.labels)}, "
+            f"voxels {_bytes(self.pixels)}, {how}), free: {_bytes(self.free)}"
         )
 
 
