@@ -171,6 +171,8 @@ def _build(labels: Array, slices: list[Slice], scene: DicomScene, described: lis
                 series_description=options.description,
                 specific_character_set="ISO_IR 192",
             )
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{scene.path}: no segmentation object can be made of this series ({error}); repair its headers, "
