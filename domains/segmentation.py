@@ -224,8 +224,8 @@ def require_series(source: Scene | None, path: Path) -> None:
     if not isinstance(source, DicomScene):
         what = "the source of the labels is unknown"
         if source is not None:
-            what = f"{source.path.name} is a {source.format}"
+            what = f"{source.path.name} is a {source.format}, which has no study to refer to"
         raise GeometryError(
-            f"{path.name}: a DICOM segmentation object refers to the series that was segmented; {what}, which has no "
-            "study to refer to; segment the DICOM folder itself, or write .nii.gz"
+            f"{path.name}: a DICOM segmentation object refers to the series that was segmented; {what}; "
+            "segment the DICOM folder itself, or write .nii.gz"
         )

@@ -4,7 +4,8 @@ Takes a label file and an opened image, gives a Segmentation on exactly the imag
 interpolated, unless that is asked for; another frame of reference is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,7 @@ def labels_on(
         path: RTSTRUCT or DICOM-SEG file, or a label volume.
         image: the volume; for RTSTRUCT the DICOM series.
         structures: names of structures, in the order of their new labels from 1; None takes all as they are numbered.
-        overlap: what happens where two structures of an RTSTRUCT share voxels.
+        overlap: what happens where two structures share voxels.
         resample: take the nearest voxel where the voxels do not coincide, instead of refusing.
 
     Returns:
@@ -57,10 +58,7 @@ def labels_on(
         return _contours(path, image, structures, overlap)
     scene = open_scene(path)
     _same_frame(scene, image)
-    labels, classes = scene.read_labels(), _names(scene)
-    classes = classes or {int(v): f"class {v}" for v in np.unique(labels) if v}
-    if structures is not None:
-        labels, classes = _choose(labels, classes, structures, path)
+    labels, classes = _read(scene, structures, overlap)
     bring = resample_labels(labels, scene.grid, image.grid) if resample else None
     placed = place_labels(labels, scene.grid, image.grid, what=str(path)) if bring is None else bring
     return _result(placed, image, classes, path, scene.notes)
@@ -98,18 +96,36 @@ def _same_frame(labels: Scene, image: Scene) -> None:
         )
 
 
-def _names(scene: Scene) -> dict[int, str]:
-    return scene.classes if isinstance(scene, DicomSegScene) else {}
-
-
-def _choose(
-    labels: Array, classes: Mapping[int, str], names: Sequence[str], path: Path
-) -> tuple[Array, dict[int, str]]:
-    """Keep the structures asked for, numbered in that order."""
-    out = np.zeros(labels.shape, dtype=label_dtype(len(names)))
+def _read(scene: Scene, names: Sequence[str] | None, overlap: Overlap) -> tuple[Array, dict[int, str]]:
+    """Labels on the file's own grid: all as they are, or the structures asked for, numbered in that order."""
+    if names is None:
+        labels = scene.read_labels()
+        known = scene.classes if isinstance(scene, DicomSegScene) else _unnamed(labels)
+        return labels, known
+    mask: Callable[[int], Array]
+    if isinstance(scene, DicomSegScene):
+        classes, mask = scene.classes, scene.mask  # one by one, since segments may overlap
+    else:
+        whole = scene.read_labels()
+        classes, mask = _unnamed(whole), partial(np.equal, whole)
+    out = np.zeros(scene.grid.shape, dtype=label_dtype(len(names)))
     for value, name in enumerate(names, start=1):
-        found = [v for v, known in classes.items() if known == name]
+        found = [v for v, known_name in classes.items() if known_name == name]
         if len(found) != 1:
-            raise NoMatchError(f"{path}: {len(found)} structures named {name!r}; it holds {list(classes.values())}")
-        out[labels == found[0]] = value
+            raise NoMatchError(
+                f"{scene.path}: {len(found)} structures named {name!r}; it holds {list(classes.values())}"
+            )
+        inside = mask(found[0])
+        shared = int((out[inside] > 0).sum())
+        if shared and overlap == "raise":
+            other = names[int(out[inside].max()) - 1]
+            raise InputError(
+                f'{scene.path}: {name} and {other} share {shared} voxels; let the later one win (overlap="later")'
+            )
+        out[inside] = value
     return out, dict(enumerate(names, start=1))
+
+
+def _unnamed(labels: Array) -> dict[int, str]:
+    """Names of labels in a file that has none."""
+    return {int(v): f"class {v}" for v in np.unique(labels) if v}

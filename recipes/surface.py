@@ -7,6 +7,7 @@ Source:
     95th percentiles.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,9 @@ def surface_score(
         diagonal = float(np.linalg.norm(np.array(predicted.shape) * np.array(spacing)))
         return SurfaceScore(nsd=0.0, hd95=diagonal) if any(filled) else SurfaceScore(nsd=1.0, hd95=0.0)
     masks = torch.from_numpy(np.ascontiguousarray(predicted)), torch.from_numpy(np.ascontiguousarray(truth))
-    _, distances, _ = get_edge_surface_distance(*masks, spacing=[float(v) for v in spacing], symmetric=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
+        _, distances, _ = get_edge_surface_distance(*masks, spacing=[float(v) for v in spacing], symmetric=True)
     there, back = (np.asarray(one, dtype=np.float64) for one in distances)
     within = int((there <= tolerance).sum()) + int((back <= tolerance).sum())
     return SurfaceScore(

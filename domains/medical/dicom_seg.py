@@ -17,7 +17,7 @@ from samgraft.domains.medical.dicom import SPACING_TOLERANCE_MM, differences
 from samgraft.domains.medical.dicom_header import frame_pixels, frame_slices, read_dataset
 from samgraft.domains.medical.dicom_order import Slice, stack_slices
 from samgraft.domains.scene import Array, Scene, Window, label_dtype
-from samgraft.errors import InputError
+from samgraft.errors import InputError, NoMatchError
 from samgraft.grid import Grid
 
 _SAME_PLACE = 1e-3
@@ -82,6 +82,23 @@ class DicomSegScene(Scene):
         """Label -> name."""
         return {number: segment.name for number, segment in self.segments.items()}
 
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """Voxels (D, H, W) of one segment; the way to read segments that overlap.
+
+        Raises:
+            NoMatchError: no segment of that number.
+            InputError: damaged pixels.
+        """
+        if number not in self.segments:
+            raise NoMatchError(f"{self.path}: no segment {number}; it holds {self.classes}")
+        out = np.zeros(self.grid.shape, dtype=np.bool_)
+        for index, plane in enumerate(self._planes):
+            for frame, shown in plane:
+                if shown in (0, number):
+                    pixels = _decode(self.path, frame)
+                    out[index] |= pixels > 0 if shown else pixels == number
+        return out
+
     def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
         """Labels of the window's slices."""
         shape = tuple(s.stop - s.start for s in window)
@@ -106,7 +123,8 @@ class DicomSegScene(Scene):
             other = int(plane[inside].max())
             raise InputError(
                 f"{self.path}: segments {other} ({self.classes.get(other)}) and {number} ({self.classes.get(number)}) "
-                f"overlap on {both} voxels of slice {index}; a label map holds one of them; read them one by one"
+                f"overlap on {both} voxels of slice {index}; a label map holds one of them; name those wanted, or "
+                "read them one by one with mask(number)"
             )
         plane[inside] = number
 

@@ -171,6 +171,8 @@ def _build(labels: Array, slices: list[Slice], scene: DicomScene, described: lis
                 series_description=options.description,
                 specific_character_set="ISO_IR 192",
             )
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{scene.path}: no segmentation object can be made of this series ({error}); repair its headers, "
@@ -187,7 +189,7 @@ def _descriptions(names: Mapping[int, str], segmentation: "Segmentation") -> lis
 def _describe(hd: Any, number: int, name: str, segmentation: "Segmentation") -> Any:
     """Segment description: name, codes, and the algorithm with its adapter."""
     meta = segmentation.meta
-    known = ("adapter", "adapter_sha256", "backbone", "mode", "method")
+    known = ("adapter", "adapter_sha256", "backbone", "mode", "method", "labels")
     algorithm = hd.AlgorithmIdentificationSequence(
         name="samgraft",
         family=_concept(hd, Code(value="123110", scheme="DCM", meaning="Artificial Intelligence")),

@@ -45,6 +45,8 @@ class Concept:
 def concept(name: str) -> Concept:
     """Codes of a structure by its name; case, spaces, dashes and underscores make no difference.
 
+    "GTV" as first word is enough ("GTV_Mass_CT"): in radiotherapy it always means the gross tumour volume.
+
     Args:
         name: such as "spleen", "Left kidney" or "kidney_left".
     """
@@ -57,6 +59,8 @@ def concept(name: str) -> Concept:
         return _concept(table, table["structures"][whole], None)
     if len(sides) == 1 and bare in table["structures"]:
         return _concept(table, table["structures"][bare], table["laterality"][sides[0]])
+    if words and words[0] in table["first_words"]:
+        return _concept(table, table["first_words"][words[0]], None)
     return _concept(table, table["unknown"], None, known=False)
 
 
@@ -78,5 +82,6 @@ def _code(triple: list[str]) -> Code:
 def _table() -> dict[str, Any]:
     """The map, with one key per name."""
     table: dict[str, Any] = json.loads(MAP_FILE.read_text(encoding="utf-8"))
+    table["first_words"] = {word: entry for entry in table["structures"] for word in entry.get("first_words", ())}
     table["structures"] = {name: entry for entry in table["structures"] for name in entry["names"]}
     return table

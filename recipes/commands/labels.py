@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--image", default=None, help="DICOM folder or volume that the labels belong to")
     parser.add_argument("--series", default=None, help="which series, if the folder of --image holds several")
     parser.add_argument("--structure", action="append", default=None, metavar="NAME", help="one structure; repeatable")
-    parser.add_argument("--later-wins", action="store_true", help="RTSTRUCT: the later of overlapping structures wins")
+    parser.add_argument("--later-wins", action="store_true", help="the later of overlapping structures wins")
     parser.add_argument("--resample", action="store_true", help="nearest voxel, where the voxels do not coincide")
     parser.add_argument("-o", "--output", action="append", default=[], help="file to write, by suffix; repeatable")
     add_seg(parser)

@@ -38,8 +38,8 @@ class VolumeMemory:
         """One line."""
         how = "read at once" if self.whole else "read slice by slice"
         return (
-            f"memory beside the network: {_gb(self.total)} (labels {_gb(self.labels)}, voxels {_gb(self.pixels)}, "
-            f"{how}), free: {_gb(self.free)}"
+            f"memory beside the network: {_bytes(self.total)} (labels {_bytes(self.labels)}, "
+            f"voxels {_bytes(self.pixels)}, {how}), free: {_bytes(self.free)}"
         )
 
 
@@ -77,5 +77,5 @@ def require_memory(scene: Scene, axis: int, *, classes: int = 1) -> VolumeMemory
     return need
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -23,7 +23,7 @@ def test_volumes_are_cut_along_the_coarsest_axis(tmp_path: Path) -> None:
     index = index_data(config, "semantic")
     assert [r.id for r in index.train] == ["case_00", "case_01", "case_02"]
     assert index.classes == {1: "left", 2: "right"}
-    assert index.modality == "MR" and index.intensity is None
+    assert index.modality == "MR" and index.intensity == {"kind": "percentile", "low": 0.5, "high": 99.5}
     case = index.val[0].load()
     assert case.image.shape == (6, 1, 36, 40) and case.axis == 0
     assert case.grid.shape == (6, 36, 40)

@@ -1,4 +1,4 @@
-"""The intensity scale is part of the adapter: fixed window, percentiles or z-score; a CT adapter wants Hounsfield units."""
+"""The intensity scale is part of the adapter: fixed window, percentiles or z-score; a CT adapter wants HU."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 import samgraft
 from samgraft.domains.medical.intensity import IntensityRule, ct_window, fit_intensity, require_hu
 from samgraft.errors import CheckpointError, ConfigError, InputError
+from samgraft.recipes import cli
 from samgraft.recipes.config import DataConfig
 from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.engine.recorded import Recorded
@@ -109,7 +110,8 @@ def test_what_cannot_have_been_hu_is_refused_for_a_ct_adapter(
 
 def test_hounsfield_units_and_other_adapters_pass(tmp_path: Path) -> None:
     for dtype in ("int16", "float32"):
-        look = _recorded(intensity=ct_window("soft").to_dict()).look(_scene(tmp_path / f"{dtype}.nii", HU.astype(dtype)))
+        scene = _scene(tmp_path / f"{dtype}.nii", HU.astype(dtype))
+        look = _recorded(intensity=ct_window("soft").to_dict()).look(scene)
         assert look.lower == (-160.0,)
     _recorded(modality="MR").look(_scene(tmp_path / "mr.nii", np.arange(12, dtype=np.uint8)))
     _recorded(intensity={"kind": "range", "lower": 0, "upper": 9}).look(_scene(tmp_path / "r.nii", HU + 600))
@@ -119,3 +121,17 @@ def test_one_negative_voxel_off_the_middle_is_enough(tmp_path: Path) -> None:
     values = np.arange(1, 61, dtype=np.int16).reshape(2, 3, 10)
     values[1, 2, 9] = -1
     require_hu(_scene(tmp_path / "a.nii", values))
+
+
+def test_the_flag_of_the_command_reaches_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def stop(scene: Any, **options: Any) -> None:
+        seen.append(scene.trusted)
+        raise InputError("far enough")
+
+    monkeypatch.setattr("samgraft.recipes.api.segment", stop)
+    _scene(tmp_path / "a.nii", HU)
+    words = ["segment", str(tmp_path / "a.nii"), "--box", "0", "0", "1", "1", "-o", str(tmp_path / "m.nii")]
+    assert cli.main(words) == 2 and cli.main([*words, "--trust-values"]) == 2
+    assert seen == [False, True]

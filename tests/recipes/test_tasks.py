@@ -38,10 +38,10 @@ def test_a_run_leaves_an_adapter_that_gives_the_same_masks(tmp_path: Path) -> No
     run = tmp_path / "run"
     result = fit(config, run, backbone=backbone)
     assert all(torch.equal(parameter, copy) for parameter, copy in before)
-    assert {s.name for s in result.summaries} == {
-        "dice/left", "dice/right", "dice/mean", "iou/left", "iou/right", "iou/mean",
-    }  # fmt: skip
-    assert all(s.n == 1 and 0 <= s.mean <= 1 for s in result.summaries)
+    figures = ("dice", "iou", "nsd", "hd95_mm", "volume_error_ml")
+    assert {s.name for s in result.summaries} == {f"{f}/{n}" for f in figures for n in ("left", "right", "mean")}
+    assert all(s.n == 1 and s.mean >= 0 for s in result.summaries)
+    assert all(s.mean <= 1 for s in result.summaries if s.name.startswith(("dice", "iou", "nsd")))
     for name in ("config.yaml", "history.jsonl", "metrics.json", "samples.npz", "trainable.txt", "report.html"):
         assert (run / name).stat().st_size > 50, name
     steps = [

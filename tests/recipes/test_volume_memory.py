@@ -34,7 +34,7 @@ def test_volume_larger_than_memory_is_refused_before_it_is_read(
     monkeypatch.setattr(type(scene), "_read", lambda *_: pytest.fail("voxels were read"))
     monkeypatch.setattr(planned, "free_memory", lambda: 10_000)
     need = planned.require_memory(scene, 0)
-    assert need.total == 4096 + 5120 and "read slice by slice" in need.text() and "labels 0.00 GB" in need.text()
+    assert need.total == 4096 + 5120 and "read slice by slice" in need.text() and "labels 0.0 MB" in need.text()
     with pytest.raises(ConfigError, match=r"\(32, 16, 8\) voxels do not fit.*read at once.*cut along axis 0"):
         planned.require_memory(scene, 1)
     monkeypatch.setattr(planned, "free_memory", lambda: 5000)

@@ -15,7 +15,8 @@ from samgraft.domains.medical.dicom_seg import DicomSegScene
 from samgraft.domains.medical.dicom_seg_write import SegOptions
 from samgraft.domains.medical.snomed import MAP_FILE, concept
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
-from samgraft.errors import ConfigError, GeometryError, InputError, OutputError
+from samgraft.errors import ConfigError, GeometryError, InputError, NoMatchError, OutputError
+from samgraft.recipes.label_files import labels_on
 from tests.data import volumes
 
 pytestmark = pytest.mark.medical
@@ -194,7 +195,7 @@ def test_series_without_a_frame_of_reference_is_named(tmp_path: Path) -> None:
         del head.FrameOfReferenceUID
         return True
 
-    with pytest.raises(InputError, match="no FrameOfReferenceUID.*write .nii.gz"):
+    with pytest.raises(InputError, match=r"^.*: the series has no FrameOfReferenceUID.*write \.nii\.gz$"):
         result(series(tmp_path / "a", tweak=tweak)).save(tmp_path / "seg.dcm")
 
 
@@ -225,8 +226,18 @@ def test_overlapping_segments_have_no_label_map(tmp_path: Path) -> None:
     slices = [one for one in scene.slices if one is not None]
     built = dicom_seg_write._build(stacked, slices, scene, described, SegOptions(kind="BINARY"))
     built.save_as(tmp_path / "seg.dcm")
+    overlapping = open_scene(tmp_path / "seg.dcm")
     with pytest.raises(InputError, match=r"segments 1 \(liver\) and 2 \(spleen\) overlap on 1 voxels of slice 2"):
-        open_scene(tmp_path / "seg.dcm").read_labels()
+        overlapping.read_labels()
+    assert isinstance(overlapping, DicomSegScene)
+    for number in (1, 2):
+        assert np.array_equal(overlapping.mask(number), stacked[..., number - 1] > 0)
+    with pytest.raises(NoMatchError, match="no segment 3; it holds"):
+        overlapping.mask(3)
+    with pytest.raises(InputError, match="spleen and liver share 1 voxels"):
+        labels_on(tmp_path / "seg.dcm", scene, structures=["liver", "spleen"])
+    later = labels_on(tmp_path / "seg.dcm", scene, structures=["spleen", "liver"], overlap="later")
+    assert [(later.labels == n).sum() for n in (1, 2)] == [3, 9]
     head = pydicom.dcmread(tmp_path / "seg.dcm")
     head.SegmentationType = "FRACTIONAL"
     head.save_as(tmp_path / "seg.dcm")
@@ -241,6 +252,8 @@ def test_overlapping_segments_have_no_label_map(tmp_path: Path) -> None:
         ("kidney_right", "64033007", "Right"),
         ("left  Ventricle", "87878005", None),
         ("GTV", "108369006", None),
+        ("GTV_Mass_CT", "108369006", None),
+        ("PTV GTV", "85756007", None),
         ("left right kidney", "85756007", None),
         ("wibble", "85756007", None),
     ],
