@@ -23,7 +23,7 @@ _HELP = {
     "crop_n_points_downscale_factor": "fewer points in the crops of each layer (1)",
     "min_mask_region_area": "fill holes and remove islands with fewer pixels (0)",
     "nms": "what doubles are told by: mask or box",
-    "tile": "side of tiles of a large picture in pixels (that of the network input); 0 never cuts",
+    "tile": "side of tiles of a large picture in pixels; a few times the largest object; 0 never cuts",
     "overlap": "overlap of tiles as a share of their side (0.25)",
     "max_share": "largest share of a crop that an object covers (0.6)",
     "min_network_area": "smallest object, pixels of the network's input (12)",

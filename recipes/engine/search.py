@@ -117,7 +117,7 @@ def search(
 
 def crops_of(shape: tuple[int, int], size: int, config: EverythingConfig) -> list[Crop]:
     """The whole picture or its tiles, then the layers of crops."""
-    tile = size if config.tile is None else config.tile
+    tile = 2 * size if config.tile is None else config.tile
     whole = tile == 0 or max(shape) <= (1.5 * tile if config.tile is None else tile)
     places = [(slice(0, shape[0]), slice(0, shape[1]))] if whole else tiling(shape, tile, config.overlap)
     first = [
