@@ -8,6 +8,8 @@ from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import Crop, crop_layers, crop_points, is_cut
 from samgraft.recipes.engine.runs import runs_of
 from samgraft.recipes.engine.seams import join_crops
+from samgraft.recipes.engine.search import crops_of
+from samgraft.recipes.everything import EverythingConfig
 
 
 def test_crops_of_two_layers() -> None:
@@ -29,6 +31,13 @@ def test_crops_of_two_layers() -> None:
 def test_crops_of_a_picture_of_one_column() -> None:
     assert all(c.width == 1 for c in crop_layers((200, 1), 1, 0.3))
     assert crop_layers((200, 300), 0, 0.3) == []
+
+
+def test_tiles_are_twice_as_large_as_the_network_input() -> None:
+    """192 rows are half as much again as two inputs of 64, and are still seen whole; one more, and there are tiles."""
+    assert [crop.box for crop in crops_of((192, 100), 64, EverythingConfig())] == [(0, 0, 100, 192)]
+    assert [crop.box for crop in crops_of((193, 100), 64, EverythingConfig())] == [(0, 0, 100, 128), (0, 65, 100, 128)]
+    assert [crop.box for crop in crops_of((193, 100), 64, EverythingConfig(tile=0))] == [(0, 0, 100, 193)]
 
 
 def test_points_lie_at_cell_centres_and_thin_out() -> None:
