@@ -91,7 +91,10 @@ class MosaicObject:
 
 def hull(parts: Iterable[Part]) -> Part:
     """The smallest rectangle that holds all of ``parts``."""
-    rows, cols = zip(*parts, strict=True)
+    known = list(parts)
+    if len(known) == 1:
+        return known[0]
+    rows, cols = zip(*known, strict=True)
     return (
         slice(min(r.start for r in rows), max(r.stop for r in rows)),
         slice(min(c.start for c in cols), max(c.stop for c in cols)),

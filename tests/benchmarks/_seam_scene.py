@@ -1,7 +1,8 @@
 """The scene of the seam benchmark, oracles that see it tile by tile, and how a result is judged.
 
 At 4096 x 4096 the scene has 901 objects: 3 roads across all of it, 8 discs of 150 to 330 px radius, 400 buildings that
-touch in blocks, 490 discs of 4 to 30 px radius. No two overlap. Other sizes have the same density.
+touch in blocks, 490 discs of 4 to 30 px radius. No two overlap. Other sizes have the same density; in small ones the
+large discs are smaller.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def scene(side: int = 4096, seed: int = 0) -> Scene:
         labels[np.abs(np.arange(side)[:, None] - middle) <= half] = count
     for _ in range(max(1, round(8 * share))):
         count += 1
-        _put(labels, generator, (150, 330), count)
+        _put(labels, generator, (min(150, side // 16), min(330, side // 10)), count)
     blocks = max(1, round(40 * share))
     for _ in range(blocks):
         count = _block(labels, generator, count)
