@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample
 from samgraft.domains.remote_sensing.georeference import ground_step
-from samgraft.domains.remote_sensing.warp import scaled
+from samgraft.domains.remote_sensing.warp_grid import scaled
 from samgraft.domains.scene import Array, Window, explicit_window
 from samgraft.errors import ConfigError, GeometryError, ShapeError
 
