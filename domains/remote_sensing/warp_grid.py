@@ -99,6 +99,14 @@ def shrinking(header: RasterHeader, grid: Grid, shift: float) -> tuple[float, fl
     """Pixels of ``grid`` per pixel of the file along x and y, at the file's centre.
 
     GDAL would estimate them for every window anew, and pixels would depend on windows.
+
+    Args:
+        header: The file; it has a transform.
+        grid: Grid that it is brought to.
+        shift: Added to the file's x coordinates first.
+
+    Returns:
+        (x, y); (1, 1) where pixels hardly grow, so that values are interpolated and not averaged.
     """
     place = _to_target(header, crs_of(grid), shift)
     middle = np.array([[header.shape[1] / 2, header.shape[0] / 2]])
@@ -115,6 +123,10 @@ def turned(header: RasterHeader, shift: float) -> tuple[CRS | None, Affine]:
     """CRS and transform of a raster for GDAL, which looks for longitudes between -180 and 180 degrees only.
 
     A raster of degrees that runs beyond them is given the meridian of 180 degrees to count from.
+
+    Args:
+        header: The file; it has a transform.
+        shift: Added to the file's x coordinates first.
     """
     place, crs = Affine.translation(shift, 0.0) @ header.transform, header.crs
     if crs is None or not crs.is_geographic:
