@@ -132,6 +132,8 @@ class ResampledScene(GeoScene):
             top, left = rows.nearest, cols.nearest
             return array[:, top[:, None], left[None]], valid[top[:, None], left[None]]
         share = None if valid.all() else rows.matrix @ valid.astype(np.float64) @ cols.matrix.T
+        if share is not None:
+            share[share > 1.0 - 1e-9] = 1.0  # so that a pixel with nothing missing is the same beside missing ones
         shape = (rows.matrix.shape[0], cols.matrix.shape[0])
         values = np.zeros((len(channels), *shape), dtype=self.dtype)
         for number, channel in enumerate(array):
