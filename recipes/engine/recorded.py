@@ -83,8 +83,6 @@ class Recorded:
         """
         scale = self.intensity or {}
         kind = scale.get("kind")
-        if kind == "stretch" and scene.kind == "raster":
-            return look_as_recorded(scene, self.recipe.bands, scale)
         if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
             lower, upper = scale.get("lower"), scale.get("upper")
             if not isinstance(lower, int | float) or not isinstance(upper, int | float):
@@ -95,6 +93,8 @@ class Recorded:
         if self.modality and scene.kind == "volume":
             fitted = fit_intensity(scene, self.modality)
             return look_within(scene, self.recipe.bands, lower=fitted.lower, upper=fitted.upper)
+        if kind == "stretch" and scene.kind == "raster":
+            return look_as_recorded(scene, self.recipe.bands, scale)
         return look_at(scene, self.recipe.bands)
 
     def describe(self) -> dict[str, str]:
