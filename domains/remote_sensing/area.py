@@ -15,7 +15,7 @@ from rasterio import features
 from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
-from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, ViewScene
 from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, point_map, transform_of
 from samgraft.domains.remote_sensing.vector import comparable_crs, read_layer, reproject
 from samgraft.domains.scene import Array, Window
@@ -80,7 +80,7 @@ class Area:
         return np.asarray(self._polygons[np.sort(self._tree.query(extent, predicate="intersects"))])
 
 
-class AreaScene(GeoScene):
+class AreaScene(ViewScene):
     """A raster of which only an area counts: the same pixels, and ``valid`` is False outside the polygons."""
 
     def __init__(self, source: GeoScene, area: Area) -> None:
@@ -90,34 +90,14 @@ class AreaScene(GeoScene):
             source: The raster.
             area: Polygons in its pixels, from :func:`read_area`.
         """
-        self.source = source
-        """The whole raster."""
         self.area = area
         """Where it counts."""
-        self.color = source.color
-        self.block_shape = source.block_shape
-        super().__init__(
-            path=source.path,
-            kind="raster",
-            grid=source.grid,
-            channels=source.channels,
-            dtype=source.dtype,
-            format=source.format,
-            value_range=source.value_range,
-            channel_names=source.channel_names,
-            frame_known=source.frame_known,
-            notes=(*source.notes, f"only inside {area.path.name}"),
-        )
+        super().__init__(source, source.grid, f"only inside {area.path.name}")
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Files of the raster, and that of the polygons."""
         return (*self.source.files, self.area.path)
-
-    @property
-    def cheap_slabs(self) -> bool:
-        """As of the source."""
-        return self.source.cheap_slabs
 
     def touches(self, window: Window) -> bool:
         """False outside the polygons; see :class:`GeoScene`."""
@@ -130,10 +110,6 @@ class AreaScene(GeoScene):
         polygons = shapely.transform(self.area._polygons, lambda points: points * np.array(factors[::-1]))
         small = Area(polygons, valid.shape, self.area.path)
         return array, valid & small.mask((slice(0, valid.shape[0]), slice(0, valid.shape[1])))
-
-    def sample(self, limit: int = 1_000_000) -> Sample:
-        """That of the whole raster: a pixel looks the same, whatever the area."""
-        return self.source.sample(limit)
 
     def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
         """Pixels and validity of a window; outside the area nothing is read."""

@@ -56,15 +56,15 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     train = choose_cases([refs[i] for i in split.train if i in refs], config.cases, config.seed)
     val = tuple(refs[i] for i in sorted(split.val) if i in refs)
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
+    rasters = config.layout == "raster_vector"
+    measured = stretch_recipe() if rasters and config.intensity is None else None
     return DataIndex(
         train=train,
         val=val,
         classes=names,
         modality=modality,
-        intensity=_recorded_scale(config, modality),
-        gsd=common_gsd([c.load_image() for c in data if c.id in split.train])
-        if config.layout == "raster_vector"
-        else None,
+        intensity=measured or _recorded_scale(config, modality),
+        gsd=common_gsd([c.load_image() for c in data if c.id in split.train]) if rasters else None,
     )
 
 
@@ -151,14 +151,12 @@ def _modality(channel_names: Sequence[str]) -> str | None:
 
 
 def _recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:
-    """Scale for the adapter's header; None means: chosen per image, as ``look_at`` does."""
+    """Scale for the adapter's header where it is fixed; None means: chosen per image, as ``look_at`` does."""
     if config.intensity is not None:
         return {"kind": "range", "lower": config.intensity[0], "upper": config.intensity[1], "note": "data.intensity"}
     rule = intensity_rule(config, modality)
     if rule is not None:
         return rule.to_dict()
-    if config.layout == "raster_vector":
-        return stretch_recipe()
     return ct_window("soft").to_dict() if modality == "CT" else None
 
 

@@ -102,8 +102,6 @@ class Recorded:
         kind = scale.get("kind")
         if scene.kind == "volume" and (kind == "ct_window" or (kind is None and self.modality.upper() == "CT")):
             require_hu(scene)
-        if kind == "stretch" and scene.kind == "raster":
-            return look_as_recorded(scene, self.recipe.bands, scale)
         if kind == "range" or (kind == "ct_window" and scene.kind == "volume"):
             lower, upper = scale.get("lower"), scale.get("upper")
             if not isinstance(lower, int | float) or not isinstance(upper, int | float):
@@ -115,6 +113,8 @@ class Recorded:
         if (self.modality or rule is not None) and scene.kind == "volume":
             fitted = fit_intensity(scene, self.modality, rule=rule)
             return look_within(scene, self.recipe.bands, lower=fitted.lower, upper=fitted.upper)
+        if kind == "stretch" and scene.kind == "raster":
+            return look_as_recorded(scene, self.recipe.bands, scale)
         return look_at(scene, self.recipe.bands)
 
     def describe(self) -> dict[str, str]:

@@ -190,6 +190,22 @@ def test_files_on_both_sides_of_the_antimeridian_lie_together(tmp_path: Path) ->
     assert transform_of(backwards.grid).c == pytest.approx(-180.2)
 
 
+def test_off_the_grid_and_across_the_antimeridian(tmp_path: Path) -> None:
+    west = np.zeros((1, 10, 20), np.float32)
+    ramp = np.broadcast_to(np.arange(0, 300, 10, dtype=np.float32), (1, 10, 30)).copy()
+    paths = [
+        rasters.write_raster(tmp_path / "w.tif", west, crs="EPSG:4326", transform=Affine(0.01, 0, 179.8, 0, -0.01, 1)),
+        rasters.write_raster(
+            tmp_path / "e.tif", ramp, crs="EPSG:4326", transform=Affine(0.01, 0, -179.997, 0, -0.01, 1)
+        ),
+    ]
+    array, valid = open_scene(paths).read_valid()
+    assert array.shape == (1, 10, 51) and valid[:, 21:50].all()
+    # the second file begins at 20.3 pixels
+    expected = 10 * (np.arange(21, 49) - 20.3)
+    np.testing.assert_allclose(array[0, :, 21:49], np.broadcast_to(expected, (10, 28)), atol=0.2)
+
+
 def test_overview_and_sample_speak_for_all_files(tmp_path: Path) -> None:
     whole = rasters.pixels((2, 40, 60), "uint16")
     scene = MosaicScene(cut(tmp_path, whole))
