@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from samgraft.domains.remote_sensing.provenance import KEY
+from samgraft.domains.remote_sensing.note import KEY
 from samgraft.errors import InputError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
