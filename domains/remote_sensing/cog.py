@@ -32,8 +32,8 @@ from samgraft.domains.remote_sensing.label_raster import (
     require_same_place,
     require_storable,
 )
+from samgraft.domains.remote_sensing.note import TAG, canonical_json
 from samgraft.domains.remote_sensing.palette import class_colors
-from samgraft.domains.remote_sensing.provenance import TAG, canonical_json
 from samgraft.domains.scene import Array, label_dtype
 from samgraft.errors import ConfigError, OutputError, ShapeError
 from samgraft.grid import Grid

@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from samgraft.domains.remote_sensing.provenance import KEY
+from samgraft.domains.remote_sensing.note import KEY
 from samgraft.errors import InputError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class GeoParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._temp, self._crs, self._count = temp, crs, 0
+        self._temp, self._crs, self._count, self._oriented = temp, crs, 0, True
         self._types: set[str] = set()
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         fields = [
@@ -75,6 +75,7 @@ class GeoParquetWriter:
                 np.maximum(self._bounds[2:], bounds[:, 2:].max(axis=0)),
             ]
         )
+        self._oriented = self._oriented and _is_oriented(batch.geometry)
         self._types |= {str(kind) for kind in np.unique(shapely.get_type_id(batch.geometry)).tolist()}
         arrays = [
             pa.array(column, type=self._schema.field(name).type, from_pandas=True)  # NaN becomes null
@@ -114,13 +115,21 @@ class GeoParquetWriter:
             "encoding": "WKB",
             "geometry_types": sorted(names[kind] for kind in self._types),
             "crs": None if self._crs is None else self._crs.to_dict(projjson=True),
-            "orientation": "counterclockwise",
             "edges": "planar",
             "covering": {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}},
         }
+        if self._oriented:
+            column["orientation"] = "counterclockwise"
         if self._count:
             column["bbox"] = self._bounds.tolist()
         return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
+
+
+def _is_oriented(geometry: NDArray[np.object_]) -> bool:
+    """Whether all outer rings run anticlockwise and all holes clockwise."""
+    rings, polygon = shapely.get_rings(shapely.get_parts(geometry), return_index=True)
+    outer = np.append(True, polygon[1:] != polygon[:-1])
+    return bool((shapely.is_ccw(rings) == outer).all())
 
 
 def read_features(

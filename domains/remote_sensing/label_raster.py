@@ -22,8 +22,8 @@ from rasterio.windows import Window as GdalWindow
 
 from samgraft.domains.atomic import atomic_path
 from samgraft.domains.remote_sensing.georeference import crs_of, transform_of
+from samgraft.domains.remote_sensing.note import TAG
 from samgraft.domains.remote_sensing.palette import class_colors
-from samgraft.domains.remote_sensing.provenance import TAG
 from samgraft.domains.scene import Array, label_dtype
 from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
 from samgraft.grid import Grid

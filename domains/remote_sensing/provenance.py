@@ -5,23 +5,14 @@ the footer in GeoParquet, a member of the collection in GeoJSON, a tag in GeoTIF
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from samgraft.domains.atomic import full_suffix
+from samgraft.domains.remote_sensing.note import KEY, TAG
 from samgraft.errors import InputError
 
-TAG = "SAMGRAFT"
-"""GeoTIFF tag; ``SAMGRAFT_<NAME>`` are single values."""
-KEY = "samgraft"
-"""Name in vector files."""
 _TAIL = 1 << 16
-
-
-def canonical_json(values: Mapping[str, object]) -> str:
-    """One line of JSON, the same for equal values."""
-    return json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def read_provenance(path: Path | str) -> dict[str, Any] | None:

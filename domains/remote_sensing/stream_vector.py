@@ -28,7 +28,7 @@ from rasterio.crs import CRS
 
 from samgraft.domains.atomic import atomic_path, drop, full_suffix, work_folder
 from samgraft.domains.remote_sensing.georeference import crs_of, registered_code
-from samgraft.domains.remote_sensing.provenance import KEY, canonical_json
+from samgraft.domains.remote_sensing.note import KEY, canonical_json
 from samgraft.errors import ConfigError, GeometryError, OutputError, SamgraftError
 from samgraft.grid import Grid
 
