@@ -364,9 +364,7 @@ Links = Callable[[Tile], Mapping[int, Keys]]
 """Gives, for a tile, what ``Frontier.push`` takes as ``links``."""
 
 
-def number_objects(
-    plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], links: Links | None = None
-) -> Numbering:
+def number_objects(plan: TilePlan, found: Iterable[tuple[Tile, TileObjects]], links: Links | None = None) -> Numbering:
     """First pass: final ids. ``found`` gives the tiles in raster scan order; it is read once and not kept."""
     counter = _Counter(plan)
     for _ in _steps(counter, found, links):

@@ -205,8 +205,8 @@ def plan_tiles(
         raise ShapeError(f"the raster is {tuple(shape)}; expected (H, W) of at least one pixel each")
     if side < 2 or not 1 <= overlap <= side // 2:
         raise ConfigError(
-            f"side {side} with overlap {overlap} cannot be used; objects are joined through pixels that two tiles share, "
-            f"so the overlap must be 1 to half the side: choose 1 to {max(1, side // 2)}, and a side of 2 or more"
+            f"side {side} with overlap {overlap} cannot be used; objects are joined through pixels that two tiles "
+            f"share: choose an overlap of 1 to half the side, here {max(1, side // 2)}, and a side of 2 or more"
         )
     whole = (int(shape[0]), int(shape[1]))
     plan = TilePlan(shape=whole, side=int(side), overlap=int(overlap), origin=(int(origin[0]), int(origin[1])))
@@ -245,7 +245,9 @@ def plan_for_objects(
     if not all(math.isfinite(v) and v > 0 for v in (gsd_m, largest_m)) or min(window, max_side, step) < 1:
         raise ConfigError(f"gsd {gsd_m} m and largest object {largest_m} m must be positive; give both in metres")
     if max_side < max(window, 2 * step):
-        raise ConfigError(f"max_side is {max_side}; expected at least the network's view {window} and {2 * step}; raise it")
+        raise ConfigError(
+            f"max_side is {max_side}; expected at least the network's view {window} and {2 * step}; raise it"
+        )
     largest = math.ceil(largest_m / gsd_m)
     wanted = max(step, math.ceil((largest + 2) / step) * step)  # a free pixel on each side shows that it ends
     side = min(max_side, max(window, 4 * wanted))
@@ -254,8 +256,8 @@ def plan_for_objects(
     if overlap < largest:
         warnings.warn(
             f"objects up to {largest_m:g} m are {largest} px at {gsd_m:g} m per pixel, more than the overlap of "
-            f"{overlap} px; larger ones are joined from parts. Raise max_side ({max_side}) to 4 x {wanted} or work at a "
-            f"coarser ground sampling distance",
+            f"{overlap} px; larger ones are joined from parts. Raise max_side ({max_side}) to 4 x {wanted}, or work at "
+            f"a coarser ground sampling distance",
             UserWarning,
             stacklevel=2,
         )

@@ -138,7 +138,9 @@ class Register:
     def numbering(self) -> Numbering:
         """Final ids of everything so far; call it once, in the end."""
         count = len(self._firsts)
-        order = np.argsort(np.frombuffer(self._firsts, dtype=np.int64), kind="stable") if count else np.zeros(0, np.intp)
+        order = (
+            np.argsort(np.frombuffer(self._firsts, dtype=np.int64), kind="stable") if count else np.zeros(0, np.intp)
+        )
         self._firsts = array("q")
         final = np.zeros(count + 1, dtype=np.int32)
         final[order + 1] = np.arange(1, count + 1, dtype=np.int32)

@@ -55,7 +55,9 @@ def main(name: str, way: str, side: int) -> None:
     whole = np.zeros((side, side), dtype=np.int32)
     for number, one in enumerate(merged, start=1):
         for polygon in one.mask.segmentation:
-            cv2.fillPoly(whole, [np.array(polygon, dtype=np.float64).round().astype(np.int32).reshape(-1, 1, 2)], number)
+            cv2.fillPoly(
+                whole, [np.array(polygon, dtype=np.float64).round().astype(np.int32).reshape(-1, 1, 2)], number
+            )
     np.savez(folder / f"{way}.npz", labels=whole)
     print(way, len(merged), flush=True)
 

@@ -9,7 +9,6 @@ postprocessing is run on the same oracle's masks.
 
 import argparse
 import hashlib
-import json
 import random
 import subprocess
 import tempfile
@@ -29,7 +28,7 @@ from samgraft.recipes.mosaic.link import link
 from samgraft.recipes.mosaic.plan import Tile, TilePlan, plan_tiles
 from samgraft.recipes.mosaic.reduce import Keys
 from tests.benchmarks._seam_scene import Labels, Scene, in_parts, jittered, judge, oracle, scene
-from tests.benchmarks._table import markdown, write_json
+from tests.benchmarks._table import is_there, markdown, read_json, write_json
 
 SIDES = (160, 200, 256, 333, 384, 512, 640, 777, 1024, 2048)
 OVERLAPS = (1, 4, 16, 32, 48)
@@ -80,17 +79,21 @@ def _in_threads(of: Scene, plan: TilePlan, see: See, workers: int) -> tuple[Foun
     return {number: seen[number] for number in sorted(seen)}, made
 
 
-def measure(of: Scene, options: argparse.Namespace, see: See) -> Iterator[dict[str, Any]]:
-    """One row for every tile size, overlap and origin."""
-    for side, overlap, origin in product(options.sides, options.overlaps, options.origins):
+def measure(of: Scene, options: argparse.Namespace, see: See, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row for every tile size, overlap and origin that is not ``done``."""
+    end = time.monotonic() + 60 * options.minutes
+    tasks = list(product(options.sides, options.overlaps, options.origins))
+    random.Random(0).shuffle(tasks)  # so that a run that was cut short has seen some of everything
+    for side, overlap, origin in tasks:
+        task = {"side": side, "overlap": overlap, "origin": list(origin)}
+        if is_there(task, done, tuple(task)) or time.monotonic() > end:
+            continue
         plan = plan_tiles((len(of.labels), len(of.labels)), side, overlap, origin=origin)
         results = [merge(of, plan, see, workers) for workers in options.workers]
-        yield {
-            "side": side,
-            "overlap": overlap,
-            "origin": list(origin),
-            **judge(of.labels, results[0][0]),
-            "in_parts": in_parts(results[0][0]),
+        row = task | judge(of.labels, results[0][0])
+        yield row | {
+            "in_parts": 0 if row["exact"] == len(of.boxes) else in_parts(results[0][0]),
+            "workers": options.workers,
             "same_bits": len({digest for _, digest, _ in results}) == 1,
             "tiles": len(plan.tiles),
             "merge_seconds": round(results[0][2], 3),
@@ -150,23 +153,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--origins", type=lambda text: tuple(map(int, text.split(","))), nargs="*", default=ORIGINS)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--oracles", nargs="*", default=["exact", "jittered"], choices=["exact", "jittered"])
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new afterwards; call again to go on")
     parser.add_argument("--sahi", type=Path, help="an interpreter that has sahi")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/seams.json"))
     options = parser.parse_args(argv)
     of = scene(options.size)
-    content: dict[str, Any] = {"size": options.size, "objects": len(of.boxes), "sahi": []}
+    content: dict[str, Any] = read_json(options.json)
+    if content.setdefault("size", options.size) != options.size:
+        raise SystemExit(f"{options.json} is of another scene; name another file")
+    content["objects"] = len(of.boxes)
     if options.sahi is not None:
-        for side, overlap in ((512, 102), (512, 128)):
-            content["sahi"] += [{"side": side, "overlap": overlap} | row for row in sahi(of, options.sahi, side, overlap)]
-        print(markdown(content["sahi"]), flush=True)
+        places = [{"side": side, "overlap": overlap} for side, overlap in ((512, 102), (512, 128))]
+        content["sahi"] = [place | row for place in places for row in sahi(of, options.sahi, **place)]
+        write_json(options.json, content)
     for name, see in (("exact", oracle), ("jittered", jittered)):
-        rows: list[dict[str, Any]] = []
-        for row in measure(of, options, see) if name in options.oracles else ():
+        rows = content.setdefault(name, [])
+        for row in measure(of, options, see, rows) if name in options.oracles else ():
             rows.append(row)
-            write_json(options.json, content | {name: rows})
-        content[name] = rows
+            write_json(options.json, content)
         print(markdown(summary(rows, name)), flush=True)
-    print(json.dumps({"objects": len(of.boxes)}))
+    print(markdown(content.get("sahi", [])), f"{len(of.boxes)} objects")
 
 
 if __name__ == "__main__":

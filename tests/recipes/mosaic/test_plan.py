@@ -59,6 +59,7 @@ def test_cores_and_blocks_cover_every_pixel_once(
         cores[tile.core] += 1
         blocks[plan.block(tile)] += 1
         assert shared(tile.core, tile.window) == tile.core
+    for tile in plan.tiles[:: 1 + len(plan.tiles) // 3]:
         seen = {n.number for n in plan.tiles if n.number != tile.number and shared(n.window, tile.window)}
         assert seen == {n.number for n in plan.neighbours(tile)}
     assert (cores == 1).all()
