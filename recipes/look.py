@@ -100,18 +100,25 @@ def look_as_recorded(scene: Scene, bands: Sequence[int] | None, recipe: Mapping[
         CheckpointError: the recipe holds neither percentiles nor one lower and upper value per channel.
         InputError: as :func:`look_at`.
     """
-    pair, lower, upper = recipe.get("percentiles"), recipe.get("lower"), recipe.get("upper")
+    pair: Any = recipe.get("percentiles")
+    lower: Any = recipe.get("lower")
+    upper: Any = recipe.get("upper")
     if isinstance(pair, Sequence) and len(pair) == 2:
         return look_at(scene, bands, percentiles=(float(pair[0]), float(pair[1])))
     channels = shown_channels(scene, bands)
-    fixed = isinstance(lower, Sequence) and isinstance(upper, Sequence)
-    if not fixed or not len(lower) == len(upper) == len(channels):
+    lists = isinstance(lower, Sequence) and isinstance(upper, Sequence)
+    low, high = (tuple(lower), tuple(upper)) if lists else ((), ())
+    if not len(low) == len(high) == len(channels):
         raise CheckpointError(
             f"the adapter's header has the stretch {dict(recipe)!r}; expected two percentiles, or lower and upper "
             f"values of {len(channels)} channels"
         )
-    values = tuple(float(v) for v in lower), tuple(float(v) for v in upper)
-    return Look(channels=channels, lower=values[0], upper=values[1], how="fixed by the adapter")
+    return Look(
+        channels=channels,
+        lower=tuple(float(v) for v in low),
+        upper=tuple(float(v) for v in high),
+        how="fixed by the adapter",
+    )
 
 
 def shown_channels(scene: Scene, bands: Sequence[int] | None = None) -> tuple[int, ...]:

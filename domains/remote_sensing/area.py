@@ -15,13 +15,15 @@ from rasterio import features
 from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
-from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, ViewScene
 from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, point_map, transform_of
 from samgraft.domains.remote_sensing.vector import comparable_crs, read_layer, reproject
 from samgraft.domains.scene import Array, Window
 from samgraft.errors import InputError
 from samgraft.grid import Grid
 
+_CORNERS = 512
+"""Polygons with more corners are cut into pieces."""
 _PIECES = 64
 """A reprojected edge is cut at least into pieces of a 64th of the raster's extent, since straight lines bend."""
 
@@ -78,7 +80,7 @@ class Area:
         return np.asarray(self._polygons[np.sort(self._tree.query(extent, predicate="intersects"))])
 
 
-class AreaScene(GeoScene):
+class AreaScene(ViewScene):
     """A raster of which only an area counts: the same pixels, and ``valid`` is False outside the polygons."""
 
     def __init__(self, source: GeoScene, area: Area) -> None:
@@ -88,34 +90,18 @@ class AreaScene(GeoScene):
             source: The raster.
             area: Polygons in its pixels, from :func:`read_area`.
         """
-        self.source = source
-        """The whole raster."""
         self.area = area
         """Where it counts."""
-        self.color = source.color
-        self.block_shape = source.block_shape
-        super().__init__(
-            path=source.path,
-            kind="raster",
-            grid=source.grid,
-            channels=source.channels,
-            dtype=source.dtype,
-            format=source.format,
-            value_range=source.value_range,
-            channel_names=source.channel_names,
-            frame_known=source.frame_known,
-            notes=(*source.notes, f"only inside {area.path.name}"),
-        )
+        super().__init__(source, source.grid, f"only inside {area.path.name}")
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Files of the raster, and that of the polygons."""
         return (*self.source.files, self.area.path)
 
-    @property
-    def cheap_slabs(self) -> bool:
-        """As of the source."""
-        return self.source.cheap_slabs
+    def touches(self, window: Window) -> bool:
+        """False outside the polygons; see :class:`GeoScene`."""
+        return self.area.touches(window) and self.source.touches(window)
 
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """That of the whole raster, valid inside the area."""
@@ -124,10 +110,6 @@ class AreaScene(GeoScene):
         polygons = shapely.transform(self.area._polygons, lambda points: points * np.array(factors[::-1]))
         small = Area(polygons, valid.shape, self.area.path)
         return array, valid & small.mask((slice(0, valid.shape[0]), slice(0, valid.shape[1])))
-
-    def sample(self, limit: int = 1_000_000) -> Sample:
-        """That of the whole raster: a pixel looks the same, whatever the area."""
-        return self.source.sample(limit)
 
     def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
         """Pixels and validity of a window; outside the area nothing is read."""
@@ -172,14 +154,28 @@ def read_area(path: Path | str, grid: Grid, *, layer: str | None = None) -> Area
             if source is not None:
                 fine = shapely.transform(shapely.segmentize(cut, step), reproject(source, target))
                 cut = shapely.transform(fine, _together(target, there))
-            placed = shapely.transform(cut, to_pixel)
-            if placed.intersects(extent):
-                pieces.append(placed)
+            pieces += [p for p in _split(shapely.transform(cut, to_pixel)) if p.intersects(extent)]
     if not pieces:
         raise InputError(
             f"{found.path}: none of its {len(polygons)} polygons touches the raster; are both of the same place?"
         )
     return Area(np.array(pieces, dtype=object), grid.shape, found.path)
+
+
+def _split(polygon: BaseGeometry) -> list[BaseGeometry]:
+    """Cut a polygon with many corners along pixel edges, so that a window draws only those near it."""
+    left, bottom, right, top = polygon.bounds
+    sides = (right - left, top - bottom)
+    if shapely.get_num_coordinates(polygon) <= _CORNERS or max(sides) < 4.0:
+        return [polygon]
+    middle = round((left + right) / 2) if sides[0] >= sides[1] else round((bottom + top) / 2)
+    halves = (
+        (shapely.box(left - 1, bottom - 1, middle, top + 1), shapely.box(middle, bottom - 1, right + 1, top + 1))
+        if sides[0] >= sides[1]
+        else (shapely.box(left - 1, bottom - 1, right + 1, middle), shapely.box(left - 1, middle, right + 1, top + 1))
+    )
+    cut = [part for half in halves for part in shapely.get_parts(shapely.intersection(polygon, half))]
+    return [piece for part in cut if part.area > 0 for piece in _split(part)]
 
 
 def _frame(outline: BaseGeometry, source: CRS | None, target: CRS | None) -> tuple[BaseGeometry, float]:

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.scene import Array, Scene, Window, explicit_window
+from samgraft.grid import Grid
 
 WHOLE_PIXELS = 2**24
 """A raster, or an overview of it, with at most so many pixels is looked at as a whole."""
 
-_BLOCKS = 256
+_BLOCKS = (64, 256)
 _MOST_BLOCKS = 4096
 _BLOCK_PIXELS = 2**22
 
@@ -44,6 +45,13 @@ class GeoScene(Scene):
     def files(self) -> tuple[Path, ...]:
         """Files that the pixels come from; a change of one of them is a change of the scene."""
         return (self.path,)
+
+    def touches(self, window: Window) -> bool:
+        """Whether a window can hold anything valid, as far as is known without reading a pixel.
+
+        A window outside all files of a mosaic, or outside the area of interest, need not be read at all.
+        """
+        return True
 
     @abstractmethod
     def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
@@ -96,7 +104,8 @@ class GeoScene(Scene):
         Raises:
             InputError: a block is damaged.
         """
-        count = _BLOCKS
+        area = min(_BLOCK_PIXELS, self.block_shape[0] * self.block_shape[1])
+        count = min(_BLOCKS[1], max(_BLOCKS[0], WHOLE_PIXELS // area))
         while True:
             windows, every = spread(self.grid.shape, self.block_shape, count)
             total = sum((rows.stop - rows.start) * (cols.stop - cols.start) for rows, cols in windows)
@@ -110,6 +119,53 @@ class GeoScene(Scene):
                 how = "every pixel" if total == np.prod(self.grid.shape) else f"{len(windows)} of {every} blocks"
                 return Sample(values=values, how=how if step == 1 else f"one pixel in {step} of {how}")
             count *= 4
+
+
+class ViewScene(GeoScene):
+    """Another raster seen differently; what a subclass does not change is that of the source."""
+
+    def __init__(self, source: GeoScene, grid: Grid, remark: str) -> None:
+        """Take over the header.
+
+        Args:
+            source: The raster that is read.
+            grid: Grid of the view.
+            remark: What is different, for ``notes``.
+        """
+        self.source = source
+        """The raster that is read."""
+        self.color = source.color
+        self.block_shape = source.block_shape
+        super().__init__(
+            path=source.path,
+            kind="raster",
+            grid=grid,
+            channels=source.channels,
+            dtype=source.dtype,
+            format=source.format,
+            value_range=source.value_range,
+            channel_names=source.channel_names,
+            frame_known=source.frame_known,
+            notes=(*source.notes, remark),
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of the source."""
+        return self.source.files
+
+    @property
+    def cheap_slabs(self) -> bool:
+        """As of the source."""
+        return self.source.cheap_slabs
+
+    def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
+        """That of the source."""
+        return self.source.overview(max_pixels)
+
+    def sample(self, limit: int = 1_000_000) -> Sample:
+        """That of the source: a pixel looks the same, however it is viewed."""
+        return self.source.sample(limit)
 
 
 def reduced_shape(shape: tuple[int, ...], max_pixels: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # errors of PROJ come as these, and rasterio.errors has no name for them
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -87,6 +88,23 @@ def crs_of(grid: Grid) -> CRS | None:
         return CRS.from_user_input(grid.world)
     except CRSError as error:
         raise GeometryError(f"grid world {grid.world[:60]!r} is not a coordinate reference system: {error}") from error
+
+
+def transformed(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
+    """Coordinates (N, 2) of one CRS in another, x (east) first; infinite where a point has no place there.
+
+    Raises:
+        GeometryError: there is no way from one to the other, or a point is none that the source can have.
+    """
+    try:
+        x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        names = [str(crs.to_string())[:60] for crs in (source, target)]
+        raise GeometryError(
+            f"coordinates of {names[0]} cannot be transformed to {names[1]}: {error}; choose a CRS that holds them "
+            "all, or cut them first"
+        ) from error
+    return np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)], axis=1)
 
 
 def point_map(transform: Affine) -> PointMap:
@@ -185,8 +203,8 @@ def ground_step(grid: Grid) -> tuple[float, float] | None:
     ends = grid.to_world(middle + 0.5 * np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]]))
     if not unit.angular:
         try:
-            degrees = np.stack(warp_points(crs, _WGS84, ends[:, 0].tolist(), ends[:, 1].tolist()), axis=1)
-        except (RasterioError, ValueError):
+            degrees = transformed(ends, crs, _WGS84)
+        except GeometryError:
             degrees = np.full_like(ends, np.inf)
         if not np.isfinite(degrees).all():
             row, col = (float(v) * unit.size for v in grid.spacing)

@@ -111,6 +111,10 @@ class MosaicScene(GeoScene):
         """All files, each once."""
         return tuple(dict.fromkeys(file for part in self.parts for file in part.scene.files))
 
+    def touches(self, window: Window) -> bool:
+        """False between the files; see :class:`GeoScene`."""
+        return bool(self._hits(window).any())
+
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
         """The whole mosaic at reduced size, from the overviews of its files; see :class:`GeoScene`."""
         height, width = reduced_shape(self.grid.shape, max_pixels)
@@ -151,8 +155,7 @@ class MosaicScene(GeoScene):
         array = np.zeros((len(channels), *shape), dtype=self.dtype)
         valid = np.zeros(shape, dtype=np.bool_)
         top, bottom, left, right = self._places.T
-        hits = (top < rows.stop) & (bottom > rows.start) & (left < cols.stop) & (right > cols.start)
-        for number in np.flatnonzero(hits).tolist():
+        for number in np.flatnonzero(self._hits(window)).tolist():
             part = self.parts[number]
             a, b = max(rows.start, int(top[number])), min(rows.stop, int(bottom[number]))
             c, d = max(cols.start, int(left[number])), min(cols.stop, int(right[number]))
@@ -165,6 +168,12 @@ class MosaicScene(GeoScene):
             np.copyto(array[(slice(None), *here)], pixels.astype(self.dtype, copy=False), where=new)
             valid[here] |= new
         return array, valid
+
+    def _hits(self, window: Window) -> NDArray[np.bool_]:
+        """Which files a window touches."""
+        (rows, cols), (top, bottom, left, right) = window, self._places.T
+        hits = (top < rows.stop) & (bottom > rows.start) & (left < cols.stop) & (right > cols.start)
+        return np.asarray(hits)
 
 
 def _require_alike(scenes: Sequence[RasterScene], dtypes: MixedDtypes) -> None:

@@ -121,7 +121,7 @@ class RasterScene(GeoScene):
         every = self._needs_pixels()
         numbers = self.bands if every else tuple(self.bands[c] for c in channels)
         with self._reading(window) as source:
-            part = _gdal_window(window)
+            part = gdal_window(window)
             pixels = self._pixels(source, numbers, window=part)
             mask = self._mask(source, window=part)
         valid = self._combine(pixels if every else None, mask, tuple(s.stop - s.start for s in window))
@@ -130,13 +130,13 @@ class RasterScene(GeoScene):
     def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
         """Pixels of a window, without looking at its validity."""
         with self._reading(window) as source:
-            array = self._pixels(source, tuple(self.bands[c] for c in channels), window=_gdal_window(window))
+            array = self._pixels(source, tuple(self.bands[c] for c in channels), window=gdal_window(window))
         return self._scale(array, channels)
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """Validity of a checked window, from alpha or mask band, nodata and NaN; see :meth:`Scene.valid`."""
         with self._reading(window) as source:
-            part = _gdal_window(window)
+            part = gdal_window(window)
             pixels = self._pixels(source, self.bands, window=part) if self._needs_pixels() else None
             mask = self._mask(source, window=part)
         return self._combine(pixels, mask, tuple(s.stop - s.start for s in window))
@@ -269,7 +269,7 @@ def opened(path: Path, *, mode: str = "r", quiet: bool = False, **profile: Any) 
         yield dataset
 
 
-def _gdal_window(window: Window) -> GdalWindow:
+def gdal_window(window: Window) -> GdalWindow:
     """Row and column slices as a GDAL window."""
     rows, cols = window
     return GdalWindow(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)

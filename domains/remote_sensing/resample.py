@@ -7,16 +7,15 @@ Weights depend on a pixel's place in the raster alone, so its value does not dep
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, ViewScene
 from samgraft.domains.remote_sensing.georeference import ground_step
-from samgraft.domains.remote_sensing.warp import scaled
+from samgraft.domains.remote_sensing.warp_grid import scaled
 from samgraft.domains.scene import Array, Window, explicit_window
 from samgraft.errors import ConfigError, GeometryError, ShapeError
 
@@ -27,7 +26,7 @@ Kernel = Literal["nearest", "linear"]
 """Nearest keeps stored values; linear takes means of larger, and interpolates smaller pixels."""
 
 
-class ResampledScene(GeoScene):
+class ResampledScene(ViewScene):
     """A raster on the same ground with another number of rows and columns."""
 
     def __init__(self, source: GeoScene, shape: tuple[int, int], *, kernel: Kernel = "linear") -> None:
@@ -43,34 +42,11 @@ class ResampledScene(GeoScene):
         """
         if kernel not in ("nearest", "linear"):
             raise ConfigError(f"kernel is {kernel!r}; expected 'nearest' or 'linear'")
-        self.source = source
-        """The raster that is read."""
         self.kernel: Kernel = kernel
         """How values are computed."""
-        self.color = source.color
+        height, width = source.grid.shape
+        super().__init__(source, scaled(source.grid, shape), f"resampled from {height} x {width}")
         self.block_shape = _blocks(source.block_shape, source.grid.shape, shape)
-        super().__init__(
-            path=source.path,
-            kind="raster",
-            grid=scaled(source.grid, shape),
-            channels=source.channels,
-            dtype=source.dtype,
-            format=source.format,
-            value_range=source.value_range,
-            channel_names=source.channel_names,
-            frame_known=source.frame_known,
-            notes=(*source.notes, f"resampled from {source.grid.shape[0]} x {source.grid.shape[1]}"),
-        )
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Files of the source."""
-        return self.source.files
-
-    @property
-    def cheap_slabs(self) -> bool:
-        """As of the source."""
-        return self.source.cheap_slabs
 
     @property
     def factor(self) -> tuple[float, float]:
@@ -105,13 +81,10 @@ class ResampledScene(GeoScene):
             raise ShapeError(f"labels are {labels.shape}; this window is covered by {expected} pixels")
         return labels[np.ix_(rows - rows[0], cols - cols[0])]
 
-    def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
-        """That of the source, which shows the same ground."""
-        return self.source.overview(max_pixels)
-
-    def sample(self, limit: int = 1_000_000) -> Sample:
-        """That of the source, so that a stretch does not depend on the pixel size."""
-        return self.source.sample(limit)
+    def touches(self, window: Window) -> bool:
+        """As of the source there; see :class:`GeoScene`."""
+        sides = zip(window, self.source.grid.shape, self.grid.shape, strict=True)
+        return self.source.touches(tuple(slice(w.start * a // b, -(-w.stop * a // b)) for w, a, b in sides))
 
     def _places(self, axis: int, part: slice) -> NDArray[np.int64]:
         """Index along an axis of the pixel that holds each pixel centre of the source; exact in whole numbers."""
@@ -126,15 +99,18 @@ class ResampledScene(GeoScene):
         if self.kernel == "nearest":
             top, left = rows.nearest, cols.nearest
             return array[:, top[:, None], left[None]], valid[top[:, None], left[None]]
-        known = valid.astype(np.float64)
-        share = rows.matrix @ known @ cols.matrix.T
-        seen = np.asarray(share >= 0.5 - 1e-9)
-        values = np.zeros((len(channels), *share.shape), dtype=self.dtype)
+        share = None if valid.all() else rows.matrix @ valid.astype(np.float64) @ cols.matrix.T
+        if share is not None:
+            share[share > 1.0 - 1e-9] = 1.0  # so that a pixel with nothing missing is the same beside missing ones
+        shape = (rows.matrix.shape[0], cols.matrix.shape[0])
+        values = np.zeros((len(channels), *shape), dtype=self.dtype)
         for number, channel in enumerate(array):
-            weighed = rows.matrix @ np.where(valid, channel, 0).astype(np.float64) @ cols.matrix.T
-            mean = np.divide(weighed, share, out=np.zeros_like(weighed), where=share > 0)
+            known = channel if share is None else np.where(valid, channel, 0)
+            mean = rows.matrix @ known.astype(np.float64) @ cols.matrix.T
+            if share is not None:
+                mean = np.divide(mean, share, out=np.zeros_like(mean), where=share > 0)
             values[number] = _as(mean, self.dtype)
-        return values, seen
+        return values, np.ones(shape, dtype=np.bool_) if share is None else np.asarray(share >= 0.5 - 1e-9)
 
 
 def at_gsd(
@@ -170,8 +146,16 @@ def at_gsd(
     ratios = [metres / size for metres, size in zip(step, wanted, strict=True)]
     if all(abs(ratio - 1.0) < tolerance for ratio in ratios):
         return scene
-    height, width = (max(1, round(n * ratio)) for n, ratio in zip(scene.grid.shape, ratios, strict=True))
+    height, width = (
+        max(1, round(n * _whole(ratio, SAME_GSD))) for n, ratio in zip(scene.grid.shape, ratios, strict=True)
+    )
     return ResampledScene(scene, (height, width), kernel=kernel)
+
+
+def _whole(ratio: float, tolerance: float) -> float:
+    """``ratio``, or the whole number or its inverse that is as good: 2 x 2 pixels make one, and not 1.9992 x 1.9992."""
+    near = float(round(ratio)) if ratio >= 1.0 else 1.0 / round(1.0 / ratio)
+    return near if abs(near / ratio - 1.0) < tolerance else ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +210,7 @@ def _linear(
     return np.concatenate([rows, rows]), np.concatenate([low, high]), np.concatenate([1 - share, share])
 
 
-def _as(values: NDArray[np.float64], dtype: np.dtype[np.generic]) -> Array:
+def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Array:
     """Round and clip to integers, or cast to floats."""
     if dtype.kind not in "iu":
         return values.astype(dtype)

@@ -31,7 +31,6 @@ DISPLAYS: tuple[tuple[str, ...], ...] = (
     ("vv", "vh", "vv"),
     ("hh", "hv", "hh"),
     ("pan",),
-    ("gray",),
 )
 """What is shown as red, green and blue; the first group that a raster has in full."""
 

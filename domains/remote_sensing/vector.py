@@ -18,11 +18,9 @@ from pyogrio import raw
 from pyogrio.errors import DataSourceError
 from rasterio import features
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
-from rasterio.warp import transform as warp_points
 from shapely.geometry.base import BaseGeometry
 
-from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, point_map, transform_of
+from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, point_map, transform_of, transformed
 from samgraft.domains.scene import Window, explicit_window
 from samgraft.errors import GeometryError, InputError
 from samgraft.grid import Grid
@@ -253,15 +251,11 @@ def comparable_crs(layer: VectorLayer, target: CRS | None) -> CRS | None:
     return None if layer.crs == target else layer.crs
 
 
-def reproject(source: CRS | None, target: CRS | None) -> PointMap:
+def reproject(source: CRS, target: CRS) -> PointMap:
     """Return a function that maps coordinates (N, 2) between two CRS."""
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        try:
-            x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
-        except (RasterioError, ValueError) as error:
-            raise GeometryError(f"coordinates cannot be transformed from {source} to {target}: {error}") from error
-        moved = np.stack([np.asarray(x), np.asarray(y)], axis=1)
+        moved = transformed(points, source, target)
         if not np.isfinite(moved).all():
             raise GeometryError(f"some coordinates of {source} have no place in {target}; clip the features")
         return moved

@@ -1,11 +1,10 @@
 """A raster on another grid than its own: reprojected, moved onto the pixels of a mosaic, or placed by GCPs or RPCs.
 
 A :class:`WarpedScene` is a RasterScene whose windows come out of GDAL's warper (``WarpedVRT``). An alpha band carries
-the validity, so missing pixels never mix with others. Every pixel is computed from its own place: its value does not
-depend on the window that is read.
+the validity, so missing pixels never mix with others. Windows are put together from chunks that lie on the grid, so a
+pixel's value does not depend on the window that is read.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,30 +13,26 @@ from typing import Any, get_args
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.enums import Resampling as GdalResampling
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform as warp_points
 
-from samgraft.domains.remote_sensing.geo_scene import Sample, reduced_shape
-from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, grid_of, ground_step, point_map, transform_of
+from samgraft.domains.remote_sensing.geo_scene import GeoScene, Sample, reduced_shape
+from samgraft.domains.remote_sensing.georeference import crs_of, grid_of, transform_of
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader
-from samgraft.domains.remote_sensing.raster import RasterScene, header_of, opened
-from samgraft.domains.scene import Array, Resampling
+from samgraft.domains.remote_sensing.raster import RasterScene, gdal_window, header_of, opened
+from samgraft.domains.remote_sensing.warp_grid import default_grid, scaled, shrinking, target_crs, turned
+from samgraft.domains.scene import Array, Resampling, Window
 from samgraft.errors import ConfigError, GeometryError, InputError
 from samgraft.grid import Grid
 
-_TOLERANCE = (
-    1e-9  # pixels; rasterio takes 0 for "no transformer at all", and a larger one makes values depend on windows
-)
-_MOST_SIDE = 2**31 - 1
-_SHRINKS = 0.6
-"""Pixels that become larger than 1 / 0.6 of the file's are means of several. Below that plain interpolation is better:
-GDAL's stretched kernels move values by up to a twelfth of a pixel (measured on a ramp at 1.15)."""
-_GREENWICH = re.compile(r'PRIMEM\["Greenwich",0(,AUTHORITY\["EPSG","\d+"\])?\]')
+_TOLERANCE = 0.01
+"""Pixels by which GDAL may miss a place; it interpolates places along the rows of what is read at once. 0 would leave
+rasterio's WarpedVRT without a transformer."""
+_CHUNK = (128, 512)
+"""Rows and columns that are warped at once, counted from the grid's corner: what GDAL interpolates does not depend on
+the window then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +98,7 @@ class WarpedScene(RasterScene):
             transform=transform_of(found),
             nodata=(None,) * len(header.bands),
             mask_band=-1,
-            block_shape=(512, 512),
+            block_shape=_CHUNK,
             notes=(*header.notes, own),
         )
         self._adopt(path, seen, found)
@@ -136,9 +131,31 @@ class WarpedScene(RasterScene):
         small.grid = scaled(self.grid, shape)
         return small.read_valid()
 
+    def _both(self, window: Window, channels: tuple[int, ...]) -> tuple[Array, NDArray[np.bool_]]:
+        """Pixels and validity of a window, chunk by chunk; bands and alpha come out of one warp."""
+        numbers = self.bands if self._needs_pixels() else tuple(self.bands[c] for c in channels)
+        rows, cols = window
+        array = np.zeros((len(numbers), rows.stop - rows.start, cols.stop - cols.start), dtype=self._header.dtype)
+        alpha = np.zeros(array.shape[1:], dtype=np.bool_)
+        with self._reading(window) as source:
+            together = (*numbers, self._source.alpha or source.count)
+            for chunk, there, here in _chunks(window, self.grid.shape):
+                found = self._pixels(source, together, window=gdal_window(chunk))
+                array[(slice(None), *here)] = found[(slice(0, -1), *there)]
+                alpha[here] = self._opaque(found[-1][there])
+        valid = self._combine(array, alpha, alpha.shape)
+        chosen = array[list(channels)] if self._needs_pixels() else array
+        return self._scale(chosen, channels), valid
+
+    _read = GeoScene._read
+    _valid = GeoScene._valid
+
     def _mask(self, source: Any, **where: Any) -> NDArray[np.bool_] | None:
+        """What the alpha band says."""
+        return self._opaque(np.abs(source.read(self._source.alpha or source.count, **where)))
+
+    def _opaque(self, alpha: Array) -> NDArray[np.bool_]:
         """Alpha of at least a half: most of the pixel comes from valid ones."""
-        alpha = np.abs(source.read(self._source.alpha or source.count, **where))
         return np.asarray(2.0 * alpha >= self._alpha_max)
 
     @property
@@ -157,8 +174,8 @@ class WarpedScene(RasterScene):
         if self._free:
             return WarpedVRT(source, src_crs=header.crs, crs=target_crs(self._warp.crs) or header.crs, **options)
         grid = self.grid
-        x, y = _shrinking(header, grid, self._warp.shift)
-        frame, place = _turned(header, self._warp.shift)
+        x, y = shrinking(header, grid, self._warp.shift)
+        frame, place = turned(header, self._warp.shift)
         return WarpedVRT(
             source,
             src_crs=frame,
@@ -199,6 +216,24 @@ class WarpedScene(RasterScene):
             ) from error
 
 
+def _chunks(
+    window: Window, shape: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], tuple[slice, slice]]]:
+    """Chunks that a window touches: where they lie, which part of each belongs to the window, and where in it."""
+    spans = []
+    for part, size, side in zip(window, _CHUNK, shape, strict=True):
+        starts = range(part.start // size * size, part.stop, size)
+        spans.append([(slice(s, min(side, s + size)), max(s, part.start), min(s + size, part.stop)) for s in starts])
+    for rows, top, bottom in spans[0]:
+        for cols, left, right in spans[1]:
+            there = (slice(top - rows.start, bottom - rows.start), slice(left - cols.start, right - cols.start))
+            here = (
+                slice(top - window[0].start, bottom - window[0].start),
+                slice(left - window[1].start, right - window[1].start),
+            )
+            yield (rows, cols), there, here
+
+
 def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
     """Open one file: warped where it has no grid of its own or lies in another CRS than asked for, else as it is.
 
@@ -209,116 +244,6 @@ def placed(path: Path, choice: RasterChoice, warp: Warp) -> RasterScene:
     if header.warped_by or (warp.crs is not None and header.crs != target_crs(warp.crs)):
         return WarpedScene(path, warp=warp, choice=choice)
     return RasterScene.of_header(path, header)
-
-
-def default_grid(header: RasterHeader, crs: CRS | None, *, shift: float = 0.0, gsd: float | None = None) -> Grid:
-    """North-up grid in another CRS that holds a whole raster, with pixels of the same area at its centre.
-
-    Across the antimeridian, longitudes run on beyond 180 degrees.
-
-    Args:
-        header: The raster; it has a transform.
-        crs: Target, or None for the raster's own CRS.
-        shift: Added to the raster's x coordinates first.
-        gsd: Pixel size in metres on the ground; None keeps the area of the raster's pixels.
-
-    Raises:
-        GeometryError: a part of the raster has no place in the target CRS, or would take more pixels than GDAL allows.
-    """
-    target = crs or header.crs
-    place = _to_target(header, target, shift)
-    height, width = header.shape
-    rows, cols = np.meshgrid(np.linspace(0, height, 65), np.linspace(0, width, 65), indexing="ij")
-    spots = place(np.stack([cols.ravel(), rows.ravel()], axis=1))
-    if not np.isfinite(spots).all():
-        raise GeometryError(
-            f"parts of the raster have no place in {_short(target)}; choose a CRS that holds all of it, or cut it first"
-        )
-    (left, bottom), (right, top) = spots.min(axis=0), spots.max(axis=0)
-    middle = np.array([[width / 2, height / 2]])
-    ends = place(middle + np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]]))
-    size = float(np.sqrt(abs(np.linalg.det(ends[1::2] - ends[::2]))))
-    down = across = size
-    if gsd is not None:
-        x, y = place(middle)[0].tolist()
-        one = grid_of(Affine(size, 0.0, x - size / 2, 0.0, -size, y + size / 2), target, (1, 1))
-        step = ground_step(one)
-        if step is None:
-            raise GeometryError(f"the CRS {_short(target)} has no known unit, so gsd={gsd} m has no meaning in it")
-        down, across = (size * gsd / metres for metres in step)
-    sides = ((top - bottom) / down, (right - left) / across)
-    shape = tuple(max(1, int(np.ceil(side - 1e-6))) for side in sides)
-    if max(shape) > _MOST_SIDE:
-        raise GeometryError(f"the raster would have {shape} pixels in {_short(target)}; choose another CRS")
-    return grid_of(Affine(across, 0.0, left, 0.0, -down, top), target, (shape[0], shape[1]))
-
-
-def scaled(grid: Grid, shape: tuple[int, int]) -> Grid:
-    """The same place divided into another number of rows and columns."""
-    affine = grid.affine.copy()
-    affine[:2, :2] *= np.array(grid.shape, dtype=np.float64) / np.array(shape, dtype=np.float64)
-    return Grid(shape=shape, affine=affine, world=grid.world, nodata=grid.nodata, anchor=grid.anchor)
-
-
-def _to_target(header: RasterHeader, target: CRS | None, shift: float) -> PointMap:
-    """From (col, row) of a raster to coordinates of a CRS; longitudes stay together across the antimeridian."""
-    own = point_map(Affine.translation(shift, 0.0) @ header.transform)
-    source = header.crs
-    if source is None or target is None or source == target:
-        return own
-    middle = own(np.array([[header.shape[1] / 2, header.shape[0] / 2]]))
-
-    def raw(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = warp_points(source, target, points[:, 0].tolist(), points[:, 1].tolist())
-        return np.stack([np.asarray(x), np.asarray(y)], axis=1)
-
-    def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        before = own(points)
-        try:
-            moved = raw(before)
-            near = before[:, 0] if source.is_geographic else raw(middle)[0, 0]
-        except (RasterioError, CRSError) as error:
-            raise GeometryError(f"{_short(source)} cannot be turned into {_short(target)}: {error}") from error
-        if target.is_geographic:
-            moved[:, 0] += 360.0 * np.round((near - moved[:, 0]) / 360.0)
-        return moved
-
-    return place
-
-
-def _shrinking(header: RasterHeader, grid: Grid, shift: float) -> tuple[float, float]:
-    """Pixels of ``grid`` per pixel of the file along x and y, at the file's centre.
-
-    GDAL would estimate them for every window anew, and pixels would depend on windows.
-    """
-    place = _to_target(header, crs_of(grid), shift)
-    middle = np.array([[header.shape[1] / 2, header.shape[0] / 2]])
-    ends = place(middle + np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]]))
-    pixels = point_map(~transform_of(grid))(ends)
-    if not np.isfinite(pixels).all():
-        return 1.0, 1.0
-    steps = np.linalg.inv((pixels[1::2] - pixels[::2]).T)  # columns: (col, row) of the file per col and row of the grid
-    x, y = (1.0 / max(float(np.linalg.norm(steps[:, axis])), 1e-12) for axis in (0, 1))
-    return (x, y) if min(x, y) < _SHRINKS else (1.0, 1.0)
-
-
-def _turned(header: RasterHeader, shift: float) -> tuple[CRS | None, Affine]:
-    """CRS and transform of a raster for GDAL, which looks for longitudes between -180 and 180 degrees only.
-
-    A raster of degrees that runs beyond them is given the meridian of 180 degrees to count from.
-    """
-    place, crs = Affine.translation(shift, 0.0) @ header.transform, header.crs
-    if crs is None or not crs.is_geographic:
-        return crs, place
-    height, width = header.shape
-    ends = point_map(place)(np.array([[0.0, 0.0], [width, 0.0], [0.0, height], [width, height]]))[:, 0]
-    if -180.0 - 1e-9 <= ends.min() and ends.max() <= 180.0 + 1e-9:
-        return crs, place
-    wkt, count = _GREENWICH.subn('PRIMEM["antimeridian",180]', str(crs.to_wkt(version="WKT1_GDAL")))
-    if count != 1:
-        return crs, place  # counts from another meridian already
-    wkt = re.sub(r',AUTHORITY\["EPSG","\d+"\]\]$', "]", wkt)
-    return CRS.from_wkt(wkt), Affine.translation(-180.0 if ends.max() > 180.0 else 180.0, 0.0) @ place
 
 
 def _check(path: Path, header: RasterHeader, warp: Warp) -> None:
@@ -336,23 +261,3 @@ def _check(path: Path, header: RasterHeader, warp: Warp) -> None:
             f"{path} is placed by RPCs (raw satellite geometry); give rpc_height=<metres above the ellipsoid> for flat "
             f"ground, or orthorectify it over a terrain model: gdalwarp -rpc -to RPC_DEM=dem.tif {path.name} out.tif"
         )
-
-
-def target_crs(crs: str | None) -> CRS | None:
-    """The CRS that a caller names.
-
-    Raises:
-        ConfigError: PROJ does not know it.
-    """
-    if crs is None:
-        return None
-    try:
-        return CRS.from_user_input(crs)
-    except ValueError as error:  # CRSError is one, and "EPSG:" without a number another
-        raise ConfigError(
-            f"crs={crs!r} is not a coordinate reference system ({error}); expected one such as EPSG:32633"
-        ) from error
-
-
-def _short(crs: CRS | None) -> str:
-    return "no CRS" if crs is None else str(crs.to_string())[:60]

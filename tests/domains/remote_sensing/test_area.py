@@ -1,6 +1,6 @@
 """Areas of interest as validity."""
 
-import pickle
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ def test_validity_of_the_file_counts_too_and_the_rest_is_not_read(tmp_path: Path
     np.testing.assert_array_equal(scene.valid(), wanted)
     assert scene.area.bounds() == (slice(3, 17), slice(5, 21))
     assert scene.area.touches((slice(0, 4), slice(0, 6))) and not scene.area.touches((slice(0, 2), slice(0, 30)))
+    assert not scene.touches((slice(18, 20), slice(0, 30))) and scene.touches((slice(16, 20), slice(0, 30)))
     path.unlink()  # outside the area the file is not even opened
     assert not scene.valid((slice(18, 20), slice(0, 30))).any()
     with pytest.raises(InputError):
@@ -70,7 +71,7 @@ def test_mask_does_not_depend_on_the_window(tmp_path: Path) -> None:
     star = [(3.3, 1.2), (25.1, 18.7), (0.5, 9.9), (29.7, 8.2), (6.4, 19.6)]
     path = rasters.write_raster(tmp_path / "a.tif", rasters.pixels((1, 20, 30)))
     aoi = rasters.write_geojson(tmp_path / "a.geojson", [polygon(rasters.NORTH_UP, star)])
-    scene = pickle.loads(pickle.dumps(open_scene(path, aoi=aoi)))
+    scene = copy.deepcopy(open_scene(path, aoi=aoi))
     whole = scene.valid()
     assert 20 < whole.sum() < 400
 
@@ -122,6 +123,23 @@ def test_wrong_areas_are_named(tmp_path: Path) -> None:
     no_crs = rasters.write_raster(tmp_path / "n.tif", rasters.pixels(), crs=None)
     with pytest.raises(GeometryError, match="the image has no CRS"):
         open_scene(no_crs, aoi=away)
+
+
+def test_a_polygon_of_many_corners_is_drawn_in_pieces(tmp_path: Path) -> None:
+    angles = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
+    radius = 130 + 20 * np.sin(7 * angles) + 0.3 * np.sin(900 * angles)
+    corners = [(170 + r * np.cos(a), 160 + r * np.sin(a)) for r, a in zip(radius, angles, strict=True)]
+    path = rasters.write_raster(
+        tmp_path / "a.tif", np.ones((1, 320, 340), np.uint8), transform=Affine(2, 0, 8, 0, -2, 8)
+    )
+    shape = polygon(Affine(2, 0, 8, 0, -2, 8), corners)
+    scene = open_scene(path, aoi=rasters.write_geojson(tmp_path / "a.geojson", [shape]))
+    assert isinstance(scene, AreaScene)
+    x, y = np.meshgrid(np.arange(340) + 0.5, np.arange(320) + 0.5)
+    inside = shapely.contains_xy(shapely.Polygon(corners), x, y)
+    np.testing.assert_array_equal(scene.valid(), inside)
+    assert len(scene.area._polygons) > 40
+    assert max(shapely.get_num_coordinates(scene.area._polygons)) <= 512
 
 
 def test_the_stretch_is_that_of_the_whole_raster(tmp_path: Path) -> None:

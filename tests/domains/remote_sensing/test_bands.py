@@ -49,6 +49,8 @@ def test_colours_decide_the_order(tmp_path: Path) -> None:
     assert rgb_channels(scene) == (2, 1, 0)
     named = rasters.write_raster(tmp_path / "b.tif", rasters.pixels((4, 5, 5)), names=["Blue", "Green", "Red", "NIR"])
     assert rgb_channels(RasterScene(named)) == (2, 1, 0)
+    first = RasterScene(rasters.write_raster(tmp_path / "f.tif", rasters.pixels((3, 5, 5), "uint16")))
+    assert first.color[0] == "gray" and rgb_channels(first) == (0, 1, 2)
     gray = RasterScene(rasters.write_raster(tmp_path / "c.tif", rasters.pixels((1, 5, 5))))
     assert rgb_channels(gray) == (0, 0, 0)
     assert full_range(gray) == Stretch(lower=(0.0,), upper=(255.0,))

@@ -1,6 +1,6 @@
 """Several files as one raster."""
 
-import pickle
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.georeference import transform_of
 from samgraft.domains.remote_sensing.mosaic import MosaicScene
 from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.errors import ConfigError, GeometryError, InputError
 from tests.data import rasters
 
@@ -46,7 +47,7 @@ def test_chips_of_a_raster_are_the_raster(tmp_path: Path, name: str) -> None:
     array, valid = scene.read_valid()
     np.testing.assert_array_equal(array, whole)
     assert valid.all() and len(scene.files) == 4
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(scene)).read(), whole)
+    np.testing.assert_array_equal(copy.deepcopy(scene).read(), whole)
 
 
 def test_a_pixel_has_one_value_whatever_the_window(tmp_path: Path) -> None:
@@ -102,7 +103,11 @@ def test_masks_and_gaps_are_not_valid(tmp_path: Path) -> None:
     expected[1:4, :4] = expected[2:6, 6:] = True
     np.testing.assert_array_equal(scene.valid(), expected)
     assert not scene.read()[0][~expected].any()
-    assert scene.valid((slice(0, 6), slice(4, 6))).sum() == 0  # between the files: no file is opened
+    between = (slice(0, 6), slice(4, 6))  # no file is opened there
+    assert scene.valid(between).sum() == 0 and not scene.touches(between)
+    assert scene.touches((slice(0, 3), slice(5, 7)))
+    finer = ResampledScene(scene, (18, 20))
+    assert not finer.touches((slice(0, 18), slice(8, 12))) and finer.touches((slice(0, 18), slice(11, 13)))
 
 
 def test_files_off_the_grid_are_interpolated_onto_it(tmp_path: Path) -> None:
@@ -183,6 +188,22 @@ def test_files_on_both_sides_of_the_antimeridian_lie_together(tmp_path: Path) ->
     backwards = open_scene(paths[::-1])
     assert backwards.grid.shape == (10, 50)
     assert transform_of(backwards.grid).c == pytest.approx(-180.2)
+
+
+def test_off_the_grid_and_across_the_antimeridian(tmp_path: Path) -> None:
+    west = np.zeros((1, 10, 20), np.float32)
+    ramp = np.broadcast_to(np.arange(0, 300, 10, dtype=np.float32), (1, 10, 30)).copy()
+    paths = [
+        rasters.write_raster(tmp_path / "w.tif", west, crs="EPSG:4326", transform=Affine(0.01, 0, 179.8, 0, -0.01, 1)),
+        rasters.write_raster(
+            tmp_path / "e.tif", ramp, crs="EPSG:4326", transform=Affine(0.01, 0, -179.997, 0, -0.01, 1)
+        ),
+    ]
+    array, valid = open_scene(paths).read_valid()
+    assert array.shape == (1, 10, 51) and valid[:, 21:50].all()
+    # the second file begins at 20.3 pixels
+    expected = 10 * (np.arange(21, 49) - 20.3)
+    np.testing.assert_allclose(array[0, :, 21:49], np.broadcast_to(expected, (10, 28)), atol=0.2)
 
 
 def test_overview_and_sample_speak_for_all_files(tmp_path: Path) -> None:

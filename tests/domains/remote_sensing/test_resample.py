@@ -116,6 +116,9 @@ def test_gsd_is_metres_on_the_ground(tmp_path: Path) -> None:
     scene = at_gsd(source, 1.0)
     assert isinstance(scene, ResampledScene) and scene.grid.shape == (10, 30)
     assert ground_step(scene.grid) == pytest.approx((1.0, 1.0), rel=2e-3)
+    # two rows and columns make one, although the map's metres are 0.04 % longer than those of the ground
+    even = scene_of(tmp_path, rasters.pixels((1, 4096, 8)), transform=Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000))
+    assert at_gsd(even, 1.0).grid.shape == (2048, 4) and at_gsd(even, 0.25).grid.shape == (8192, 16)
     square = scene_of(tmp_path, rasters.pixels())
     assert at_gsd(square, 0.5) is square and at_gsd(square, 0.504) is square
     degrees = scene_of(
