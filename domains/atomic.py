@@ -40,10 +40,7 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
             kinds pass through after the clean-up.
     """
     final = Path(final)
-    if final.is_dir():
-        raise OutputError(f"{final} is a folder; name a file to write to")
-    if not final.parent.is_dir():
-        raise OutputError(f"cannot write {final}: folder {final.parent} does not exist; create it first")
+    require_folder(final)
     temp = final.with_name(f"{_hidden(final)}.{secrets.token_hex(6)}.part{full_suffix(final)}")
     try:
         yield temp
@@ -60,6 +57,18 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
         for leftover in _with_sidecars(temp):
             with suppress(OSError):
                 leftover.unlink()
+
+
+def require_folder(final: Path) -> None:
+    """Raise if there is no folder for a file to lie in.
+
+    Raises:
+        OutputError: the folder is missing, or the file itself is a folder.
+    """
+    if final.is_dir():
+        raise OutputError(f"{final} is a folder; name a file to write to")
+    if not final.parent.is_dir():
+        raise OutputError(f"cannot write {final}: folder {final.parent} does not exist; create it first")
 
 
 @contextmanager

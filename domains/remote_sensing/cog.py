@@ -9,7 +9,7 @@ the whole width costs little. Places that were never painted hold the nodata val
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window as GdalWindow
 
 from samgraft.domains.atomic import atomic_path, drop, full_suffix, work_folder
+from samgraft.domains.remote_sensing.georeference import PIXEL
 from samgraft.domains.remote_sensing.label_raster import (
     class_tags,
     created,
     label_profile,
     named,
+    quietly,
     reopened,
     require_same_place,
     require_storable,
@@ -211,17 +213,10 @@ class CogFile:
 
     def _convert(self) -> None:
         """The one pass that sorts blocks and makes overviews."""
-        rasterio.shutil.copy(
-            self._work / "blocks.tif",
-            self._temp,
-            driver="COG",
-            BLOCKSIZE=BLOCK,
-            COMPRESS="DEFLATE",
-            OVERVIEWS="IGNORE_EXISTING",
-            OVERVIEW_RESAMPLING=self.layout.resampling,
-            SPARSE_OK="YES",
-            BIGTIFF="IF_SAFER",
-        )
+        options = {"BLOCKSIZE": BLOCK, "COMPRESS": "DEFLATE", "SPARSE_OK": "YES", "BIGTIFF": "IF_SAFER"}
+        options |= {"OVERVIEWS": "IGNORE_EXISTING", "OVERVIEW_RESAMPLING": self.layout.resampling}
+        with quietly() if self.grid.world == PIXEL else nullcontext():  # no lock for the minutes that this may take
+            rasterio.shutil.copy(self._work / "blocks.tif", self._temp, driver="COG", **options)
 
     def _verify(self) -> None:
         """Header and last rows, which lie at the end of the file; a full disk does not always show while writing."""

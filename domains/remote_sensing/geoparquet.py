@@ -54,10 +54,12 @@ class GeoParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._temp, self._crs, self._count = temp, crs, 0
+        self._temp, self._crs, self._count, self._oriented = temp, crs, 0, True
         self._types: set[str] = set()
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
-        fields = [(name, pa.string() if kind == object else pa.from_numpy_dtype(kind)) for name, kind in columns.items()]
+        fields = [
+            (name, pa.string() if kind.hasobject else pa.from_numpy_dtype(kind)) for name, kind in columns.items()
+        ]
         box = pa.struct([(corner, pa.float64()) for corner in _CORNERS])
         self._schema = pa.schema([*fields, ("bbox", box), (GEOMETRY, pa.binary())])
         self._writer = pq.ParquetWriter(temp, self._schema, compression="zstd", write_page_index=True)
@@ -68,8 +70,12 @@ class GeoParquetWriter:
 
         bounds = shapely.bounds(batch.geometry)
         self._bounds = np.concatenate(
-            [np.minimum(self._bounds[:2], bounds[:, :2].min(axis=0)), np.maximum(self._bounds[2:], bounds[:, 2:].max(axis=0))]
+            [
+                np.minimum(self._bounds[:2], bounds[:, :2].min(axis=0)),
+                np.maximum(self._bounds[2:], bounds[:, 2:].max(axis=0)),
+            ]
         )
+        self._oriented = self._oriented and _is_oriented(batch.geometry)
         self._types |= {str(kind) for kind in np.unique(shapely.get_type_id(batch.geometry)).tolist()}
         arrays = [
             pa.array(column, type=self._schema.field(name).type, from_pandas=True)  # NaN becomes null
@@ -109,17 +115,29 @@ class GeoParquetWriter:
             "encoding": "WKB",
             "geometry_types": sorted(names[kind] for kind in self._types),
             "crs": None if self._crs is None else self._crs.to_dict(projjson=True),
-            "orientation": "counterclockwise",
             "edges": "planar",
             "covering": {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}},
         }
+        if self._oriented:
+            column["orientation"] = "counterclockwise"
         if self._count:
             column["bbox"] = self._bounds.tolist()
         return {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
 
 
+def _is_oriented(geometry: NDArray[np.object_]) -> bool:
+    """Whether all outer rings run anticlockwise and all holes clockwise."""
+    rings, polygon = shapely.get_rings(shapely.get_parts(geometry), return_index=True)
+    outer = np.append(True, polygon[1:] != polygon[:-1])
+    return bool((shapely.is_ccw(rings) == outer).all())
+
+
 def read_features(
-    path: Path, column: str | None = None, *, box: tuple[float, float, float, float] | None = None, most: int | None = None
+    path: Path,
+    column: str | None = None,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    most: int | None = None,
 ) -> tuple[NDArray[np.object_], NDArray[Any]]:
     """Geometries of a GeoParquet file with the values of one column; row groups are read one by one.
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError  # rasterio.shutil passes GDAL's errors on as they are
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as GdalWindow
@@ -81,7 +82,14 @@ def label_profile(grid: Grid, dtype: np.dtype[Any]) -> dict[str, Any]:
     """
     transform, crs = transform_of(grid), crs_of(grid)
     height, width = grid.shape
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": np.dtype(dtype).name, "crs": crs}
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": 1,
+        "dtype": np.dtype(dtype).name,
+        "crs": crs,
+    }
     if transform != Affine.identity() or crs:
         profile["transform"] = transform
     return profile
@@ -101,7 +109,7 @@ def require_storable(grid: Grid) -> None:
         GeometryError: names what would change, and what to write instead.
     """
     profile = label_profile(grid, np.dtype(np.uint8)) | {"height": 1, "width": 1}
-    with _quietly(), MemoryFile() as memory:
+    with quietly(), MemoryFile() as memory:
         with memory.open(**profile):
             pass
         with memory.open() as stored:
@@ -134,21 +142,21 @@ def named(path: Path | str) -> Iterator[None]:
         yield
     except (OutputError, GeometryError):
         raise
-    except (RasterioError, OSError, InputError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, InputError) as error:
         raise OutputError(f"cannot write {path}: {error}; nothing was left behind, check space and rights") from error
 
 
 @contextmanager
 def created(path: Path, **profile: Any) -> Iterator[Any]:
     """A new dataset, without rasterio's remark where it has no georeference."""
-    with _quietly():
+    with quietly():
         dataset = rasterio.open(path, "w", **profile)
     with dataset:
         yield dataset
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No remark that a picture has no georeference."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -158,7 +166,7 @@ def _quietly() -> Iterator[None]:
 @contextmanager
 def reopened(path: Path) -> Iterator[Any]:
     """A file that was just written."""
-    with _quietly():
+    with quietly():
         dataset = rasterio.open(path)
     with dataset:
         yield dataset

@@ -239,4 +239,5 @@ def _turned(points: NDArray[np.float64], ring: Ints) -> NDArray[np.float64]:
     begins = np.flatnonzero(first_of(ring))
     lengths = np.diff(np.append(begins, len(ring)))
     offset = np.arange(len(ring)) - np.repeat(begins, lengths)
-    return points[np.repeat(begins, lengths) + (-offset) % np.repeat(lengths, lengths)]
+    index: Ints = np.repeat(begins, lengths) + (-offset) % np.repeat(lengths, lengths)
+    return np.asarray(points[index])

@@ -1,7 +1,7 @@
 """From label maps to polygons in the coordinates of the input, and into a vector file.
 
-Outlines follow pixel edges exactly (``outline.py``): nothing is simplified, holes are kept, and the area of a polygon is
-its pixel count times the area of a pixel. See docs/adr/0003-geojson-crs.md for the coordinates of GeoJSON files.
+Outlines follow pixel edges exactly (``outline.py``): nothing is simplified, holes are kept, and the area of a polygon
+is its pixel count times the area of a pixel. See docs/adr/0003-geojson-crs.md for the coordinates of GeoJSON files.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """What a result was made from, read back out of the file itself.
 
-Every writer of samgraft leaves JSON under one name: the metadata of the layer in GeoPackage and FlatGeobuf, a key of the
-footer in GeoParquet, a member of the collection in GeoJSON, a tag in GeoTIFF.
+Every writer of samgraft leaves JSON under one name: the metadata of the layer in GeoPackage and FlatGeobuf, a key of
+the footer in GeoParquet, a member of the collection in GeoJSON, a tag in GeoTIFF.
 """
 
 import json
@@ -37,9 +37,7 @@ def read_provenance(path: Path | str) -> dict[str, Any] | None:
         InputError: missing or damaged.
         MissingDependencyError: GeoParquet without pyarrow.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path")
+    path = _existing(path)
     suffix = full_suffix(path)
     if suffix in (".gpkg", ".fgb"):
         text = _of_layer(path)
@@ -69,9 +67,7 @@ def describe_vectors(path: Path | str) -> str:
         InputError: missing or damaged.
         MissingDependencyError: GeoParquet without pyarrow.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; check the path")
+    path = _existing(path)
     if full_suffix(path) == ".parquet":
         from samgraft.domains.remote_sensing import geoparquet
 
@@ -83,6 +79,13 @@ def describe_vectors(path: Path | str) -> str:
         f"<polygons {path.name!r}: {facts['driver']}, {int(facts['features']):,} features, {facts['geometry_type']}, "
         f"{facts['crs'] or 'no CRS'}, fields {fields}>"
     )
+
+
+def _existing(path: Path | str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path")
+    return path
 
 
 def _layer(path: Path) -> dict[str, Any]:

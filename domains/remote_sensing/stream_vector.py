@@ -4,9 +4,9 @@ A :class:`VectorFile` takes batches of geometries with columns, keeps none of th
 path when told so; until then nothing is there. Equal batches give equal bytes: no time of day is written.
 
 GeoPackage and FlatGeobuf go through a spool, a GeoPackage without an index in a hidden folder beside the result, and
-are made from it in one pass at the end by GDAL, which builds the spatial index then. A FlatGeobuf cannot be appended to,
-and an index that grows with every batch costs more than the pass. GDAL holds one box per feature while it sorts them
-for a FlatGeobuf's index, about 100 bytes each.
+are made from it in one pass at the end by GDAL, which builds the spatial index then. A FlatGeobuf cannot be appended
+to, and an index that grows with every batch costs more than the pass. GDAL holds one box per feature while it sorts
+them for a FlatGeobuf's index.
 """
 
 import json
@@ -225,7 +225,11 @@ class _OgrWriter:
         if self._driver == "FlatGeobuf":
             options["TEMPORARY_DIR"] = str(self._work)
             options["SPATIAL_INDEX"] = "YES" if self._count else "NO"
-        with _quiet(), _fixed_date(), raw.open_arrow(self._spool, layer=LAYER, batch_size=_ARROW_BATCH) as (meta, stream):
+        with (
+            _quiet(),
+            _fixed_date(),
+            raw.open_arrow(self._spool, layer=LAYER, batch_size=_ARROW_BATCH) as (meta, stream),
+        ):
             raw.write_arrow(
                 stream,
                 self._temp,

@@ -13,7 +13,9 @@ VECTORS = (".gpkg", ".fgb", ".parquet", ".geojson")
 def run(arguments: Sequence[str]) -> None:
     """Print what was asked for."""
     parser = plain_parser("info", "Say what an image file, an adapter or a backbone is.")
-    parser.add_argument("path", nargs="?", default=None, help="image file, DICOM folder, adapter, or a result of samgraft segment")
+    parser.add_argument(
+        "path", nargs="?", default=None, help="image file, DICOM folder, adapter, or a result of samgraft segment"
+    )
     parser.add_argument("-a", "--adapter", default=None, help="adapter file: print its header")
     parser.add_argument("--backbone", default=None, help="backbone: print its facts; with --adapter, what is trainable")
     values = parser.parse_args(list(arguments))

@@ -104,7 +104,7 @@ def _picture(scene: Scene, part: Part, side: int, whole: bool, look: Look) -> Pi
     else:
         raise ConfigError(f"a window of {height} x {width} pixels cannot be drawn; at most {_MOST_PIXELS:,} pixels")
     image = (np.moveaxis(look.apply(values), 0, -1) * 255 + 0.5).astype(np.uint8)
-    factor = max(1, side // max(image.shape[:2]))
+    factor = max(1, round(side / max(image.shape[:2])))
     return np.ascontiguousarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
 
 

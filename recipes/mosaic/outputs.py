@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from samgraft.domains.atomic import full_suffix
+from samgraft.domains.atomic import full_suffix, require_folder
 from samgraft.domains.remote_sensing.cog import SUFFIXES as RASTER_SUFFIXES
 from samgraft.domains.remote_sensing.cog import Content
 from samgraft.domains.remote_sensing.stream_vector import FORMATS
@@ -87,10 +87,7 @@ def require_writable(path: Path) -> None:
     Raises:
         OutputError: the folder is missing, or files cannot be made in it.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file to write to")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
+    require_folder(path)
     trial = path.with_name(f".{secrets.token_hex(6)}.part")
     try:
         os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))

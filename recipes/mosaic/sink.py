@@ -29,7 +29,7 @@ class Sink(Protocol):
 
     @property
     def takes(self) -> Takes:
-        """"objects": :meth:`add` is called; "rows": :meth:`rows` or :meth:`paint`; "nothing": neither."""
+        """With "objects" :meth:`add` is called, with "rows" :meth:`rows` or :meth:`paint`, with "nothing" neither."""
         ...
 
     def start(

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samgraft.domains.remote_sensing.georeference import crs_of
 from samgraft.domains.remote_sensing.outline import outlines
@@ -113,5 +115,5 @@ class VectorSink(RefusingSink):
             "area_px": [one.area_px for one in seen],
             "tiles": [one.tiles for one in seen],
         }
-        typed = {name: np.asarray(columns[name], dtype=kind) for name, kind in TILE_COLUMNS.items()}
+        typed: dict[str, NDArray[Any]] = {n: np.asarray(columns[n], dtype=kind) for n, kind in TILE_COLUMNS.items()}
         file.write(Batch(geometry=simplified(geometries, self.simplify), columns=typed))

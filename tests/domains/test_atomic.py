@@ -34,7 +34,14 @@ def test_dropped_contexts_leave_nothing(tmp_path: Path) -> None:
 
 def test_leftovers_of_one_result_only(tmp_path: Path) -> None:
     names = [".out.0123456789ab.part.tif", ".out.0123456789ab.part.tif.ovr.tmp", ".out.tif.ba9876543210.work"]
-    others = ["out.tif", ".out.part.tif", ".out.0123456789ab.part.gpkg", ".out2.0123456789ab.part.tif", ".out.gpkg.ba9876543210.work", ".out.tif"]
+    others = [
+        "out.tif",
+        ".out.part.tif",
+        ".out.0123456789ab.part.gpkg",
+        ".out2.0123456789ab.part.tif",
+        ".out.gpkg.ba9876543210.work",
+        ".out.tif",
+    ]
     for name in names[:2] + others:
         (tmp_path / name).write_text("x")
     (tmp_path / names[2]).mkdir()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from samgraft.domains.opening import open_scene
+from samgraft.domains.remote_sensing.provenance import read_provenance
 from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.domains.remote_sensing.vector import rasterise, read_vectors
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
@@ -54,12 +55,17 @@ def test_raster_goes_to_tif_and_polygons(tmp_path: Path) -> None:
     )
     result = semantic(source.grid)
     assert RasterScene(result.save(tmp_path / "out.tif")).grid == source.grid
-    for suffix in (".geojson", ".gpkg"):
+    for suffix in (".geojson", ".gpkg", ".fgb"):
         back = read_vectors(result.save(tmp_path / f"out{suffix}"), source.grid)
         np.testing.assert_array_equal(rasterise(back, source.grid.shape) > 0, result.labels > 0)
+    frame = pytest.importorskip("geopandas").read_parquet(result.save(tmp_path / "out.parquet"))
+    assert frame.crs.to_epsg() == 32618 and frame.area_px.tolist() == [(result.labels > 0).sum()]
+    for suffix in (".tif", ".geojson", ".gpkg", ".fgb", ".parquet"):
+        told = read_provenance(tmp_path / f"out{suffix}")
+        assert told is not None and (told["kind"], told["from_ground_truth"]) == ("semantic", "false")
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".geojson", ".gpkg"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".geojson", ".gpkg", ".fgb", ".parquet"])
 def test_volume_is_refused_by_flat_formats(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(GeometryError, match=rf"out\{suffix}: \{suffix} cannot keep the grid of a volume; .*\.nii\.gz"):
         semantic(volume_grid()).save(tmp_path / f"out{suffix}")

@@ -1,7 +1,10 @@
 """Label and score COGs: painted in any order, exactly on the input's grid, validated by others."""
 
+import os
+import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,5 +180,32 @@ def test_tiny_and_unreferenced_rasters(tmp_path: Path) -> None:
         labels = np.ones(shape, dtype=np.uint8)
         grid = Grid(shape=shape, affine=np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]), anchor="corner")
         path = written(tmp_path / f"{shape[0]}_{shape[1]}.tif", grid, layout_of("classes", CLASSES), labels, 300)
-        with rasterio.open(path) as stored:
-            assert (stored.read(1) == 1).all() and stored.crs is None
+        scene = RasterScene(path)
+        assert (scene.read() == 1).all() and scene.grid.world == "pixel"
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from samgraft.errors import OutputError
+sys.path.insert(0, sys.argv[3])
+from tests.domains.remote_sensing.test_cog import layout_of, utm, written
+noise = np.random.default_rng(0).integers(1, 255, (1100, 1300))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    written(Path(sys.argv[1]) / "out.tif", utm(), layout_of("classes", {254: "x"}), noise, 300)
+except OutputError as error:
+    print("OutputError", str(error)[:40])
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on file size")
+@pytest.mark.parametrize("limit", [300_000, 1_600_000])  # while painting; in the last pass, with its overviews
+def test_full_disk_leaves_nothing(tmp_path: Path, limit: int, repo_root: Path) -> None:
+    command = [sys.executable, "-c", _FULL_DISK, str(tmp_path), str(limit), str(repo_root)]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.stdout.startswith("OutputError cannot write"), done.stdout + done.stderr[-800:]
+    assert list(tmp_path.iterdir()) == []

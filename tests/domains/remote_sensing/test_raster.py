@@ -307,7 +307,7 @@ except OutputError as error:
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on file size")
-@pytest.mark.parametrize("name", ["out.tif", "out.gpkg", "out.geojson"])
+@pytest.mark.parametrize("name", ["out.tif", "out.gpkg", "out.geojson", "out.fgb", "out.parquet"])
 def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, name: str) -> None:
     rasters.write_raster(tmp_path / "a.tif", rasters.pixels((1, 30, 30)))
     (tmp_path / name).write_text("old")

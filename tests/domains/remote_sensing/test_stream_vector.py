@@ -136,6 +136,10 @@ def test_geoparquet_says_what_it_is(tmp_path: Path) -> None:
     assert column["geometry_types"] == ["MultiPolygon", "Polygon"]
     np.testing.assert_allclose(column["bbox"], [399010.1, 4500000.3 - 42, 399066.1, 4500003.3 - 7])
     assert column["covering"]["bbox"]["ymax"] == ["bbox", "ymax"]
+    assert column["orientation"] == "counterclockwise"
+    boxed = Batch(geometry=np.array([shapely.box(0, 0, 1, 1, ccw=False)], dtype=object), columns=batch(1, 1).columns)
+    other = json.loads(parquet.read_metadata(write(tmp_path / "b.parquet", [boxed])).metadata[b"geo"])
+    assert "orientation" not in other["columns"]["geometry"]
     boxes = parquet.read_table(path, columns=["bbox"])["bbox"].to_pylist()
     assert boxes[0] == {"xmin": 399010.1, "ymin": 4499993.3, "xmax": 399013.1, "ymax": 4499996.3}
 

@@ -111,7 +111,7 @@ def test_area_of_geographic_cells() -> None:
     assert feet is not None and feet[0, 0] == pytest.approx(10 * 0.3048006096)
 
 
-@pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".fgb"])
 def test_empty_result_is_a_valid_file(tmp_path: Path, suffix: str) -> None:
     write_vectors(tmp_path / f"out{suffix}", (), utm_grid())
     assert read_vectors(tmp_path / f"out{suffix}", utm_grid(), class_field="class_name") == ()
@@ -126,7 +126,7 @@ def test_crs_without_a_code_goes_to_geopackage_only(tmp_path: Path) -> None:
         write_vectors(tmp_path / "out.geojson", found, grid)
     write_vectors(tmp_path / "out.gpkg", found, grid)
     assert rasterise(read_vectors(tmp_path / "out.gpkg", grid), SHAPE).all()
-    with pytest.raises(ConfigError, match=r"polygons go to .geojson, .gpkg"):
+    with pytest.raises(ConfigError, match=r"polygons go to .fgb, .geojson, .gpkg"):
         write_vectors(tmp_path / "out.shp", found, grid)
 
 

@@ -143,7 +143,7 @@ def test_simplification_is_asked_for_in_map_units(tmp_path: Path) -> None:
     assert shapely.hausdorff_distance(exact, coarse) <= 0.5
 
 
-def test_rasters_of_ids_and_scores(tmp_path: Path) -> None:
+def test_rasters_of_ids_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid, labels = utm(), label_map()
     outputs = [tmp_path / "ids.tif", tmp_path / "out.gpkg"]
     for sink in plan_sinks(outputs, grid, CLASSES, kind="instance", scores=tmp_path / "score.tif"):
@@ -153,6 +153,10 @@ def test_rasters_of_ids_and_scores(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ids.read()[0], labels)
     np.testing.assert_allclose(RasterScene(tmp_path / "score.tif").read()[0], labels * 40 / 255, rtol=1e-6)
     assert read_provenance(tmp_path / "score.tif") == {"model": "x", "failed": 2}
+    info.run([str(tmp_path / "ids.tif")])
+    line, text = capsys.readouterr().out.split("\n", 1)
+    assert line.startswith("<raster 'ids.tif': GeoTIFF, H=60, W=80, 1 channel uint8")
+    assert json.loads(text) == {"model": "x", "failed": 2}
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["ids.qml", "ids.tif", "out.gpkg", "out.qml", "score.qml", "score.tif"]
 
