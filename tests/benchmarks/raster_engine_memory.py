@@ -17,10 +17,10 @@ import numpy as np
 
 from samgraft.recipes.mosaic.engines import LocalEngine
 from samgraft.recipes.mosaic.journal import Journal, work_folder
+from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.plan import plan_tiles
 from samgraft.recipes.mosaic.run import run_mosaic
 from samgraft.recipes.mosaic.segment import MosaicOptions, segment_mosaic
-from samgraft.recipes.mosaic.outputs import plan_sinks
 from tests.benchmarks import _endless
 from tests.benchmarks._mosaics import EndlessInfer, raster, source, tiny_adapter
 from tests.benchmarks._process import isolated, options_or_work

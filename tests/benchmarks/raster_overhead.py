@@ -25,10 +25,10 @@ from samgraft.recipes.engine import automatic
 from samgraft.recipes.mosaic.engines import LocalEngine
 from samgraft.recipes.mosaic.infer import NothingInfer
 from samgraft.recipes.mosaic.journal import Journal, work_folder
+from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.plan import plan_tiles
 from samgraft.recipes.mosaic.run import run_mosaic
 from samgraft.recipes.mosaic.segment import MosaicOptions, segment_mosaic
-from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.windows import AdapterInfer
 from tests.benchmarks._mosaics import raster, source, tiny_adapter
 from tests.benchmarks._process import isolated, options_or_work

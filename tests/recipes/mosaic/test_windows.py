@@ -1,6 +1,7 @@
 """Adapters on tiles: one lattice of network windows whatever the tiles are, and what is left out."""
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from samgraft.recipes.data.fit import windows as tiling
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig
 from samgraft.recipes.look import look_at
+from samgraft.recipes.mosaic.engines import packed
 from samgraft.recipes.mosaic.everything import EverythingInfer
 from samgraft.recipes.mosaic.found import TileClasses, TileObjects
 from samgraft.recipes.mosaic.infer import NothingInfer, Source, TileInfer
 from samgraft.recipes.mosaic.plan import TilePlan, plan_tiles, within
-from samgraft.recipes.mosaic.windows import lattice
+from samgraft.recipes.mosaic.windows import AdapterInfer, lattice
+from tests.benchmarks import _endless
 from tests.data.rasters import write_raster
 from tests.recipes._oracle import Oracle, OracleGraft, squares
 from tests.recipes.mosaic._scenes import bright, grainy, header, oracle, things
@@ -200,6 +203,18 @@ def test_everything_finds_bright_things_of_a_tile(tmp_path: Path) -> None:
     truth = squares((64, 128), boxes) > 100
     assert ((found.labels > 0) ^ truth).mean() < 0.04  # a cell of the mask is 4 pixels wide
     assert infer.facts()["method"]["backbone"] == "oracle"
+
+
+def test_little_travels(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", grainy((80, 80)))
+    infer = AdapterInfer(Source.of(path), tmp_path / "a.graft", look_at(open_scene(path)))
+    infer._loaded = bright(path, header()).loaded
+    sent = packed(infer)  # to every batch of tiles
+    assert len(sent) < 2500 and pickle.loads(sent)._loaded is None
+    found = _endless.see(plan_tiles((1024, 1024), 1024, 64).tile(0), 1024)
+    returned = len(found.to_bytes())  # of a tile of 1024 pixels with 800 objects
+    print("sent", len(sent), "returned", returned, "objects", len(found))
+    assert len(found) == 25 * 32 and 5_000 < returned < 60_000
 
 
 def boxes_area(folder: Path, *boxes: tuple[float, float, float, float]) -> Area:
