@@ -65,7 +65,7 @@ class AugmentConfig:
     """Chance per image of each of noise, blur, gamma and elastic."""
     views: int | None = None
     """How many different views each image has; 0 draws a new one every time. None: 32 where the whole encoder is frozen
-    and ``train.cache`` keeps its features, else 0."""
+    and ``train.cache`` keeps its features, and slices are not taken in slabs; else 0."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

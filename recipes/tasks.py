@@ -106,10 +106,14 @@ class SegmentationTask(lightning.LightningModule):
         self.summaries: list[Summary] = []
 
     def _views(self) -> int:
-        """Different views of each training image; 0 for new ones every time, whose features are not worth keeping."""
+        """Different views of each training image; 0 for new ones every time, whose features are not worth keeping.
+
+        Slabs begin at every slice, so there are too many of them for views that come back.
+        """
         if self.augmentation.views is not None:
             return self.augmentation.views
-        return CACHED_VIEWS if self.encoder is not None and self.grafted.frozen_encoder() else 0
+        kept = self.encoder is not None and self.grafted.frozen_encoder() and self.config.data.slab is None
+        return CACHED_VIEWS if kept else 0
 
     @property
     def num_classes(self) -> int:

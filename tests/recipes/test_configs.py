@@ -18,6 +18,7 @@ from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "ct_tumour": lambda p: write_volumes(p, modality="CT"),
     "mr_hippocampus": write_volumes,
+    "mr_structure_3d": write_volumes,
     "cardiac_mr": write_pictures,
     "nerve_us": lambda p: write_pictures(p, classes=2),
     "nuclei": lambda p: write_pictures(p, instances=True),

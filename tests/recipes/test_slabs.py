@@ -1,6 +1,7 @@
 """Slabs of slices: where they lie, that blending puts slices back exactly, and a run from data to masks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from samgraft.recipes.data.slabs import Slabs, SlabSet, flat_slabs, slab_maps, s
 from samgraft.recipes.engine.run import load_adapter, segment
 from samgraft.recipes.inference import predict_semantic
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
+from samgraft.recipes.plan.network import sam_config, trace_step
 from samgraft.recipes.training import fit, load_adapted, require_slab
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_volumes
@@ -203,3 +205,13 @@ def test_a_graft_across_slices_asks_for_slabs() -> None:
 def test_wrong_slabs_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DataConfig(**values)
+
+
+@pytest.mark.parametrize("task", [{}, {"grafts": {"adapter_3dsam": {"depth_patch": 2}}, "head": "mla_3d"}])
+def test_a_plan_counts_the_slices_of_slabs(task: dict[str, Any], tmp_path: Path) -> None:
+    shape, found = sam_config("graft-tiny"), []
+    for slab in (4, 8):
+        config = settings(tmp_path, **task)
+        config = replace(config, data=replace(config.data, slab=slab, batch_size=1))
+        found.append(trace_step(config, shape, num_classes=2).activations)
+    assert found[1] == pytest.approx(2 * found[0], rel=0.1)
