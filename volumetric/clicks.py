@@ -100,8 +100,9 @@ class Session:
     def click(self, click: Click) -> Propagated:
         """Correct one slice and propagate again.
 
-        The slice is asked with its mask so far and every click on it; the answer obeys the clicks, and is an annotated
-        slice from now on.
+        The slice is asked with its mask so far and every click on it. Of the answer the connected change that the click
+        lies on is taken over, so that a click never harms what it does not point at; the slice is an annotated one from
+        now on.
         """
         if self.result is None:
             raise ShapeError("nothing was annotated yet; call start() first")
@@ -115,17 +116,33 @@ class Session:
         return self.result
 
     def _corrected(self, index: int, so_far: Mask) -> SliceAnswer:
-        """A slice after a click on it."""
+        """A slice after a click on it: what the click points at changes, and nothing else."""
         points = self.clicks[index]
-        obeying = obey(so_far, points)
-        if not so_far.any() and not any(label for _, _, label in points):
+        (x, y, label) = points[-1]
+        if not so_far.any() and not any(sign for _, _, sign in points):
             return answer_of(so_far)
-        if not obeying.any():
-            return answer_of(obeying)
-        box = box_of(obeying) if so_far.any() else None
-        prompt = SlicePrompt(box=box, points=points, mask=so_far if so_far.any() else None)
-        asked = self.slices.ask(index, prompt)
-        return masked(asked, obey(asked.mask(), points))
+        asked = self.slices.ask(index, self._prompt(index, so_far, points))
+        answer, place = asked.mask(), (int(np.floor(y + 0.5)), int(np.floor(x + 0.5)))
+        changed = answer & ~so_far if label else so_far & ~answer
+        parts, _ = ndimage.label(changed)
+        pointed = (parts == parts[place]) & changed[place]
+        corrected = so_far | pointed if label else so_far & ~pointed
+        return masked(asked, obey(corrected, points))
+
+    def _prompt(self, index: int, so_far: Mask, points: tuple[Point, ...]) -> SlicePrompt:
+        """The mask so far with all clicks; on a slice that was empty the box of the nearest slice, if it holds them."""
+        if so_far.any():
+            with_clicks = so_far.copy()
+            for x, y, label in points:
+                with_clicks[int(np.floor(y + 0.5)), int(np.floor(x + 0.5))] |= bool(label)
+            return SlicePrompt(box=box_of(with_clicks), points=points, mask=so_far)
+        known = {} if self.result is None else self.result.answers
+        near = min(known, key=lambda other: abs(other - index), default=None)
+        box = None if near is None else box_of(known[near].mask())
+        wanted = [(x, y) for x, y, label in points if label]
+        if box is None or not all(box[0] <= x <= box[2] and box[1] <= y <= box[3] for x, y in wanted):
+            return SlicePrompt(points=points)
+        return SlicePrompt(box=box, points=points)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

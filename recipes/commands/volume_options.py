@@ -76,6 +76,9 @@ def volume_options(values: argparse.Namespace) -> "VolumeOptions | None":
         largest=values.largest, fill_holes_mm3=values.fill_holes or 0.0, min_mm3=values.min_volume or 0.0
     )
     calibration = None if values.adapter is None else calibration_of(read_meta(values.adapter), "prompted")
+    measured = {"predicted_iou", *(["flips"] if values.flips else []), *(["directions"] if values.both_ways else [])}
+    if calibration is not None and not set(calibration.signals) <= measured:
+        calibration = None  # it was fitted on other runs than this one
     return VolumeOptions(
         propagation=config,
         box3d=values.box3d or "propagate",

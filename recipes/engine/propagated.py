@@ -71,7 +71,8 @@ class VolumeObject:
     """One per flip."""
     signals: Signals
     good: float | None = None
-    """Calibrated probability that the object is good; None without a calibration."""
+    """Calibrated probability that the object is good; None without a calibration, or without a signal that it needs
+    (directions, where no walk took a step)."""
 
     def uncertainty(self) -> NDArray[np.float32]:
         """(D, H, W) entropy in bits of the mean over flips, the cut axis first."""
@@ -181,7 +182,9 @@ def segment_object(views: Sequence[Slices], one: VolumePrompt, options: VolumeOp
         directions=float(np.mean(directions)) if directions else None,
         predicted_iou=float(np.mean([run.predicted_iou for run in runs])),
     )
-    good = None if options.calibration is None else options.calibration.probability(signals)
+    calibration = options.calibration
+    known = calibration is not None and set(calibration.signals) <= set(signals.measured())
+    good = calibration.probability(signals) if calibration is not None and known else None
     return VolumeObject(mask=mask, runs=runs, signals=signals, good=good)
 
 
@@ -290,9 +293,13 @@ def _meta(asked: VolumePrompts, axis: int, objects: Sequence[VolumeObject], opti
     if options.calibration is not None:
         level = options.calibration.flag_below
         flagged = [
-            f"{prompt.class_name} {number} (probability of being good {one.good:.2f})"
+            f"{prompt.class_name} {number} ({_chance(one.good)})"
             for number, (prompt, one) in enumerate(zip(asked.objects, objects, strict=True), start=1)
-            if one.good is not None and one.good < level
+            if one.good is None or one.good < level
         ]
         meta["look at"] = "; ".join(flagged) or "nothing"
     return meta
+
+
+def _chance(good: float | None) -> str:
+    return "not enough signals" if good is None else f"probability of being good {good:.2f}"

@@ -131,7 +131,7 @@ def test_command_calibrates_and_segment_flags(tmp_path, capsys):
     assert cli.main(["fit", "--config", "mr_hippocampus", *words, "--output", str(run)]) == 0
     adapter = run / "adapter.graft"
     assert cli.main(["trust", "--adapter", str(adapter), "--config", "mr_hippocampus", "--data", str(root)]) == 0
-    assert "validation cases reach Dice 0.8" in capsys.readouterr().out
+    assert "of 1 reach Dice 0.8 in validation (logistic)" in capsys.readouterr().out
     query = root / "imagesTr" / "case_03_0000.nii.gz"
     out = tmp_path / "m.nii.gz"
     words = ["segment", str(query), "--adapter", str(adapter), "--flips", "--largest", "-o", str(out)]

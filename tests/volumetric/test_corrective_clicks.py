@@ -66,6 +66,23 @@ def test_click_off_the_object_takes_a_piece_away_there_and_halfway_to_the_annota
     assert session.annotated[8].logits.size == 0 or not (session.annotated[8].logits > 0).any()
 
 
+def test_click_changes_only_what_it_points_at():
+    truth = np.zeros((5, 30, 60), dtype=bool)
+    truth[:, 10:20, 5:25] = True
+    shown = truth.copy()
+    shown[:, 10:20, 40:50] = True  # as bright, and in the box of the next prompt; nobody clicked there
+    session = Session(OracleSlices(pictured(shown)), WIDE)
+    drawn = np.zeros((30, 60), dtype=bool)
+    drawn[10:20, 5:15] = True
+    drawn[2:4, 30:52] = True  # dark: the network would take it away
+    session.start({2: SlicePrompt(mask=drawn)})
+    after = session.click((20.0, 14.0, 2, 1)).mask(2)
+    expected = drawn | truth[2]
+    assert np.array_equal(after, expected)
+    less = session.click((40.0, 2.0, 2, 0)).mask(2)
+    assert np.array_equal(less, truth[2])
+
+
 def test_without_any_error_rounds_repeat():
     truth, _ = bars()
     session = Session(OracleSlices(pictured(truth)), WIDE)

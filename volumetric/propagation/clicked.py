@@ -12,10 +12,10 @@ Point = tuple[float, float, int]
 
 
 def obey(mask: Mask, points: Sequence[Point]) -> Mask:
-    """``mask`` without the pieces that a click with label 0 lies on, and with the pixels of clicks with label 1.
+    """``mask`` without what clicks with label 0 lie on, and with the pixels of clicks with label 1.
 
-    A piece is taken away whole (it joins over edges) only if it holds no click with label 1; otherwise only the clicked
-    pixel goes.
+    Of the piece (it joins over edges) that a click with label 0 lies on, the largest disc around the click goes; all of
+    it where that disc is at least half of it; only the clicked pixel where the piece holds a click with label 1.
 
     Args:
         mask: (H, W).
@@ -32,10 +32,18 @@ def obey(mask: Mask, points: Sequence[Point]) -> Mask:
         if any(piece[place] for place in wanted):
             result[row, col] = False
         else:
-            result &= ~piece
+            result &= ~_taken(piece, row, col)
     for place in wanted:
         result[place] = True
     return result
+
+
+def _taken(piece: Mask, row: int, col: int) -> Mask:
+    """What goes of a piece with a click off the object on it."""
+    depth = ndimage.distance_transform_edt(np.pad(piece, 1))[row + 1, col + 1]
+    rows, cols = np.indices(piece.shape)
+    disc = piece & (np.hypot(rows - row, cols - col) <= depth)
+    return piece if 2 * int(disc.sum()) >= int(piece.sum()) else disc
 
 
 def _pixel(point: Point, shape: tuple[int, ...]) -> tuple[int, int]:

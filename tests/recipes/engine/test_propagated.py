@@ -17,7 +17,7 @@ from samgraft.recipes.engine.prompted import AskSettings
 from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume
 from samgraft.recipes.engine.volume_slices import FLIPS, SceneSlices, mirrored_prompt
 from samgraft.recipes.look import look_at
-from samgraft.recipes.prompt_files import mask_prompt
+from samgraft.recipes.prompt_files import line_prompts, mask_prompt
 from samgraft.recipes.prompting import ObjectPrompt, UserPrompts
 from samgraft.recipes.volume_prompt_files import is_volume_prompts, read_volume_prompts, write_volume_prompts
 from samgraft.recipes.volume_prompts import VolumePrompt, VolumePrompts, box_from_world, box_to_world, from_world
@@ -92,6 +92,9 @@ def test_line_mask_points_and_box_in_3d_find_the_same_object(cylinder):
             scene, Oracle(), VolumePrompts(objects=(prompt,)), options=VolumeOptions(propagation=WIDE)
         ).segmentation
         assert dice(found.labels > 0, truth) > 0.9, name
+    line = line_prompts([(13, 14, 23, 14)], scene, slice=9)
+    drawn = samgraft.segment(path, backbone=Oracle(), prompts=line, volume=VolumeOptions(propagation=WIDE))
+    assert dice(drawn.labels > 0, truth) > 0.9
     one = segment_volume(scene, Oracle(), VolumePrompts(objects=(kinds["mask"],)))
     assert np.array_equal(one.objects[0].mask[9], truth[9]), "a mask is taken as it is"
 
@@ -199,6 +202,9 @@ def test_flips_rules_uncertainty_and_flag(tmp_path, cylinder):
     assert np.array_equal(written.affine, nib.load(path).affine)
     assert bits.shape == truth.shape and bits.min() >= 0 and bits.max() <= 1
     assert bits[9, 14, 18] < 0.1 and bits[9, 2, 50] == 0, "sure inside and far away"
+    unknown = VolumeOptions(calibration=calibrate([Signals(directions=0.5)] * 3, [0.9] * 3))
+    unsure = samgraft.segment(path, backbone=Oracle(), prompts=prompts, volume=unknown)
+    assert unsure.meta["look at"] == "object 1 (not enough signals)"
     strict = VolumeOptions(flips=("none", "both"), calibration=calibrate([Signals(flips=0.5)] * 3, [0.1] * 3))
     flagged = samgraft.segment(path, backbone=Oracle(), prompts=prompts, volume=strict)
     assert flagged.meta["look at"] == "object 1 (probability of being good 0.20)"

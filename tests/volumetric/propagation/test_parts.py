@@ -90,6 +90,10 @@ def test_mask_obeys_clicks():
     assert one_pixel.sum() == 11 and not one_pixel[5, 9], "a piece that is wanted elsewhere loses one pixel"
     assert obey(mask, [(6.0, 4.0, 1)]).sum() == 13
     assert mask.sum() == 12, "the given mask stays as it is"
+    bar = np.zeros((9, 30), dtype=bool)
+    bar[2:7, 2:28] = True
+    cut = obey(bar, [(24.0, 4.0, 0)])
+    assert bar.sum() - cut.sum() == 27, "of a long piece a disc of radius 3 goes (29 pixels, two of them outside)"
 
 
 def region(plane):
