@@ -71,9 +71,7 @@ def _segmented(path: Path, **options: Any) -> Segmentation:
     values = scene.read()[0]
     labels = np.where(values > 0, values // 100, 0).astype(np.uint8)
     names = {n: f"mark {n}" for n in range(1, len(MARKS) + 1)}
-    return Segmentation(labels=labels, grid=scene.grid, kind="semantic", classes=names).about(
-        source=scene if scene.format.endswith(("series", "DICOM")) else None
-    )
+    return Segmentation(labels=labels, grid=scene.grid, kind="semantic", classes=names).about(source=scene)
 
 
 def _marks(labels: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[np.float64]:
