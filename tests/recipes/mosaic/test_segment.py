@@ -175,6 +175,14 @@ def test_another_configuration_is_refused_until_restart(tmp_path: Path, classes:
     assert np.array_equal(labels_of(output), segment(path, adapter=classes, progress=False).labels)
 
 
+def test_an_adapter_for_whole_pictures_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "whole.graft", window=None)
+    path = write_raster(tmp_path / "r.tif", colours())
+    with pytest.raises(ConfigError, match="trained on whole pictures"):
+        segment_mosaic(path, tmp_path / "out.tif", adapter=adapter)
+    assert not work_folder(tmp_path / "out.tif").exists()
+
+
 def test_tiles_by_window_object_and_area(tmp_path: Path) -> None:
     scene = open_scene(write_raster(tmp_path / "r.tif", np.zeros((1, 3000, 5000), np.uint8)))
     plan = planned(scene, 128, MosaicOptions(), kind="semantic")
