@@ -217,15 +217,16 @@ def test_contradictions_are_refused(options: dict[str, object], message: str) ->
 
 
 def test_one_command_writes_polygons_and_a_report(
-    tmp_path: Path, objects: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, objects: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("samgraft.recipes.mosaic.report.SIDE", 60)
     path, output = write_raster(tmp_path / "r.tif", colours()), tmp_path / "out.gpkg"
     words = ["segment", str(path), "--adapter", str(objects), "-o", str(output), "--report", "--tile", "128"]
     assert cli.main([*words, "--overlap", "48"]) == 0
     text = capsys.readouterr().out
     assert "object in 6 tiles (0 without data)" in text and f"wrote {output}" in text
     page = (tmp_path / "out.gpkg.report.html").read_text()
-    assert "Segmentation of r.tif" in page and "Full size: rows" in page and page.count("data:image/png") >= 2
+    assert "Segmentation of r.tif" in page and "Full size: rows" in page and page.count("data:image/png") == 5
     assert len(raw.read(output)[2]) == int(text.split(" object in")[0].replace(",", ""))
 
 
