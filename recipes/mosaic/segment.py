@@ -33,7 +33,7 @@ from samgraft.recipes.mosaic.outputs import plan_sinks
 from samgraft.recipes.mosaic.plan import TilePlan, plan_for_objects, plan_tiles
 from samgraft.recipes.mosaic.provenance import Provenance
 from samgraft.recipes.mosaic.run import MosaicSummary, OnBad, Tell, run_mosaic
-from samgraft.recipes.mosaic.windows import AdapterInfer
+from samgraft.recipes.mosaic.windows import AdapterInfer, lattice
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 SEAM = 2
@@ -44,7 +44,7 @@ LEAST_SIDE, MOST_SIDE, VIEWS = 1024, 4096, 16
 
 @dataclass(frozen=True, kw_only=True)
 class MosaicOptions:
-    """How a raster is walked over; none of it, but for tile and overlap of objects, changes the result."""
+    """How a raster is walked over. Engine, workers and what is kept do not change the result."""
 
     aoi: str | PathLike[str] | None = None
     """Vector file whose polygons say where results are wanted."""
@@ -232,6 +232,7 @@ def _infer(
         return whole, {1: "object"}, 2 * network_size(whole.network, None)
     grafted = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
     said = recorded(grafted, adapter_meta(grafted))
+    lattice(said, scene.grid.shape)  # an adapter for whole pictures is refused here
     options: dict[str, Any] = {"backbone": backbone, "scores": scores, "batch": batch, "area": area}
     infer = AdapterInfer(source, adapter, said.look(scene), **options)
     infer.take(grafted, said)

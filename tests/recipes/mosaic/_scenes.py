@@ -40,7 +40,7 @@ def bright(
     return infer
 
 
-def tiny_adapter(path: Path, *, kind: str = "semantic", window: int = 128) -> Path:
+def tiny_adapter(path: Path, *, kind: str = "semantic", window: int | None = 128) -> Path:
     """graft-tiny with a decoder for two classes that was never trained."""
     backbone = load_backbone("graft-tiny")
     torch.manual_seed(0)

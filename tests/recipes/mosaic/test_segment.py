@@ -175,6 +175,14 @@ def test_another_configuration_is_refused_until_restart(tmp_path: Path, classes:
     assert np.array_equal(labels_of(output), segment(path, adapter=classes, progress=False).labels)
 
 
+def test_an_adapter_for_whole_pictures_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "whole.graft", window=None)
+    path = write_raster(tmp_path / "r.tif", colours())
+    with pytest.raises(ConfigError, match="trained on whole pictures"):
+        segment_mosaic(path, tmp_path / "out.tif", adapter=adapter)
+    assert not work_folder(tmp_path / "out.tif").exists()
+
+
 def test_tiles_by_window_object_and_area(tmp_path: Path) -> None:
     scene = open_scene(write_raster(tmp_path / "r.tif", np.zeros((1, 3000, 5000), np.uint8)))
     plan = planned(scene, 128, MosaicOptions(), kind="semantic")
@@ -209,15 +217,16 @@ def test_contradictions_are_refused(options: dict[str, object], message: str) ->
 
 
 def test_one_command_writes_polygons_and_a_report(
-    tmp_path: Path, objects: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, objects: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("samgraft.recipes.mosaic.report.SIDE", 60)
     path, output = write_raster(tmp_path / "r.tif", colours()), tmp_path / "out.gpkg"
     words = ["segment", str(path), "--adapter", str(objects), "-o", str(output), "--report", "--tile", "128"]
     assert cli.main([*words, "--overlap", "48"]) == 0
     text = capsys.readouterr().out
     assert "object in 6 tiles (0 without data)" in text and f"wrote {output}" in text
     page = (tmp_path / "out.gpkg.report.html").read_text()
-    assert "Segmentation of r.tif" in page and "Full size: rows" in page and page.count("data:image/png") >= 2
+    assert "Segmentation of r.tif" in page and "Full size: rows" in page and page.count("data:image/png") == 5
     assert len(raw.read(output)[2]) == int(text.split(" object in")[0].replace(",", ""))
 
 

@@ -210,11 +210,10 @@ def test_little_travels(tmp_path: Path) -> None:
     infer = AdapterInfer(Source.of(path), tmp_path / "a.graft", look_at(open_scene(path)))
     infer._loaded = bright(path, header()).loaded
     sent = packed(infer)  # to every batch of tiles
-    assert len(sent) < 2500 and pickle.loads(sent)._loaded is None
+    assert len(sent) < 1500 and pickle.loads(sent)._loaded is None
     found = _endless.see(plan_tiles((1024, 1024), 1024, 64).tile(0), 1024)
     returned = len(found.to_bytes())  # of a tile of 1024 pixels with 800 objects
-    print("sent", len(sent), "returned", returned, "objects", len(found))
-    assert len(found) == 25 * 32 and 5_000 < returned < 60_000
+    assert len(found) == 25 * 32 and 20_000 < returned < 130_000
 
 
 def boxes_area(folder: Path, *boxes: tuple[float, float, float, float]) -> Area:
