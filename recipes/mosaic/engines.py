@@ -79,12 +79,12 @@ class LocalEngine:
             with closing(pipeline(infer.stream(tiles))) as found:
                 yield from found
             return
-        payload = packed(infer)
+        packed(infer)
         begun: dict[int, Sequence[Tile]] = {}
         batches, deaths = _batches(tiles, self.batch), 0
         while True:
             try:
-                with closing(self._pool(payload, batches, begun)) as results:
+                with closing(self._pool(infer, batches, begun)) as results:
                     for outcomes in results:
                         yield from outcomes
                 return
@@ -94,12 +94,12 @@ class LocalEngine:
                     raise _dead(deaths, "process", begun.values()) from error
 
     def _pool(
-        self, payload: bytes, batches: Iterator[Sequence[Tile]], begun: dict[int, Sequence[Tile]]
+        self, infer: Infer, batches: Iterator[Sequence[Tile]], begun: dict[int, Sequence[Tile]]
     ) -> Generator[list[Outcome], None, None]:
         """Results of one pool; ``begun`` holds batches that are not given back, by the number of their first tile."""
         threads = max(1, (os.cpu_count() or 1) // self.workers)
         with ProcessPoolExecutor(
-            self.workers, mp_context=get_context("spawn"), initializer=_start, initargs=(payload, threads)
+            self.workers, mp_context=get_context("spawn"), initializer=_start, initargs=(infer, threads)
         ) as pool:
             try:
                 running: dict[Future[list[Outcome]], int] = {
@@ -142,7 +142,7 @@ class DaskEngine:
 
     def run(self, infer: Infer, tiles: Iterable[Tile]) -> Generator[Outcome, None, None]:
         """See :class:`Engine`. A worker that dies gives its batch back; it goes to another one."""
-        payload, batches = packed(infer), _batches(tiles, self.batch)
+        key, batches = hashlib.sha256(packed(infer)).hexdigest(), _batches(tiles, self.batch)
         with ExitStack() as stack:
             client = self._client(stack)
             done = self._distributed.as_completed()
@@ -151,7 +151,7 @@ class DaskEngine:
             while True:
                 for batch in islice(batches, fill - under_way):
                     name = f"samgraft-{batch[0].number}-{time.monotonic_ns()}"
-                    done.add(client.submit(work_on, payload, batch, key=name, retries=0, pure=False))
+                    done.add(client.submit(work_on, key, infer, batch, key=name, retries=0, pure=False))
                     under_way += 1
                 if not under_way:
                     return
@@ -183,7 +183,7 @@ class DaskEngine:
 
 
 def packed(infer: Infer) -> bytes:
-    """The bytes that a worker gets.
+    """The bytes that stand for it on the way to a worker; multiprocessing and Dask make and read them.
 
     Raises:
         ConfigError: it holds something that cannot travel, such as a model.
@@ -200,28 +200,28 @@ _here: dict[str, Infer] = {}
 _one_at_a_time = threading.Lock()
 
 
-def work_on(payload: bytes, tiles: Sequence[Tile]) -> list[Outcome]:
+def work_on(key: str, infer: Infer, tiles: Sequence[Tile]) -> list[Outcome]:
     """What a Dask worker does with one batch; the model stays in the process for the next one.
 
     Args:
-        payload: Of :func:`packed`; made by the client of this very run, never read from a file.
+        key: Hash of what :func:`packed` makes of ``infer``.
+        infer: As it arrived, without a model; used if the process does not have this ``key`` yet.
         tiles: What is computed.
     """
-    key = hashlib.sha256(payload).hexdigest()
     with _one_at_a_time:  # a model serves one thread, and a second one would need its memory again
         if key not in _here:
             _here.clear()
-            _here[key] = pickle.loads(payload)  # noqa: S301 - from our own client
+            _here[key] = infer
         return list(_here[key].stream(tiles))
 
 
-def _start(payload: bytes, threads: int) -> None:
+def _start(infer: Infer, threads: int) -> None:
     """Make a process ready; it ends with the one that started it, also if that was killed."""
     import torch
 
     torch.set_num_threads(threads)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-    _here[""] = pickle.loads(payload)  # noqa: S301 - from the process that started this one
+    _here[""] = infer
 
 
 def _watch(parent: int) -> None:

@@ -69,7 +69,7 @@ def test_unknown_public_name_lists_the_known_ones() -> None:
 def test_every_import_is_a_declared_dependency() -> None:
     project = pyproject()["project"]
     declared = project["dependencies"] + [
-        d for extra in ("geo", "dicom") for d in project["optional-dependencies"][extra]
+        d for extra in ("geo", "dicom", "dask") for d in project["optional-dependencies"][extra]
     ]
     names = {_canonical(re.split(r"[<>=\[;! ]", d)[0]) for d in declared}
     owners = packages_distributions()
