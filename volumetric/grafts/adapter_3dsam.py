@@ -182,7 +182,10 @@ class SpatialAdapter(nn.Module):
     def forward(self, x: Tensor, context: SiteContext) -> Tensor:
         """Delta (B * D, h, w, d) for tokens of the same shape."""
         inner = channels_first(functional.relu(self.down(x)), context.depth)
-        delta: Tensor = self.up(channels_last(functional.relu(self.conv(inner))))
+        # in bfloat16 on a CPU, torch 2.13 now and then gives weights of this convolution a gradient that is not a number
+        with torch.autocast(device_type=inner.device.type, enabled=False):
+            mixed = self.conv(inner.to(self.conv.weight.dtype))
+        delta: Tensor = self.up(channels_last(functional.relu(mixed)))
         return delta if self.identity else functional.relu(delta)
 
 
