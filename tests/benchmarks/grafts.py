@@ -25,7 +25,7 @@ from tests.benchmarks import _graft_summary
 from tests.benchmarks._arguments import settled, trained
 from tests.benchmarks._arms import decoder_config
 from tests.benchmarks._backbone import open_backbone
-from tests.benchmarks._graft_rows import HASH, KEY, config_hash, many, optimiser, recipe_hash, rows
+from tests.benchmarks._graft_rows import HASH, KEY, config_hash, many, optimiser, recipe_hash, rows, spec_of
 from tests.benchmarks._process import end_with_parent, isolated, report, streamed
 from tests.benchmarks._sets import SPECS, training_cases
 from tests.benchmarks._steps import costs
@@ -52,7 +52,7 @@ def plan(options: argparse.Namespace, weights: str) -> list[Task]:
                         shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
                         hashes = {
                             "config": config_hash(rows(factor)[method]),
-                            "recipe": recipe_hash(SPECS[name], optimiser(SPECS[name])),
+                            "recipe": recipe_hash(spec_of(name), optimiser(spec_of(name))),
                         }
                         own = {"method": method, "factor": factor, "budget": options.budget, "weights": weights}
                         found.append(shared | own | hashes)
@@ -138,7 +138,7 @@ def _told(row: Task) -> str:
 
 def measure_costs(results: Results, options: argparse.Namespace, weights: str) -> None:
     """Steps and memory of every method, each in a process of its own; what is there is skipped."""
-    spec = SPECS[COST_SET]
+    spec = spec_of(COST_SET)
     for method in options.methods:
         batch = optimiser(spec).batch
         task = {"method": method, "config": config_hash(rows()[method]), "weights": weights}
@@ -163,7 +163,7 @@ def work(task: Task) -> None:
         for row in many(task):
             report(row)
         return
-    spec, backbone = SPECS[task["cost"]], open_backbone(task["backbone"])
+    spec, backbone = spec_of(task["cost"]), open_backbone(task["backbone"])
     batch = pictures(task["size"], task["batch"])
     report(costs(backbone, rows()[task["method"]], decoder_config(spec), batch, warm=2, steps=5))
 

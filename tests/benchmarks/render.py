@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks import _graft_summary, graft_costs
 from tests.benchmarks._sets import SPECS
 from tests.benchmarks._table import markdown, read_json
+from tests.reference.measured import current
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -97,10 +99,21 @@ def quantized(content: dict[str, Any]) -> str:
     return "\n".join(markdown(content[key]) for key in ("speed", "accuracy") if content[key])
 
 
+def grafts(content: dict[str, Any]) -> str:
+    """The section of grafts.json: every method against the decoder alone, then set by set."""
+    rows = current([row for row in content["results"] if not row["tune"]])
+    return _graft_summary.page(rows, content.get("costs", []), content.get("failed", [])).replace("## ", "### ")
+
+
+def step_costs(content: dict[str, Any]) -> str:
+    """The section of graft_costs.json."""
+    return markdown(content["results"], graft_costs.COLUMNS)
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice},
+    "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice, "grafts": grafts},
     "speed.md": dict.fromkeys(("encoder", "attention", "prompts", "cache", "memory", "pipeline"), rows_only)
-    | {"quantized": quantized},
+    | {"quantized": quantized, "graft_costs": step_costs},
 }
 """Page -> its sections, each named as its file of results."""
 
