@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,12 +73,28 @@ def test_distance_loss_by_hand() -> None:
         DistanceLoss()(logits[:, :2], target)
 
 
-@pytest.mark.parametrize("from_points", [False, True], ids=["maps", "points"])
-def test_a_run_with_distances_gives_the_same_objects_everywhere(tmp_path: Path, from_points: bool) -> None:
+DISTANCES = {"full_resolution": True, "width": 8, "fused": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("distances", DISTANCES | {"from_points": False}),
+        ("distances", DISTANCES | {"from_points": True}),
+        ("rsprompter_anchor", {"score_threshold": 0.0, "max_objects": 9}),
+        pytest.param("rsprompter_query", {"queries": 9, "score": 0.0, "heads": 2}, marks=pytest.mark.slow),
+        pytest.param("sam_cls", {}, marks=pytest.mark.slow),
+        pytest.param("sam_det", {"score_threshold": 0.0, "max_objects": 9}, marks=pytest.mark.slow),
+        pytest.param("sam_seg", {"score_threshold": 0.0, "max_objects": 9}, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "from_points" if value.get("from_points") else "",
+)
+def test_a_run_with_a_head_of_objects_gives_the_same_objects_everywhere(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
     """Train, load again, validate, and segment the validation picture from its file."""
     config = small_config(write_pictures(tmp_path / "p", instances=True), layout="image_mask", window=48, overlap=0.5)
-    options = {"full_resolution": True, "width": 8, "fused": 16, "from_points": from_points}
-    head = TaskConfig(kind="instance", grafts={}, head="distances", head_options=options, lr=5e-3, min_area=4)
+    head = TaskConfig(kind="instance", grafts={}, head=name, head_options=options, lr=5e-3, min_area=4)
     config = replace(config, task=replace(head, class_weights=(1.0, 1.0, 2.0)))
     run = tmp_path / "run"
     fit(config, run, backbone=toy_backbone(), report=False)
@@ -92,7 +109,9 @@ def test_a_run_with_distances_gives_the_same_objects_everywhere(tmp_path: Path, 
     path = next(iter(sorted((tmp_path / "p" / "images").glob("P2-004*"))))
     result = samgraft.segment(path, adapter=run / "adapter.graft", backbone=toy_backbone())
     assert np.array_equal(result.labels, predicted)
-    assert [record.score for record in result.instances] == pytest.approx(scores.tolist(), abs=1e-5)
+    # a detector's rows are summed in another order where another number of windows is looked at together
+    near = 1e-5 if name == "distances" else 2e-4
+    assert [record.score for record in result.instances] == pytest.approx(scores.tolist(), abs=near)
 
 
 def test_a_negative_keeps_labels_and_is_drawn_by_chance() -> None:
