@@ -5,6 +5,8 @@ import random
 import signal
 import subprocess
 import sys
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -29,46 +31,47 @@ def start(folder: Path, root: Path, *, pause: float = 0.0, limit: int = 0) -> "s
     return subprocess.Popen(words, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def killed(folder: Path, root: Path, chance: random.Random) -> bool:
-    """Start a run and kill it at a random moment; False if it was done before."""
-    lines, pause = chance.randint(0, 12), chance.uniform(0.0, 0.05)
-    with start(folder, root, pause=0.01) as child:
-        for _ in range(lines + 1):
-            if not (child.stdout and child.stdout.readline()):
-                break
-        try:
-            child.wait(pause)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-    return child.returncode == -signal.SIGKILL
+def finished_in(folder: Path, wait: float | None = None) -> bool:
+    """Run in a copy of this process, which spares the imports, and kill it after some seconds; False if that was so."""
+    child = get_context("fork").Process(target=run, args=(folder, 0.01))
+    child.start()
+    child.join(wait)
+    if child.is_alive():
+        child.kill()
+    child.join()
+    return child.exitcode != -signal.SIGKILL
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in OUTPUTS}
 
 
-def check(tmp_path: Path, root: Path, kills: int) -> None:
+def check(tmp_path: Path, kills: int) -> None:
     expected = prepared(tmp_path / "whole")
-    run(expected)
+    began = time.monotonic()
+    assert finished_in(expected)
+    seconds = time.monotonic() - began
     folder, chance, done = prepared(tmp_path / "killed"), random.Random(7), 0
-    for _ in range(kills):
-        if killed(folder, root, chance):
-            done += 1
-            for name in OUTPUTS:  # what has its name already is complete
-                assert not (folder / name).exists() or (folder / name).read_bytes() == (expected / name).read_bytes()
-    assert done >= min(3, kills - 1)
-    run(folder)
+    while done < kills:
+        if finished_in(folder, chance.uniform(0.0, seconds)):
+            for name in OUTPUTS:  # begin again from nothing
+                (folder / name).unlink()
+            continue
+        done += 1
+        for name in OUTPUTS:  # what has its name already is complete
+            assert not (folder / name).exists() or (folder / name).read_bytes() == (expected / name).read_bytes()
+    assert finished_in(folder)
     assert contents(folder) == contents(expected)
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
 
 
-def test_killed_three_times_and_resumed(tmp_path: Path, repo_root: Path) -> None:
-    check(tmp_path, repo_root, 3)
+def test_killed_three_times_and_resumed(tmp_path: Path) -> None:
+    check(tmp_path, 3)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_and_resumed(tmp_path: Path, repo_root: Path) -> None:
-    check(tmp_path, repo_root, 20)
+def test_killed_twenty_times_and_resumed(tmp_path: Path) -> None:
+    check(tmp_path, 20)
 
 
 @pytest.mark.parametrize("limit", [6_000, 40_000])
