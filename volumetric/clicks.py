@@ -101,8 +101,8 @@ class Session:
         """Correct one slice and propagate again.
 
         The slice is asked with its mask so far and every click on it. Of the answer the connected change that the click
-        lies on is taken over (off the object also its lobe of the mask), so that a click never harms what it does not
-        point at; the slice is an annotated one from now on.
+        lies on is taken over, so that a click never harms what it does not point at; where the answer insists on what
+        is off the object, its lobe of the mask goes. The slice is an annotated one from now on.
         """
         if self.result is None:
             raise ShapeError("nothing was annotated yet; call start() first")
@@ -126,7 +126,7 @@ class Session:
         changed = answer & ~so_far if label else so_far & ~answer
         parts, _ = ndimage.label(changed)
         pointed = (parts == parts[place]) & changed[place]
-        corrected = so_far | pointed if label else obey(so_far, points) & ~pointed
+        corrected = so_far | pointed if label else so_far & ~pointed
         return masked(asked, obey(corrected, points))
 
     def _prompt(self, index: int, so_far: Mask, points: tuple[Point, ...]) -> SlicePrompt:
