@@ -101,8 +101,8 @@ class Session:
         """Correct one slice and propagate again.
 
         The slice is asked with its mask so far and every click on it. Of the answer the connected change that the click
-        lies on is taken over, so that a click never harms what it does not point at; the slice is an annotated one from
-        now on.
+        lies on is taken over, so that a click never harms what it does not point at; where the answer insists on what
+        is off the object, its lobe of the mask goes. The slice is an annotated one from now on.
         """
         if self.result is None:
             raise ShapeError("nothing was annotated yet; call start() first")

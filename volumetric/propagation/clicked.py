@@ -14,8 +14,8 @@ Point = tuple[float, float, int]
 def obey(mask: Mask, points: Sequence[Point]) -> Mask:
     """``mask`` without what clicks with label 0 lie on, and with the pixels of clicks with label 1.
 
-    Of the piece (it joins over edges) that a click with label 0 lies on, the largest disc around the click goes; all of
-    it where that disc is at least half of it; only the clicked pixel where the piece holds a click with label 1.
+    Of the piece (it joins over edges) that a click with label 0 lies on its lobe goes (:func:`lobe`); only the clicked
+    pixel where the piece holds a click with label 1.
 
     Args:
         mask: (H, W).
@@ -32,18 +32,32 @@ def obey(mask: Mask, points: Sequence[Point]) -> Mask:
         if any(piece[place] for place in wanted):
             result[row, col] = False
         else:
-            result &= ~_taken(piece, row, col)
+            result &= ~lobe(piece, row, col)
     for place in wanted:
         result[place] = True
     return result
 
 
-def _taken(piece: Mask, row: int, col: int) -> Mask:
-    """What goes of a piece with a click off the object on it."""
-    depth = ndimage.distance_transform_edt(np.pad(piece, 1))[row + 1, col + 1]
+def lobe(piece: Mask, row: int, col: int) -> Mask:
+    """What a click off the object takes of the connected piece that it lies on.
+
+    Where the piece has a neck thinner than half the depth at the click, the side of the click goes. Without a neck the
+    largest disc around the click goes, or all of the piece where that disc is at least a quarter of it.
+
+    Args:
+        piece: (H, W), connected.
+        row: Of the click, on the piece.
+        col: The same.
+    """
+    depth = ndimage.distance_transform_edt(np.pad(piece, 1))[1:-1, 1:-1]
+    cores, count = ndimage.label(depth > 0.5 * depth[row, col], np.ones((3, 3)))
+    if count > 1:
+        own = cores == cores[row, col]
+        away = ndimage.distance_transform_edt(~own)
+        return np.asarray(piece & (away <= ndimage.distance_transform_edt(own | (cores == 0))))
     rows, cols = np.indices(piece.shape)
-    disc = piece & (np.hypot(rows - row, cols - col) <= depth)
-    return piece if 2 * int(disc.sum()) >= int(piece.sum()) else disc
+    disc = piece & (np.hypot(rows - row, cols - col) <= depth[row, col])
+    return piece if 4 * int(disc.sum()) >= int(piece.sum()) else disc
 
 
 def _pixel(point: Point, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def test_one_box_on_the_key_slice_beats_a_box_on_every_slice(shared_data, monkey
     assert np.mean([row["5 clicks"] - row["propagated"] for row in rows]) > 0
 
 
-def test_walls_of_the_hippocampus_are_found_without_its_place_being_given_away(shared_data, monkeypatch):
+def test_walls_of_the_hippocampus_are_found_in_padded_and_shifted_volumes(shared_data, monkeypatch):
     monkeypatch.setenv("SAMGRAFT_SHARED", str(shared_data.parent))
     spacing = 1.0
     train = padded_cases("train", 24, 24, seed=0)

@@ -12,7 +12,7 @@ from samgraft.volumetric.propagation.carry import (
     soft_prior,
     within_reach,
 )
-from samgraft.volumetric.propagation.clicked import obey
+from samgraft.volumetric.propagation.clicked import lobe, obey
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.memory import FeatureMemory, cell_shares, on_slice
 from samgraft.volumetric.propagation.slices import RegionFeatures, SlicePrompt, from_probability
@@ -94,6 +94,18 @@ def test_mask_obeys_clicks():
     bar[2:7, 2:28] = True
     cut = obey(bar, [(24.0, 4.0, 0)])
     assert bar.sum() - cut.sum() == 27, "of a long piece a disc of radius 3 goes (29 pixels, two of them outside)"
+
+
+def test_click_takes_its_side_of_a_neck():
+    piece = np.zeros((20, 40), dtype=bool)
+    piece[3:16, 2:15] = True  # 13 x 13, depth 7
+    piece[8:11, 15:22] = True  # a neck of 3 rows
+    piece[4:15, 22:33] = True  # 11 x 11, depth 6
+    taken = lobe(piece, 9, 27)
+    assert taken[4:15, 22:33].all() and not taken[3:16, 2:15].any()
+    other = lobe(piece, 9, 8)
+    assert other[3:16, 2:15].all() and not other[4:15, 22:33].any()
+    assert (taken & other).sum() <= 3, "the middle of the neck"
 
 
 def region(plane):
