@@ -182,7 +182,7 @@ class SpatialAdapter(nn.Module):
     def forward(self, x: Tensor, context: SiteContext) -> Tensor:
         """Delta (B * D, h, w, d) for tokens of the same shape."""
         inner = channels_first(functional.relu(self.down(x)), context.depth)
-        # in bfloat16 on a CPU, torch 2.13 now and then gives weights of this convolution a gradient that is not a number
+        # in bfloat16 on a CPU, torch 2.13 sometimes gives the weights of this convolution a gradient that is no number
         with torch.autocast(device_type=inner.device.type, enabled=False):
             mixed = self.conv(inner.to(self.conv.weight.dtype))
         delta: Tensor = self.up(channels_last(functional.relu(mixed)))
