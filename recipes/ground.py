@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
+from samgraft.errors import ConfigError
 
 SAME_SIZE = 0.1
 """Pixel sizes that differ by less than this share count as the same; training varies sizes by more."""
@@ -58,6 +59,29 @@ def at_trained_gsd(scene: Scene, gsd: tuple[float, float] | None) -> Scene:
     if not isinstance(scene, GeoScene) or ground_step(scene.grid) is None:
         return scene
     return at_gsd(scene, gsd, tolerance=SAME_SIZE)
+
+
+def require_trained_gsd(scene: Scene, gsd: tuple[float, float] | None) -> None:
+    """Refuse a raster whose pixels have another size than those of training, where results lie on its own pixels.
+
+    Args:
+        scene: What is to be segmented.
+        gsd: From the adapter's header, or None.
+
+    Raises:
+        ConfigError: the sizes differ by more than a tenth.
+    """
+    if at_trained_gsd(scene, gsd) is scene or gsd is None:
+        return
+    from samgraft.domains.remote_sensing.georeference import ground_step
+
+    own = ground_step(scene.grid) or gsd
+    wanted, kept = (f"{float(np.mean(size)):.6g}" for size in (gsd, own))
+    raise ConfigError(
+        f"{scene.path.name} has pixels of {kept} m, and the adapter was trained on pixels of {wanted} m; it knows "
+        f"objects by their size in pixels. Add --gsd {wanted} to see the raster at that size (results lie on those pixels), or "
+        f"--gsd {kept} to use the raster's own"
+    )
 
 
 def on_source(result: Segmentation, view: Scene) -> Segmentation:

@@ -85,6 +85,19 @@ def test_one_tile_gives_the_objects_of_the_whole(tmp_path: Path, objects: Path) 
     assert {"id", "class_name", "score", "area", "tiles"} <= set(names)
 
 
+def test_other_pixel_sizes_than_in_training_are_a_choice(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", colours())  # pixels of half a metre in UTM
+    adapter = tiny_adapter(tmp_path / "coarse.graft", window=64, gsd=(1.0, 1.0))
+    with pytest.raises(ConfigError, match=r"pixels of 0\.5\d* m, .* trained on pixels of 1 m.* --gsd 1 .* --gsd 0\.5"):
+        segment_mosaic(path, tmp_path / "out.tif", adapter=adapter)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["coarse.graft", "r.tif"]
+    shapes = []
+    for gsd in (1.0, 0.5):
+        segment_mosaic(path, tmp_path / "out.tif", adapter=adapter, reading={"gsd": gsd})
+        shapes.append(labels_of(tmp_path / "out.tif").shape)
+    assert shapes == [(75, 115), SHAPE]
+
+
 def test_provenance_is_in_the_file_and_knows_no_machine(tmp_path: Path, objects: Path) -> None:
     path = write_raster(tmp_path / "r.tif", colours())
     segment_mosaic(path, tmp_path / "out.gpkg", adapter=objects, options=MosaicOptions(tile=128, overlap=64))
