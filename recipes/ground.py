@@ -79,8 +79,8 @@ def require_trained_gsd(scene: Scene, gsd: tuple[float, float] | None) -> None:
     wanted, kept = (f"{float(np.mean(size)):.6g}" for size in (gsd, own))
     raise ConfigError(
         f"{scene.path.name} has pixels of {kept} m, and the adapter was trained on pixels of {wanted} m; it knows "
-        f"objects by their size in pixels. Add --gsd {wanted} to see the raster at that size (results lie on those pixels), or "
-        f"--gsd {kept} to use the raster's own"
+        f"objects by their size in pixels. Add --gsd {wanted} to see the raster at that size (results lie on "
+        f"those pixels), or --gsd {kept} to use the raster's own"
     )
 
 
