@@ -112,7 +112,7 @@ class HFSamBackbone(Backbone):
             NoMatchError: a tap names no block that is run.
         """
         self._check_taps(taps, range(stop))
-        if depth < 1 or len(image) % depth:
+        if depth != 1 and (depth < 1 or len(image) % depth):
             raise ShapeError(f"{len(image)} images are no volumes of {depth} slices; give a multiple of that many")
         normalised = self._normalise(image)
         encoder = self.sam.vision_encoder
@@ -121,7 +121,7 @@ class HFSamBackbone(Backbone):
         grid = (x.shape[1], x.shape[2])
         for planes in self.encoder_sites.planes:
             x, depth = planes(x, depth), cast(MergedPlanes, planes).count(depth)
-        normalised = self._per_plane(normalised, len(x), depth)
+        normalised = self._per_plane(normalised, x.shape[0], depth)
         if encoder.pos_embed is not None:
             x = x + absolute_table(encoder.pos_embed, grid)
         x = add_deltas(self.encoder_sites.patch_embed, x, SiteContext(grid_size=grid, image=normalised, depth=depth))
@@ -137,7 +137,7 @@ class HFSamBackbone(Backbone):
         left = range(prefix.stop, self.spec.num_blocks)
         self._check_taps([tap for tap in taps if tap not in prefix.taps], left)
         depth = prefix.depth
-        normalised = self._per_plane(self._normalise(image), len(prefix.tokens), depth)
+        normalised = self._per_plane(self._normalise(image), prefix.tokens.shape[0], depth)
         x, _, kept = self._blocks(prefix.tokens, prefix.extra, normalised, left, taps, depth)
         context = SiteContext(grid_size=(x.shape[1], x.shape[2]), image=normalised, depth=depth)
         neck = add_deltas(self.encoder_sites.neck, self.sam.vision_encoder.neck(x), context)
@@ -170,7 +170,7 @@ class HFSamBackbone(Backbone):
 
     def _per_plane(self, image: Tensor, rows: int, depth: int) -> Tensor:
         """One image per token plane: of merged slices the middle one. ``rows`` are the planes of all volumes."""
-        if len(image) == rows:
+        if not self.encoder_sites.planes or len(image) == rows:  # not len() before: torch.export would fix the batch
             return image
         volumes: Tensor = image.unflatten(0, (rows // depth, -1))
         centres = cast(MergedPlanes, self.encoder_sites.planes[0]).centres(volumes.shape[1])

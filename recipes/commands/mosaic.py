@@ -24,7 +24,7 @@ _ONLY = (
     "engine",
     "scheduler",
     "workers",
-    "largest",
+    "object_size",
     "restart",
     "on_bad_tile",
     "keep_work",
@@ -43,7 +43,7 @@ def add_mosaic(parser: PlainParser) -> None:
     )
     group.add_argument("--aoi", default=None, metavar="FILE", help="polygons that say where results are wanted")
     group.add_argument(
-        "--largest", type=float, default=None, metavar="METRES", help="longest object; chooses the tiles"
+        "--object-size", type=float, default=None, metavar="METRES", help="longest object; chooses the tiles"
     )
     group.add_argument("--workers", type=int, default=None, metavar="N", help="processes on this machine")
     group.add_argument("--engine", default=None, choices=("local", "dask"), help="who computes; local if not named")
@@ -153,7 +153,7 @@ def _report(values: argparse.Namespace, summary: Any, reading: dict[str, Any]) -
 def _options(values: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``MosaicOptions``, of those that were given."""
     names = ("aoi", "engine", "scheduler", "workers", "restart", "on_bad_tile", "keep_work", "tile")
-    named = {name: name for name in names} | {"largest_m": "largest"}
+    named = {name: name for name in names} | {"largest_m": "object_size"}
     found = {name: v for name, option in named.items() if (v := getattr(values, option)) is not None}
     overlap = values.overlap
     if overlap is None:
