@@ -13,7 +13,6 @@ import numpy as np
 
 from samgraft import __version__
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.bundle import read_meta
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.atomic import remove_leftovers
 from samgraft.domains.remote_sensing.area import Area, read_area
@@ -25,7 +24,6 @@ from samgraft.recipes.engine.focus import network_size
 from samgraft.recipes.engine.recorded import recorded
 from samgraft.recipes.engine.run import adapter_meta, load_adapter
 from samgraft.recipes.ground import require_trained_gsd
-from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_at
 from samgraft.recipes.mosaic.engines import ENGINES, DaskEngine, Engine, LocalEngine
 from samgraft.recipes.mosaic.everything import EverythingInfer
@@ -140,8 +138,6 @@ def segment_mosaic(
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
     area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
-    if adapter is not None and "gsd" not in (reading or {}):
-        require_trained_gsd(scene, _trained_gsd(adapter))
     infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
     sinks = plan_sinks(
@@ -237,17 +233,13 @@ def _infer(
         return whole, {1: "object"}, 2 * network_size(whole.network, None)
     grafted = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
     said = recorded(grafted, adapter_meta(grafted))
+    if "gsd" not in source.options:
+        require_trained_gsd(scene, said.recipe.gsd)
     lattice(said, scene.grid.shape)  # an adapter for whole pictures is refused here
     options: dict[str, Any] = {"backbone": backbone, "scores": scores, "batch": batch, "area": area}
     infer = AdapterInfer(source, adapter, said.look(scene), **options)
     infer.take(grafted, said)
     return infer, classes_of(said), said.window or max(scene.grid.shape)
-
-
-def _trained_gsd(adapter: str | PathLike[str] | Grafted) -> tuple[float, float] | None:
-    """Metres per pixel of training, from the adapter's header."""
-    meta = adapter_meta(adapter) if isinstance(adapter, Grafted) else read_meta(adapter)
-    return InputRecipe.from_meta(meta).gsd
 
 
 def _provenance(
