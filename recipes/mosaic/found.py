@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,51 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _LEVEL = 1  # label maps shrink to a few per cent at any level
 
 
+class _TileFile:
+    """What both kinds of tile contents do: the fields are the arrays of the file, and None is left out."""
+
+    _NEEDED: ClassVar[tuple[str, ...]]
+    _OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    _WHAT: ClassVar[str]
+
+    def content_hash(self) -> str:
+        """SHA-256 of the values; the same whatever the file's compression."""
+        return _hash(self._arrays())
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the file."""
+        return _packed(self._arrays())
+
+    def save(self, path: Path | str) -> Path:
+        """Write the file, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        return _save(path, self._arrays())
+
+    @classmethod
+    def load(cls, path: Path | str | io.BytesIO) -> Self:
+        """Read the file, or its bytes, back.
+
+        Raises:
+            InputError: missing, damaged, or not such a file.
+        """
+        arrays = _load(path, cls._NEEDED, optional=cls._OPTIONAL)
+        try:
+            return cls(**arrays)
+        except ShapeError as error:
+            raise InputError(
+                f"{path} is not the {cls._WHAT} of a tile: {error}; delete it to have it made again"
+            ) from error
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        found = {name: getattr(self, name) for name in (*self._NEEDED, *self._OPTIONAL)}
+        return {name: array for name, array in found.items() if array is not None}
+
+
 @dataclass(frozen=True, eq=False)
-class TileObjects:
+class TileObjects(_TileFile):
     """Separate objects of a tile."""
 
     labels: NDArray[np.int32]
@@ -64,43 +107,12 @@ class TileObjects:
         """A tile of (h, w) without objects."""
         return cls(np.zeros(shape, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
-    def content_hash(self) -> str:
-        """SHA-256 of the values; the same whatever the file's compression."""
-        return _hash(self._arrays())
-
-    def to_bytes(self) -> bytes:
-        """The bytes of the file."""
-        return _packed(self._arrays())
-
-    def save(self, path: Path | str) -> Path:
-        """Write the file, whole or not at all.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return _save(path, self._arrays())
-
-    @classmethod
-    def load(cls, path: Path | str | io.BytesIO) -> Self:
-        """Read the file, or its bytes, back.
-
-        Raises:
-            InputError: missing, damaged, or not such a file.
-        """
-        arrays = _load(path, ("labels", "classes", "scores"))
-        try:
-            return cls(**arrays)
-        except ShapeError as error:
-            raise InputError(
-                f"{path} is not the objects of a tile: {error}; delete it to have it made again"
-            ) from error
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"labels": self.labels, "classes": self.classes, "scores": self.scores}
+    _NEEDED = ("labels", "classes", "scores")
+    _WHAT = "objects"
 
 
 @dataclass(frozen=True, eq=False)
-class TileClasses:
+class TileClasses(_TileFile):
     """Class of every pixel of a tile."""
 
     labels: NDArray[np.integer]
@@ -120,39 +132,8 @@ class TileClasses:
         if scores is not None and (scores.shape != self.labels.shape or scores.dtype != np.uint8):
             raise ShapeError(f"scores are {scores.dtype} {scores.shape}; expected uint8 {self.labels.shape}")
 
-    def content_hash(self) -> str:
-        """SHA-256 of the values; the same whatever the file's compression."""
-        return _hash(self._arrays())
-
-    def to_bytes(self) -> bytes:
-        """The bytes of the file."""
-        return _packed(self._arrays())
-
-    def save(self, path: Path | str) -> Path:
-        """Write the file, whole or not at all.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        return _save(path, self._arrays())
-
-    @classmethod
-    def load(cls, path: Path | str | io.BytesIO) -> Self:
-        """Read the file, or its bytes, back.
-
-        Raises:
-            InputError: missing, damaged, or not such a file.
-        """
-        arrays = _load(path, ("labels",), optional=("scores",))
-        try:
-            return cls(**arrays)
-        except ShapeError as error:
-            raise InputError(
-                f"{path} is not the classes of a tile: {error}; delete it to have it made again"
-            ) from error
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"labels": self.labels} | ({} if self.scores is None else {"scores": self.scores})
+    _NEEDED, _OPTIONAL = ("labels",), ("scores",)
+    _WHAT = "classes"
 
 
 def _hash(arrays: Mapping[str, NDArray[Any]]) -> str:
