@@ -218,17 +218,33 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _parse_header(path: Path) -> dict[str, Any]:
+def json_header(path: Path, key: str, *, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON that a safetensors file holds as metadata ``key``, without its tensors.
+
+    Args:
+        path: The file.
+        key: Name of the metadata.
+        what: Kind of file, for messages.
+        remedy: What to do if there is no such file.
+
+    Raises:
+        CheckpointError: missing, damaged, or without ``key``.
+    """
     if not path.is_file():
-        raise CheckpointError(f"there is no adapter file {path}; check the path")
+        raise CheckpointError(f"there is no {what} file {path}; {remedy}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        if _KEY not in metadata:
-            raise CheckpointError(f"{path} is a safetensors file but no samgraft adapter; expected metadata {_KEY!r}")
-        header: dict[str, Any] = json.loads(metadata[_KEY])
+        if key not in metadata:
+            raise CheckpointError(f"{path} is a safetensors file but no samgraft {what}; expected metadata {key!r}")
+        header: dict[str, Any] = json.loads(metadata[key])
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged or no adapter file: {error}; copy it again") from error
+        raise CheckpointError(f"{path} is damaged or no {what} file: {error}; copy it again") from error
+    return header
+
+
+def _parse_header(path: Path) -> dict[str, Any]:
+    header = json_header(path, _KEY, what="adapter", remedy="check the path")
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {header.get('format')!r}; this samgraft reads {FORMAT}; update samgraft"

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from samgraft.adapters.bundle import samgraft_version, tensors_hash, write_atomic
+from samgraft.adapters.bundle import json_header, samgraft_version, tensors_hash, write_atomic
 from samgraft.adapters.parts import check_state
 from samgraft.errors import CheckpointError, ConfigError
 from samgraft.volumetric.localisation.locator import LANDMARKS, Locator, LocatorConfig
@@ -65,16 +65,7 @@ def read_locator_header(path: str | PathLike[str]) -> dict[str, Any]:
         CheckpointError: missing, damaged, no locator, or of a newer format.
     """
     source = Path(path)
-    if not source.is_file():
-        raise CheckpointError(f"there is no locator file {source}; make one with samgraft locate fit")
-    try:
-        with safetensors.safe_open(source, framework="pt") as file:
-            metadata = file.metadata() or {}
-        if _KEY not in metadata:
-            raise CheckpointError(f"{source} is a safetensors file but no locator; expected metadata {_KEY!r}")
-        header: dict[str, Any] = json.loads(metadata[_KEY])
-    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{source} is damaged or no locator: {error}; copy it again") from error
+    header = json_header(source, _KEY, what="locator", remedy="make one with samgraft locate fit")
     if header.get("format") != FORMAT or not set(header) >= _FIELDS:
         raise CheckpointError(
             f"{source} has format {header.get('format')!r} and lacks {sorted(_FIELDS - set(header))}; this samgraft "

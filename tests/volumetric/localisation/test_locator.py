@@ -216,7 +216,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load_locator(rewrite("d.locate", state, format=9))
     other = tmp_path / "e.locate"
     other.write_bytes(safetensors.torch.save(state))
-    with pytest.raises(CheckpointError, match="no locator; expected metadata"):
+    with pytest.raises(CheckpointError, match="no samgraft locator; expected metadata"):
         load_locator(other)
     with pytest.raises(CheckpointError, match="there is no locator file"):
         load_locator(tmp_path / "nowhere.locate")
