@@ -14,9 +14,22 @@ import numpy as np
 import pytest
 import torch
 
+from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import GRAFTS, LoraConfig
 from tests.adapters.toy import toy_backbone
-from tests.benchmarks import _data, _graft_rows, _graft_summary, _process, _sets, _steps, _train, graft_costs, grafts
+from tests.benchmarks import (
+    _arms,
+    _data,
+    _graft_rows,
+    _graft_start,
+    _graft_summary,
+    _process,
+    _sets,
+    _steps,
+    _train,
+    graft_costs,
+    grafts,
+)
 
 BASE = _graft_rows.BASELINE
 
@@ -89,6 +102,7 @@ def test_hashes_follow_every_setting() -> None:
     plain = _graft_rows.optimiser(spec)
     other = replace(plain, lr=3 * plain.lr)
     assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, other)
+    assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, plain, 240)
 
 
 def test_results_survive_on_disk_and_success_clears_failure(tmp_path: Path) -> None:
@@ -213,7 +227,7 @@ def test_a_run_leaves_the_backbone_as_it_was_and_tells_its_costs(monkeypatch: py
     monkeypatch.setitem(_sets.SPECS, "toy", spec)
     backbone = toy_backbone()
     task = {"set": "toy", "cases": None, "seed": 0, "method": "lora", "budget": 0.0, "tune": False, "factor": 3.0}
-    task |= {"weights": "w", "config": "c", "recipe": "r"}
+    task |= {"weights": "w", "config": "c", "recipe": "r", "start": 0.2}
     start = _graft_rows.state_of(backbone)
     row = _graft_rows.one(backbone, task | {"budget": 0.2}, _sets.tensors(spec, [case]), [case])
     assert row["backbone_unchanged"]
@@ -225,6 +239,36 @@ def test_a_run_leaves_the_backbone_as_it_was_and_tells_its_costs(monkeypatch: py
     with torch.no_grad():
         next(backbone.parameters()).add_(1)
     assert _graft_rows.state_of(backbone) != start
+
+
+def test_all_rows_begin_with_one_decoder_that_was_trained_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = _sets.SetSpec(name="toy", size=64, classes=2, budget=1, headline=("dice",), batch=1)
+    monkeypatch.setitem(_sets.SPECS, "toy", spec)
+    backbone = toy_backbone()
+    before = _graft_rows.state_of(backbone)
+    picture = (torch.rand(1, 3, 64, 64), torch.ones(1, 64, 64, dtype=torch.long))
+    task = {"set": "toy", "cases": None, "seed": 0, "tune": False, "weights": "w", "recipe": "r", "start": 0.3}
+    plain = _graft_rows.optimiser(spec)
+
+    def made(task: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        return _graft_start.decoder_start(backbone, spec, picture, task, plain, tmp_path / "starts")
+
+    found = made(task)
+    assert found is not None and made(task | {"start": 0.0}) is None
+    assert _graft_rows.state_of(backbone) == before
+    again = made(task)
+    assert again is not None and all(torch.equal(again[key], value) for key, value in found.items()), "read from disk"
+    torch.manual_seed(1)
+    grafted = attach(backbone, (LoraConfig(),), decoder=_arms.decoder_config(spec))
+    assert grafted.decoder is not None
+    new = {key: value.clone() for key, value in grafted.decoder.state_dict().items()}
+    _graft_start.begin_with(grafted, None)
+    assert all(torch.equal(value, new[key]) for key, value in grafted.decoder.state_dict().items())
+    _graft_start.begin_with(grafted, found)
+    assert all(torch.equal(value, found[key]) for key, value in grafted.decoder.state_dict().items())
+    assert not torch.equal(new["class_tokens"], found["class_tokens"])
 
 
 def test_memory_above_what_was_loaded() -> None:

@@ -22,6 +22,7 @@ from samgraft.errors import CheckpointError
 from tests.benchmarks._arms import GRAFT, Arm, count, decoder_config, graft_arm
 from tests.benchmarks._backbone import open_backbone, tensor_hash
 from tests.benchmarks._data import Case
+from tests.benchmarks._graft_start import begin_with, decoder_start
 from tests.benchmarks._sets import SPECS, SetSpec, evaluate, split, tensors
 from tests.benchmarks._train import Optimiser, loop
 
@@ -82,9 +83,9 @@ def optimiser(spec: SetSpec) -> Optimiser:
     return Optimiser(lr=GRAFT.lr, batch=BATCH.get(spec.name, spec.batch))
 
 
-def recipe_hash(spec: SetSpec, options: Optimiser) -> str:
-    """Of the set's settings, the decoder's and the optimiser's."""
-    return short_hash([asdict(spec), decoder_config(spec).to_dict(), asdict(options)])
+def recipe_hash(spec: SetSpec, options: Optimiser, start: float = 0) -> str:
+    """Of the set's settings, the decoder's and the optimiser's, and of the seconds that the decoder trained before."""
+    return short_hash([asdict(spec), decoder_config(spec).to_dict(), asdict(options), start])
 
 
 def state_of(backbone: HFSamBackbone) -> str:
@@ -138,19 +139,22 @@ def one(
     task: dict[str, Any],
     pictures: tuple[Tensor, Tensor],
     scored: list[Case],
+    start_from: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Attach one row's grafts, train, score once, detach.
 
     Args:
         backbone: Without grafts, and so again afterwards.
-        task: The fields of ``KEY``, and "factor" of the learning rate or None.
+        task: The fields of ``KEY``, "factor" of the learning rate or None, and "start" in seconds.
         pictures: Training images and targets.
         scored: Cases for the score.
+        start_from: State of the decoder to begin with; None begins with a new one.
     """
     spec, configs = spec_of(task["set"]), rows(task["factor"])[task["method"]]
     before = state_of(backbone)
     torch.manual_seed(task["seed"])
     grafted = attach(backbone, configs, decoder=decoder_config(spec))
+    begin_with(grafted, start_from)
     arm = graft_arm(grafted, full=False, batch=spec.batch)
     arm.options = optimiser(spec)
     took = train(arm, grafted, spec, pictures, task)
@@ -160,7 +164,9 @@ def one(
     sizes = {"trainable": count(arm.trained), "adapter_mb": bundle_mb(grafted), "total": arm.total}
     scoring = {"scoring_seconds": time.perf_counter() - start, "metric": METRIC.get(spec.name, spec.headline[0])}
     grafted.detach()
-    return {**{key: task[key] for key in KEY}, "factor": task["factor"], "lr": arm.options.lr} | {
+    said = {key: task[key] for key in (*KEY, "start", "factor")}
+    return said | {
+        "lr": arm.options.lr,
         **scores,
         **sizes,
         **took,
@@ -180,9 +186,10 @@ def many(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
     chosen, scored = split(spec.name, first["cases"], first["seed"], tune=first["tune"])
     pictures = tensors(spec, chosen)
     backbone = open_backbone(group["backbone"])
+    start_from = decoder_start(backbone, spec, pictures, first, optimiser(spec), Path(group["folder"]))
     for task in group["tasks"]:
         try:
-            row = one(backbone, task, pictures, scored)
+            row = one(backbone, task, pictures, scored, start_from)
         except Exception as error:  # any method may be broken, and the others are to be measured all the same
             row = {key: task[key] for key in KEY} | {"failed": f"{type(error).__name__}: {error}"}
         if not row.get("backbone_unchanged"):

@@ -1,8 +1,9 @@
 """Every graft on real images in equal time: ``python -m tests.benchmarks.grafts``.
 
 All methods of the registry with their defaults and a few more rows, on frozen graft-tiny with a class-token decoder
-that is trained with them; "decoder only" has no graft. Every run trains for the same time of its one thread, which is
-wall time on a machine with nothing else to do, and is scored once on the validation cases, at its end. Seed 0 of
+that is trained with them; "decoder only" has no graft. All rows of the same data and seed begin with the same decoder,
+which was trained alone for ``--start`` seconds; from there every run trains for the same time of its one thread, which
+is wall time on a machine with nothing else to do, and is scored once on the validation cases, at its end. Seed 0 of
 everything comes first. Every result is written as it comes and found again, so that a benchmark that was stopped in
 any way goes on where it was.
 
@@ -49,7 +50,8 @@ def plan(options: argparse.Namespace, weights: str) -> list[Task]:
         spec = spec_of(task["set"])
         for factor in FACTORS if options.tune else (None,):
             config = config_hash(rows(factor)[task["method"]])
-            found.append(task | {"factor": factor, "config": config, "recipe": recipe_hash(spec, optimiser(spec))})
+            recipe = recipe_hash(spec, optimiser(spec), options.start)
+            found.append(task | {"factor": factor, "config": config, "recipe": recipe, "start": options.start})
     return found
 
 
@@ -114,7 +116,8 @@ def run(
     """Do groups of tasks, ``options.jobs`` of them at a time, each in a process of ``module`` with one thread."""
 
     def do(group: list[Task]) -> None:
-        request = json.dumps({"tasks": group, "backbone": options.backbone})
+        folder = str(results.path.resolve().with_suffix(".starts"))
+        request = json.dumps({"tasks": group, "backbone": options.backbone, "folder": folder})
         try:
             for row in streamed(module, ["--task", request], threads=1):
                 results.add("failed" if "failed" in row else "results", row, KEY)
@@ -185,6 +188,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     default = f"{', '.join(SETS)}; to tune {', '.join(TUNED_ON)}"
     parser = trained("grafts", __doc__, sets=list(SPECS), default=default, budget=60, dropped="--methods")
     parser.add_argument("--methods", nargs="*", default=list(rows()), choices=list(rows()), metavar="METHOD")
+    parser.add_argument("--start", type=float, default=240, help="seconds that the decoder all begin with has trained")
     parser.add_argument("--costs", action="store_true", help="measure steps and memory instead")
     return settled(parser.parse_args(argv), sets=SETS, tuned_on=TUNED_ON)
 
