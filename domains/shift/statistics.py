@@ -60,8 +60,8 @@ class ImageStatistics:
     """Images that were measured."""
     spacing: tuple[float, float] | None
     """Median pixel size, (row, column), in mm or metres; None where no file says it."""
-    shape: tuple[float, float]
-    """Median (height, width) in pixels."""
+    shape: tuple[float, float] | None = None
+    """Median (height, width) in pixels; None where it was not measured."""
 
     def __post_init__(self) -> None:
         """Check shapes and values."""
@@ -98,7 +98,7 @@ class ImageStatistics:
             "stain": None if self.stain is None else self.stain.to_json(),
             "count": self.count,
             "spacing": None if self.spacing is None else list(self.spacing),
-            "shape": list(self.shape),
+            "shape": None if self.shape is None else list(self.shape),
         }
 
     @classmethod
@@ -122,7 +122,7 @@ class ImageStatistics:
                 stain=None if values["stain"] is None else StainBasis.from_json(values["stain"]),
                 count=int(values["count"]),
                 spacing=None if spacing is None else (float(spacing[0]), float(spacing[1])),
-                shape=(float(shape[0]), float(shape[1])),
+                shape=None if shape is None else (float(shape[0]), float(shape[1])),
             )
         except (ShapeError, TypeError, ValueError, IndexError, KeyError) as error:
             raise CheckpointError(f"image statistics cannot be read: {error}") from error
