@@ -86,9 +86,7 @@ def _nothing(found: Measured, same: bool | None) -> Iterator[Advice]:
 
 
 def _resample(found: Measured) -> Iterator[Advice]:
-    zoom, files = found.zoom, found.comparison.spacing_ratio
-    if found.source.file_spacing and found.target.file_spacing:
-        files = tuple(t / s for t, s in zip(found.target.file_spacing, found.source.file_spacing, strict=True))  # type: ignore[assignment]
+    zoom, files = found.zoom, found.file_ratio
     if zoom is None:
         return
     seen = f"a pixel of the network input covers {zoom:.2f} times as much as in the source (limit {SIZE:g})"

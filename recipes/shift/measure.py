@@ -102,6 +102,12 @@ class Measured:
         one, two = self.source.network_pixel, self.target.network_pixel
         return None if one is None or two is None else two / one
 
+    @property
+    def file_ratio(self) -> tuple[float, float] | None:
+        """Pixel size (row, column) of the target's files over that of the source's; None where one is unknown."""
+        one, two = self.source.file_spacing, self.target.file_spacing
+        return None if one is None or two is None else (two[0] / one[0], two[1] / one[1])
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
@@ -109,6 +115,7 @@ class Measured:
             "target": self.target.to_json(),
             "adapter": self.adapter,
             "comparison": self.comparison.to_json(),
+            "file_spacing_ratio": self.file_ratio,
             "network_pixel_ratio": self.zoom,
             "features": None if self.features is None else asdict(self.features),
             "notes": list(self.notes),
