@@ -3,6 +3,7 @@
     SOURCE (images, or an adapter that remembers them) + TARGET (images) -> views -> statistics, features -> Measured
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,8 +20,10 @@ from samgraft.recipes.shift import distances
 from samgraft.recipes.shift.distances import FEWEST, Labelled
 from samgraft.recipes.shift.features import Encoder, Moments
 from samgraft.recipes.shift.probe import Probe, linear_probe
-from samgraft.recipes.shift.seen import SetSummary, Track, remembered_set, see_set
+from samgraft.recipes.shift.seen import SetSummary, Track, labelled, remembered_set, see_set, viewer_of
 from samgraft.recipes.shift.sets import find_set
+from samgraft.recipes.shift.trials import Aligner, Trial, try_alignments
+from samgraft.recipes.shift.views import set_views
 
 FRECHET_RELABELLINGS = 100
 """Relabellings behind the Frechet distance that chance gives; each one costs two eigenvalue problems."""
@@ -91,6 +94,8 @@ class Measured:
     """None where features were not asked for, or the source has none."""
     adapter: str | None = None
     """Name of the adapter that decided how both sets are seen."""
+    trials: tuple[Trial, ...] = ()
+    """Alignments of the input that were tried, the nearest first."""
     notes: tuple[str, ...] = ()
     """Remarks about the measurement."""
     data: Labelled | None = field(default=None, repr=False)
@@ -118,6 +123,7 @@ class Measured:
             "file_spacing_ratio": self.file_ratio,
             "network_pixel_ratio": self.zoom,
             "features": None if self.features is None else asdict(self.features),
+            "trials": [one.to_json() for one in self.trials],
             "notes": list(self.notes),
         }
 
@@ -128,6 +134,7 @@ def measure_shift(
     *,
     adapter: str | PathLike[str] | None = None,
     backbone: str | PathLike[str] | Backbone | None = None,
+    aligners: Mapping[str, Aligner] | None = None,
     options: ShiftOptions | None = None,
     track: Track | None = None,
 ) -> Measured:
@@ -139,6 +146,7 @@ def measure_shift(
         adapter: Both sets are seen as this adapter sees images; its backbone gives the features. An adapter as source
             is its own.
         backbone: Name, folder, file or backbone without grafts; None takes the adapter's, else graft-tiny.
+        aligners: Alignments of the input that are tried on the target's views, by name.
         options: How.
         track: Shows progress.
 
@@ -162,29 +170,21 @@ def measure_shift(
         one = see_set(found[0], meta, encoders[0], chosen.views, track)
     two = see_set(found[-1], meta, encoders[1], chosen.views, track)
     rows = labelled(one, two)
+    trials: tuple[Trial, ...] = ()
+    missed: tuple[str, ...] = ()
+    if encoders[1] is not None and aligners:
+        again = set_views(found[-1], viewer_of(found[-1], meta), chosen.views)
+        shown = again if track is None else track(again, f"{two.title}, aligned", chosen.views)
+        trials, missed = try_alignments(shown, one, two, encoders[1], aligners, seed=chosen.seed)
     return Measured(
         source=one,
         target=two,
         comparison=compare_statistics(one.statistics, two.statistics),
         features=None if encoders[1] is None else _feature_shift(one, two, rows, encoders[1], chosen),
         adapter=None if header is None else header.name,
-        notes=tuple(_remarks(one, two, rows)),
+        trials=trials,
+        notes=(*_remarks(one, two, rows), *missed),
         data=rows,
-    )
-
-
-def labelled(source: SetSummary, target: SetSummary) -> Labelled | None:
-    """Features of both sets; groups of one name are the same patient. None where one has none, or too few."""
-    if source.features is None or target.features is None:
-        return None
-    if min(len(source.features), len(target.features)) < FEWEST:
-        return None
-    names = [*source.groups, *target.groups]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return Labelled(
-        features=np.concatenate([source.features, target.features]),
-        target=np.repeat([False, True], [len(source.features), len(target.features)]),
-        groups=np.array([numbers[name] for name in names], dtype=np.int64),
     )
 
 
