@@ -21,7 +21,7 @@ from samgraft.recipes.shift.distances import FEWEST, Labelled
 from samgraft.recipes.shift.features import Encoder, Moments
 from samgraft.recipes.shift.probe import Probe, linear_probe
 from samgraft.recipes.shift.seen import SetSummary, Track, labelled, remembered_set, see_set, viewer_of
-from samgraft.recipes.shift.sets import find_set
+from samgraft.recipes.shift.sets import ImageSet, find_set
 from samgraft.recipes.shift.trials import Aligner, Trial, try_alignments
 from samgraft.recipes.shift.views import set_views
 
@@ -156,26 +156,18 @@ def measure_shift(
         ConfigError: two different adapters.
     """
     chosen = options or ShiftOptions()
-    remembered = Path(source) if Path(source).suffix == ".graft" else None
-    if remembered is not None and adapter is not None and Path(adapter).resolve() != remembered.resolve():
-        raise ConfigError(f"source is the adapter {source}; leave --adapter {adapter} out, or give source images")
-    header = remembered or (None if adapter is None else Path(adapter))
+    header = _header(source, adapter)
     meta = None if header is None else read_meta(header)
-    found = [find_set(one, group=chosen.group) for one in ((target,) if remembered else (source, target))]
+    images = find_set(target, group=chosen.group)
     network = _network(header, backbone) if chosen.features else None
     encoders = [_encoder(network, meta, chosen) for _ in range(2)]
-    if remembered is not None and meta is not None:
-        one = remembered_set(remembered.name, meta, encoders[0])
+    if meta is not None and _is_adapter(source):
+        one = remembered_set(Path(source).name, meta, encoders[0])
     else:
-        one = see_set(found[0], meta, encoders[0], chosen.views, track)
-    two = see_set(found[-1], meta, encoders[1], chosen.views, track)
+        one = see_set(find_set(source, group=chosen.group), meta, encoders[0], chosen.views, track)
+    two = see_set(images, meta, encoders[1], chosen.views, track)
     rows = labelled(one, two)
-    trials: tuple[Trial, ...] = ()
-    missed: tuple[str, ...] = ()
-    if encoders[1] is not None and aligners:
-        again = set_views(found[-1], viewer_of(found[-1], meta), chosen.views)
-        shown = again if track is None else track(again, f"{two.title}, aligned", chosen.views)
-        trials, missed = try_alignments(shown, one, two, encoders[1], aligners, seed=chosen.seed)
+    trials, missed = _trials(images, meta, (one, two), encoders[1], aligners or {}, chosen, track)
     return Measured(
         source=one,
         target=two,
@@ -186,6 +178,36 @@ def measure_shift(
         notes=(*_remarks(one, two, rows), *missed),
         data=rows,
     )
+
+
+def _is_adapter(source: str | PathLike[str]) -> bool:
+    return Path(source).suffix == ".graft"
+
+
+def _header(source: str | PathLike[str], adapter: str | PathLike[str] | None) -> Path | None:
+    """The adapter that decides how images are seen."""
+    if not _is_adapter(source):
+        return None if adapter is None else Path(adapter)
+    if adapter is not None and Path(adapter).resolve() != Path(source).resolve():
+        raise ConfigError(f"source is the adapter {source}; leave --adapter {adapter} out, or give source images")
+    return Path(source)
+
+
+def _trials(
+    images: ImageSet,
+    meta: BundleMeta | None,
+    sets: tuple[SetSummary, SetSummary],
+    encoder: Encoder | None,
+    aligners: Mapping[str, Aligner],
+    chosen: ShiftOptions,
+    track: Track | None,
+) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """Read the target's views once more, and try alignments on them."""
+    if encoder is None or not aligners:
+        return (), ()
+    views = set_views(images, viewer_of(images, meta), chosen.views)
+    shown = views if track is None else track(views, f"{images.title}, aligned", chosen.views)
+    return try_alignments(shown, *sets, encoder, aligners, seed=chosen.seed)
 
 
 def _network(header: Path | None, backbone: str | PathLike[str] | Backbone | None) -> Backbone:
