@@ -1,7 +1,7 @@
 """Statistics of a set of images as the network sees them: small enough for an adapter's header, enough to align with.
 
-Takes (3, h, w) float32 images in [0, 1], one at a time; gives one :class:`ImageStatistics`. Every image counts the same,
-whatever its size. Pixels with NaN in any channel are missing and left out.
+Takes (3, h, w) float32 images in [0, 1], one at a time; gives one :class:`ImageStatistics`. Every image counts the
+same, whatever its size. Pixels with NaN in any channel are missing and left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +78,9 @@ class ImageStatistics:
         for name, shape in shapes.items():
             array = getattr(self, name)
             if array.shape != shape or not np.isfinite(array).all():
-                raise ShapeError(f"{name} is {array.shape}, finite: {np.isfinite(array).all()}; expected finite {shape}")
+                raise ShapeError(
+                    f"{name} is {array.shape}, finite: {np.isfinite(array).all()}; expected finite {shape}"
+                )
         if not np.allclose(self.histogram.sum(axis=1), 1, atol=1e-6) or (self.histogram < 0).any():
             raise ShapeError(f"histogram rows sum to {self.histogram.sum(axis=1)}; expected shares that sum to 1")
         if self.count < 1:
@@ -91,9 +93,7 @@ class ImageStatistics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, exact to the last bit; about 30 kB as text."""
-        plain = {
-            f.name: getattr(self, f.name).tolist() for f in fields(self) if f.name not in _NO_ARRAYS
-        }
+        plain = {f.name: getattr(self, f.name).tolist() for f in fields(self) if f.name not in _NO_ARRAYS}
         return plain | {
             "version": _VERSION,
             "stain": None if self.stain is None else self.stain.to_json(),

@@ -193,7 +193,7 @@ def _augment(found: Measured) -> Iterator[Advice]:
         yield Advice(
             lever="augment",
             worth="perhaps",
-            why=f"bright and dark are exchanged (skewness {c.skewness[0]:.1f} and {c.skewness[1]:.1f}, limit {SKEWED:g})",
+            why=f"bright and dark change places (skewness {c.skewness[0]:.1f}, {c.skewness[1]:.1f}; limit {SKEWED:g})",
             how="where the source can be trained again: augment.invert 0.5",
         )
     if c.sharpness_shift is not None and abs(c.sharpness_shift) > SHARPNESS:
@@ -212,7 +212,9 @@ def _labels(found: Measured, same: bool | None) -> Iterator[Advice]:
     """Adaptation of the weights."""
     if same is None or found.features is None:
         return
-    why = f"the frozen backbone {'does not tell' if same else 'tells'} the sets apart ({_feature_words(found.features)})"
+    why = (
+        f"the frozen backbone {'does not tell' if same else 'tells'} the sets apart ({_feature_words(found.features)})"
+    )
     no_labels = "samgraft adapt: self-training on target images; it keeps the source adapter where it does harm"
     weak = "boxes or points on 10 to 20 target images: data.supervision with train.start_from"
     if same:

@@ -206,7 +206,9 @@ def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list
     across = min(cells[1], max(1, -(-count // down)))
     tops, lefts = (_spaced(n, length - side) for n, length in ((down, shape[0]), (across, shape[1])))
     return [
-        (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1]))) for top in tops for left in lefts
+        (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1])))
+        for top in tops
+        for left in lefts
     ]
 
 
@@ -258,5 +260,3 @@ def _plane_spacing(scene: Scene) -> Pair | None:
     from samgraft.domains.remote_sensing.georeference import ground_step
 
     return ground_step(scene.grid)
-
-

@@ -136,9 +136,7 @@ def test_network_pixels_by_hand() -> None:
     assert network_pixel(seen, None) is None and network_pixel(image_statistics([image]), 64) is None
 
 
-def test_the_memory_of_an_adapter_stands_in_for_its_images(
-    sets: Path, backbone: HFSamBackbone, tmp_path: Path
-) -> None:
+def test_the_memory_of_an_adapter_stands_in_for_its_images(sets: Path, backbone: HFSamBackbone, tmp_path: Path) -> None:
     file = adapter(tmp_path / "a.graft", backbone, sets / "plain")
     images = measure_shift(sets / "plain", sets / "dark", adapter=file, backbone=backbone, options=QUICK)
     memory = measure_shift(file, sets / "dark", backbone=backbone, options=QUICK)
