@@ -171,7 +171,12 @@ def _stored(backbone: HFSamBackbone) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"mean": None}, "cannot be read"), ({"mean": [1.0]}, r"\(1,\)"), ({"variance": [1.0, float("nan")]}, "copy it")],
+    [
+        ({"images": "x"}, "cannot be read"),
+        ({"mean": None}, r"\(\)"),
+        ({"mean": [1.0]}, r"\(1,\)"),
+        ({"variance": [1.0, float("nan")]}, "copy it"),
+    ],
 )
 def test_damaged_moments_are_refused(backbone: HFSamBackbone, change: dict[str, object], match: str) -> None:
     meta = BundleMeta(extra={"features": _stored(backbone) | change})
