@@ -30,7 +30,7 @@ def draw_shift(found: Measured) -> bytes:
     sets = [one for one in (found.source, found.target) if one.examples]
     figure = Figure(figsize=(11.5, 3.5 + 1.95 * len(sets)), layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(len(sets) + 1, 1, height_ratios=[*[1.95] * len(sets), 3.5])
+    parts: Any = figure.subfigures(len(sets) + 1, 1, height_ratios=[*[1.95] * len(sets), 3.5])
     for part, one in zip(parts, sets, strict=False):
         _examples(part, one, SOURCE if one is found.source else TARGET)
     with_features = found.data is not None

@@ -174,7 +174,8 @@ def _windows(
     side = viewer.window or (WINDOW if scene.kind == "raster" or max(shape) > WHOLE else None)
     places = spread_windows(shape, side, 1 if side is None else count * TRIES if scene.kind == "raster" else count)
     unmarked = scene.kind == "raster" and _has_no_nodata(scene, places)
-    given, sparse = 0, []
+    given = 0
+    sparse: list[View] = []
     for rows, cols in _interleaved(places, count):
         if given == count:
             return
