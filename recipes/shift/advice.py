@@ -28,7 +28,8 @@ SKEWED = 0.4
 """Skewness of gray values from which on an image counts as bright on dark, or dark on bright."""
 TOLD_APART = 0.65
 """Area under the curve of the linear probe up to which the sets look alike."""
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.01
+"""p-value of MMD up to which the sets differ."""
 NEARER = 0.2
 """Share of the features' shift that an alignment has to take away in a trial to be worth trying."""
 HOW_TO_ALIGN = "samgraft segment ... --align {0}; compare a few masks with --align none"
@@ -66,7 +67,7 @@ def looks_alike(features: FeatureShift | None) -> bool | None:
         return None
     if features.probe is None or features.mmd_p is None or features.smallest_p is None:
         return features.standardised <= 1.5 * features.standardised_chance
-    significant = features.mmd_p <= SIGNIFICANT or features.smallest_p > SIGNIFICANT
+    significant = features.mmd_p <= SIGNIFICANT or features.smallest_p > SIGNIFICANT  # too few patients to be sure
     return not (features.probe.auc > TOLD_APART and significant)
 
 
@@ -138,12 +139,14 @@ def _resample(found: Measured) -> Iterator[Advice]:
 
 
 def _to_size(found: Measured, zoom: float) -> str:
-    spacing = found.target.statistics.spacing
-    wanted = "" if spacing is None else f" of {float(np.mean(spacing)) / zoom:.3g}"
-    return (
-        f"bring the target to pixels{wanted} (rasters: --gsd), or its windows to a field of view "
-        f"{1 / zoom:.2f} times as wide (data.window)"
-    )
+    """Words about the field of view; of rasters also the pixel size that the target needs."""
+    seen = found.target.statistics
+    if seen.spacing is None or found.target.network_pixel is None:
+        return ""
+    wide = f"show the target with {1 / zoom:.2f} times the field of view"
+    if found.target.raster:
+        return f"{wide}: --gsd {float(np.mean(seen.spacing)) / zoom:.3g}"
+    return f"{wide}, {found.target.network_pixel / zoom:.3g} mm per pixel of the network input: --spacing"
 
 
 def _values(found: Measured) -> Iterator[Advice]:
@@ -162,13 +165,13 @@ def _values(found: Measured) -> Iterator[Advice]:
             how=HOW_TO_ALIGN.format("macenko"),
         )
         return
-    if inverted(found) or one.gray != two.gray:
-        kinds = "one set is gray and the other coloured" if one.gray != two.gray else "bright and dark are exchanged"
+    kinds = _kinds(found)
+    if kinds:
         yield Advice(
             lever="histogram",
             worth="no" if inverted(found) else "perhaps",
-            why=f"{kinds} (skewness {c.skewness[0]:.1f} and {c.skewness[1]:.1f}); {words}",
-            how="an alignment keeps the order of values, so it cannot undo that",
+            why=f"{kinds}; {words}",
+            how="an alignment keeps the order of values, so it cannot undo an exchange of bright and dark",
         )
         return
     colours = max(c.colour_difference, abs(c.lightness_difference))
@@ -184,6 +187,19 @@ def _values(found: Measured) -> Iterator[Advice]:
         f"(limit {COLOUR:g}); {words}",
         how=HOW_TO_ALIGN.format("reinhard"),
     )
+
+
+def _kinds(found: Measured) -> str:
+    """Why the two sets are of different kinds, in words; empty where they are not."""
+    one, two = found.source, found.target
+    if one.modality and two.modality and one.modality != two.modality:
+        return f"{one.modality} and {two.modality} show tissues in another order of brightness"
+    if inverted(found):
+        first, second = found.comparison.skewness
+        return f"bright and dark change places (skewness {first:.1f}, {second:.1f}; limit {SKEWED:g})"
+    if one.statistics.gray != two.statistics.gray:
+        return "one set is gray and the other coloured"
+    return ""
 
 
 def _augment(found: Measured) -> Iterator[Advice]:
@@ -221,8 +237,9 @@ def _labels(found: Measured, same: bool | None) -> Iterator[Advice]:
         yield Advice(lever="no labels", worth="no", why=why, how=no_labels)
         return
     apart = beyond_chance(found.features)
-    far = apart > FAR or inverted(found) or found.source.statistics.gray != found.target.statistics.gray
-    size = f"; features lie {apart:.2f} standard deviations apart beyond chance (limit {FAR:g})"
+    kinds = _kinds(found)
+    far = apart > FAR or bool(kinds)
+    size = f"; features lie {apart:.2f} standard deviations apart beyond chance (limit {FAR:g}){kinds and f'; {kinds}'}"
     yield Advice(lever="no labels", worth="perhaps" if far else "try", why=why + size, how=no_labels)
     yield Advice(lever="weak labels", worth="try" if far else "perhaps", why=why + size, how=weak)
 
@@ -232,4 +249,4 @@ def _feature_words(features: FeatureShift | None) -> str:
         return "features were not compared"
     if features.probe is None:
         return f"shift {features.standardised:.2f} standard deviations, {features.standardised_chance:.2f} by chance"
-    return f"linear probe AUC {features.probe.auc:.2f}, limit {TOLD_APART:g}; MMD p = {features.mmd_p:.3g}"
+    return f"linear probe AUC {features.probe.auc:.2f}, limit {TOLD_APART:g}; MMD p = {features.mmd_p:.3g}, limit {SIGNIFICANT:g}"

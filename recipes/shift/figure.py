@@ -144,7 +144,7 @@ def _features(axes: Any, found: Measured, data: Labelled) -> None:
     probe = None if found.features is None else found.features.probe
     words = "" if probe is None else f": AUC {probe.auc:.2f}"
     axes.set_title(f"frozen features{words}", fontsize=10)
-    axes.set_xlabel(f"first two principal components ({100 * share:.0f} % of the variance)")
+    axes.set_xlabel(f"two principal components, {100 * share:.0f} % of variance")
     _finish(axes)
 
 

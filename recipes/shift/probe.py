@@ -44,8 +44,8 @@ def linear_probe(rows: Labelled, *, seed: int = 0) -> Probe:
     """Cross-validate a linear discriminant.
 
     Features are scaled by their deviation within the sets, in the training folds; the direction is the inverse of the
-    shrunken covariance within the sets times the difference of their means. The curve is taken per fold, since scores of two folds have no common zero, and
-    averaged by its number of pairs.
+    shrunken covariance within the sets times the difference of their means. The curve is taken per fold, since scores
+    of two folds have no common zero, and averaged by its number of pairs.
 
     Args:
         rows: Features with labels and groups; a group is never split over folds.

@@ -126,7 +126,7 @@ def test_pixels_of_another_size_ask_for_resampling(tmp_path: Path) -> None:
     found = measure_shift(tmp_path / "fine", tmp_path / "coarse", backbone=toy_backbone(), options=QUICK)
     assert found.zoom == pytest.approx(2.5, rel=1e-3)
     given = levers(found)["resample"]
-    assert given.worth == "try" and "pixels of 0.3 " in given.how and "2.50 times" in given.why
+    assert given.worth == "try" and "--gsd 0.3" in given.how and "2.50 times" in given.why
 
 
 def test_network_pixels_by_hand() -> None:
