@@ -146,12 +146,13 @@ def _to_size(found: Measured, zoom: float) -> str:
     wide = f"show the target with {1 / zoom:.2f} times the field of view"
     if found.target.raster:
         return f"{wide}: --gsd {float(np.mean(seen.spacing)) / zoom:.3g}"
-    return f"{wide}, {found.target.network_pixel / zoom:.3g} mm per pixel of the network input: --spacing"
+    size = f"{found.target.network_pixel / zoom:.3g} mm per pixel of the network input"
+    return f"{wide}, {size}: samgraft segment ... --spacing adapter"
 
 
 def _values(found: Measured) -> Iterator[Advice]:
     """Alignment of values, colours or stains."""
-    c, one, two = found.comparison, found.source.statistics, found.target.statistics
+    c, one = found.comparison, found.source.statistics
     moved = max(c.wasserstein)
     words = f"values lie {moved:.3f} of the range apart (limit {VALUES:g}), Jensen-Shannon {max(c.jensen_shannon):.2f}"
     if c.stain_angle is not None and c.stain_ratio is not None:
@@ -249,4 +250,5 @@ def _feature_words(features: FeatureShift | None) -> str:
         return "features were not compared"
     if features.probe is None:
         return f"shift {features.standardised:.2f} standard deviations, {features.standardised_chance:.2f} by chance"
-    return f"linear probe AUC {features.probe.auc:.2f}, limit {TOLD_APART:g}; MMD p = {features.mmd_p:.3g}, limit {SIGNIFICANT:g}"
+    told = f"linear probe AUC {features.probe.auc:.2f}, limit {TOLD_APART:g}"
+    return f"{told}; MMD p = {features.mmd_p:.3g}, limit {SIGNIFICANT:g}"
