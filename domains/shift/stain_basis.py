@@ -132,14 +132,13 @@ def stain_basis(pixels: NDArray[np.floating[Any]], *, stained: bool | None = Non
     found *= np.where(found.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
     if np.linalg.matrix_rank(found, tol=1e-3) < 2:
         return None
-    first: NDArray[np.float64] = found[np.argsort(-found[:, 0], kind="stable")].astype(np.float64)
+    first = found[np.argsort(-found[:, 0], kind="stable")].astype(np.float64)
     return StainBasis(vectors=first, maxima=np.percentile(amounts(density, first), TOP, axis=0))
 
 
 def amounts(density: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least-squares amounts (n, 2) of two stains (2, 3) in densities (n, 3); may be slightly negative."""
-    solved: NDArray[np.float64] = np.linalg.lstsq(vectors.T, density.T, rcond=None)[0].T
-    return solved
+    return np.asarray(np.linalg.lstsq(vectors.T, density.T, rcond=None)[0].T, dtype=np.float64)
 
 
 def _tissue(density: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -151,7 +151,7 @@ def _features(axes: Any, found: Measured, data: Labelled) -> None:
 def _finish(axes: Any) -> None:
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, framealpha=0.85, edgecolor="white")
 
 
 def _smoothed(shares: NDArray[np.float64]) -> NDArray[np.float64]:
