@@ -25,6 +25,7 @@ _COLOUR_PIXELS = 65_536
 _STAIN_PIXELS = 4_096
 """Pixels per image, about, that stain vectors are estimated from."""
 _VERSION = 1
+_NO_ARRAYS = ("stain", "count", "spacing", "shape")
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +60,8 @@ class ImageStatistics:
     """Images that were measured."""
     spacing: tuple[float, float] | None
     """Median pixel size, (row, column), in mm or metres; None where no file says it."""
+    shape: tuple[float, float] | None = None
+    """Median (height, width) in pixels; None where it was not measured."""
 
     def __post_init__(self) -> None:
         """Check shapes and values."""
@@ -88,13 +91,14 @@ class ImageStatistics:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, exact to the last bit; about 30 kB as text."""
         plain = {
-            f.name: getattr(self, f.name).tolist() for f in fields(self) if f.name not in ("stain", "count", "spacing")
+            f.name: getattr(self, f.name).tolist() for f in fields(self) if f.name not in _NO_ARRAYS
         }
         return plain | {
             "version": _VERSION,
             "stain": None if self.stain is None else self.stain.to_json(),
             "count": self.count,
             "spacing": None if self.spacing is None else list(self.spacing),
+            "shape": None if self.shape is None else list(self.shape),
         }
 
     @classmethod
@@ -111,13 +115,14 @@ class ImageStatistics:
                 f"expected version {_VERSION} with {sorted(names)}; write the adapter again with this samgraft"
             )
         try:
-            arrays = {n: np.array(values[n], dtype=np.float64) for n in names - {"stain", "count", "spacing"}}
-            spacing = values["spacing"]
+            arrays = {n: np.array(values[n], dtype=np.float64) for n in names - set(_NO_ARRAYS)}
+            spacing, shape = values["spacing"], values["shape"]
             return cls(
                 **arrays,
                 stain=None if values["stain"] is None else StainBasis.from_json(values["stain"]),
                 count=int(values["count"]),
                 spacing=None if spacing is None else (float(spacing[0]), float(spacing[1])),
+                shape=None if shape is None else (float(shape[0]), float(shape[1])),
             )
         except (ShapeError, TypeError, ValueError, IndexError, KeyError) as error:
             raise CheckpointError(f"image statistics cannot be read: {error}") from error
@@ -134,6 +139,7 @@ class _Sums:
         self.moments = np.zeros((4, 3))  # mean and mean square of the values, then of CIELAB
         self.pixels: list[NDArray[np.float32]] = []
         self.spacings: list[tuple[float, float]] = []
+        self.shapes: list[tuple[float, float]] = []
 
     def add(self, image: NDArray[np.floating[Any]]) -> bool:
         """Add one image; False where it has no valid pixel."""
@@ -149,6 +155,7 @@ class _Sums:
         self.amplitude += low_frequencies(filled, AMPLITUDE_SIDE)
         self.spectrum += radial_spectrum(filled.mean(axis=0))
         self.pixels.append(_every(values, _STAIN_PIXELS).T.astype(np.float32))
+        self.shapes.append((image.shape[1], image.shape[2]))
         self.count += 1
         return True
 
@@ -192,7 +199,8 @@ def image_statistics(
         amplitude=sums.amplitude / sums.count,
         spectrum=sums.spectrum / total if total else sums.spectrum,
         count=sums.count,
-        spacing=_median(sums.spacings),
+        spacing=_median(sums.spacings) if sums.spacings else None,
+        shape=_median(sums.shapes),
     )
 
 
@@ -217,8 +225,6 @@ def _every(values: Floats, limit: int) -> Floats:
     return values[:, :: max(1, -(-values.shape[1] // limit))]
 
 
-def _median(spacings: list[tuple[float, float]]) -> tuple[float, float] | None:
-    if not spacings:
-        return None
-    row, column = np.median(np.array(spacings, dtype=np.float64), axis=0)
+def _median(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    row, column = np.median(np.array(pairs, dtype=np.float64), axis=0)
     return float(row), float(column)
