@@ -124,6 +124,8 @@ def run_tiles(values: argparse.Namespace, everything: Any = None) -> None:
             backbone=values.backbone,
             options=options,
             everything=None if everything is None else replace(everything, tile=None, overlap=0.25),
+            align=values.align,
+            align_source=values.align_source,
             reading=reading,
             scores=values.scores,
             simplify=values.simplify or 0.0,
