@@ -114,6 +114,8 @@ def run_tiles(values: argparse.Namespace, everything: Any = None) -> None:
     from samgraft.recipes.mosaic.progress import clock, shown
     from samgraft.recipes.mosaic.segment import MosaicOptions, segment_mosaic
 
+    if values.spacing is not None:
+        raise ConfigError("--spacing is for volumes; --gsd brings a raster to the pixel size of the adapter")
     options = MosaicOptions(**_options(values))
     reading = reading_options(values)
     with shown(sys.stderr) as tell:

@@ -11,6 +11,7 @@ from samgraft.domains.medical.intensity import IntensityRule, fit_intensity, req
 from samgraft.domains.scene import Scene
 from samgraft.domains.shift.alignment import Alignment
 from samgraft.errors import CheckpointError, ConfigError
+from samgraft.recipes.band_names import bands_by_name
 from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_as_recorded, look_at, look_within
@@ -115,14 +116,22 @@ class Recorded:
                 raise CheckpointError(
                     f"the adapter's header has intensity {dict(scale)!r}; expected numbers lower and upper"
                 )
-            return look_within(scene, self.recipe.bands, lower=float(lower), upper=float(upper))
+            return look_within(scene, self.bands(scene), lower=float(lower), upper=float(upper))
         rule = self.rule
         if (self.modality or rule is not None) and scene.kind == "volume":
             fitted = fit_intensity(scene, self.modality, rule=rule)
-            return look_within(scene, self.recipe.bands, lower=fitted.lower, upper=fitted.upper)
+            return look_within(scene, self.bands(scene), lower=fitted.lower, upper=fitted.upper)
         if kind == "stretch" and scene.kind == "raster":
-            return look_as_recorded(scene, self.recipe.bands, scale)
-        return look_at(scene, self.recipe.bands)
+            return look_as_recorded(scene, self.bands(scene), scale)
+        return look_at(scene, self.bands(scene))
+
+    def bands(self, scene: Scene) -> tuple[int, ...] | None:
+        """Channels of ``scene`` that show what those of training showed; None leaves the choice to the file.
+
+        Raises:
+            InputError: a raster whose bands have names, and not those of training.
+        """
+        return bands_by_name(scene, self.recipe.bands, self.recipe.band_names)
 
     def describe(self) -> dict[str, str]:
         """For the result's meta."""
