@@ -142,7 +142,7 @@ def scene_statistics(
     Returns:
         None where no pixel is valid.
     """
-    return _statistics(_parts(scene, look, axis, window))
+    return _statistics(scene_images(scene, look, axis, window))
 
 
 def folder_statistics(
@@ -159,12 +159,12 @@ def folder_statistics(
     Raises:
         InputError: nothing there, or no valid pixel.
     """
-    files = _files(path)
+    files = image_files(path)
 
     def measured() -> Measured:
         for file in files:
             scene = open_scene(file)
-            yield from _parts(scene, look_of(scene), axis_of(scene), window)
+            yield from scene_images(scene, look_of(scene), axis_of(scene), window)
 
     found = _statistics(measured())
     if found is None:
@@ -188,7 +188,15 @@ def evenly(count: int, most: int) -> list[int]:
     return [((2 * i + 1) * count) // (2 * taken) for i in range(taken)]
 
 
-def _parts(scene: Scene, look: Look, axis: int | None, window: int | None) -> Measured:
+def scene_images(scene: Scene, look: Look, axis: int | None, window: int | None) -> Measured:
+    """What is measured of a scene: slices, blocks, or the whole picture, as a network sees them.
+
+    Args:
+        scene: Any scene.
+        look: Channels and scale.
+        axis: Volumes: the array axis that is cut.
+        window: Side of blocks of rasters.
+    """
     spacing = plane_spacing(scene, axis)
     if scene.kind == "volume":
         images = _slices(scene, look, 0 if axis is None else axis)
@@ -251,10 +259,14 @@ def _statistics(parts: Measured) -> ImageStatistics | None:
     return image_statistics((image for image, _ in images), (spacing for _, spacing in spacings))
 
 
-def _files(path: Path) -> list[Path]:
-    """Images of a folder, or the file itself."""
+def image_files(path: Path) -> list[Path]:
+    """Images of a folder (not of those in it), in order of name, or the file itself.
+
+    Raises:
+        InputError: nothing there.
+    """
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; name the training images of the adapter")
+        raise InputError(f"{path}: no such file or folder; name a folder of images, or one image")
     if path.is_file():
         return [path]
     found = sorted(p for p in path.iterdir() if p.is_file() and full_suffix(p) in IMAGE_SUFFIXES)
