@@ -229,24 +229,35 @@ def _slices(scene: Scene, look: Look, axis: int) -> Iterator[NDArray[np.float32]
 
 
 def _blocks(scene: Scene, look: Look, side: int) -> Iterator[NDArray[np.float32]]:
-    """Evenly spaced blocks with data; more of them where there is none. Every block counts the same afterwards, so one
-    with little data is left out where others have more."""
+    """Evenly spaced blocks with data; more of them where there is none.
+
+    Every block counts the same afterwards, so one with little data is left out where others have more.
+    """
     count = BLOCKS
     while True:
         places, every = spread(scene.grid.shape, (side, side), count)
         dense, sparse = False, list[tuple[slice, slice]]()
         for place in places:
-            raw, valid = scene.read_valid(place, look.channels)
-            if valid.mean() >= DENSE:
+            image = _block(scene, look, place)
+            share = np.isfinite(image[0]).mean()
+            if share >= DENSE:
                 dense = True
-                yield seen_pixels(look, raw, valid)
-            elif valid.any():
+                yield image
+            elif share > 0:
                 sparse.append(place)
         if not dense:
-            yield from (seen_pixels(look, *scene.read_valid(place, look.channels)) for place in sparse)
+            yield from (_block(scene, look, place) for place in sparse)
         if dense or sparse or len(places) >= every or count >= MOST_BLOCKS:
             return
         count *= 4
+
+
+def _block(scene: Scene, look: Look, place: tuple[slice, slice]) -> NDArray[np.float32]:
+    """One block; black in all channels counts as missing on rasters, which often do not mark it, as in training."""
+    image = seen_pixels(look, *scene.read_valid(place, look.channels))
+    if scene.kind == "raster":
+        image[:, (image < 0.5 / 255).all(axis=0)] = np.nan
+    return image
 
 
 def _statistics(parts: Measured) -> ImageStatistics | None:

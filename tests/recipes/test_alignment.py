@@ -26,6 +26,7 @@ from samgraft.recipes.engine.planes import Plane, Rows
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import look_at
+from samgraft.recipes.predicting import predict
 from tests.data.rasters import write_raster
 from tests.recipes._oracle import OracleGraft, squares
 from tests.recipes.mosaic._scenes import tiny_adapter
@@ -237,6 +238,20 @@ def test_the_command_says_what_it_did(tmp_path: Path, shifted: tuple[Path, Path]
     cli.main(["info", str(adapter)])
     shown = capsys.readouterr().out
     assert '"histogram": "768 values"' in shown and len(shown) < 6000
+
+
+def test_many_files_are_aligned_each_by_itself_and_folders_are_kept_apart(
+    tmp_path: Path, shifted: tuple[Path, Path]
+) -> None:
+    path, adapter = shifted
+    (written,) = predict([path], tmp_path / "out", adapter=adapter, align="histogram", device="cpu")
+    whole = segment(path, adapter=adapter, align="histogram", progress=False)
+    assert written.state == "written", written.error
+    np.testing.assert_array_equal(samgraft.open(tmp_path / "out" / "r.tif").read_labels(), whole.labels)
+    with pytest.raises(ConfigError, match="of another alignment"):
+        predict([path], tmp_path / "out", adapter=adapter, align="moments", device="cpu")
+    (kept,) = predict([path], tmp_path / "out", adapter=adapter, align="histogram", device="cpu")
+    assert kept.state == "skipped"
 
 
 # --- pixel size of volumes
