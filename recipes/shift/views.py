@@ -26,8 +26,12 @@ WINDOW = 512
 """Side in pixels of windows where no adapter says another."""
 WHOLE = 2048
 """A picture with no longer side is seen whole where no adapter says otherwise."""
+PLACES = 9
+"""Places in the plane that windows of slices take in turn, where the adapter works by windows."""
 TRIES = 4
 """A raster is searched for windows with data in so many times as many places as are wanted."""
+MOSTLY = 0.5
+"""Share of valid pixels from which a window is taken before others."""
 EMPTY = 0.05
 """Share of pixels that are 0 in all bands from which a raster without a nodata value is taken to miss them."""
 
@@ -134,21 +138,28 @@ def _of_member(member: Member, viewer: Viewer, count: int) -> Iterator[View]:
     seen = scene if recipe is None else at_trained_gsd(scene, recipe.gsd)
     look = viewer.look(seen)
     if seen.kind == "volume":
-        yield from _slices(seen, look, member, count, None if recipe is None else recipe.slice_axis)
+        yield from _slices(seen, look, member, count, recipe)
     else:
         yield from _windows(seen, look, member, viewer, count, _plane_spacing(scene))
 
 
-def _slices(scene: Scene, look: Look, member: Member, count: int, axis: int | None) -> Iterator[View]:
-    cut = coarsest_axis(scene.grid) if axis is None else axis
-    length = scene.grid.shape[cut]
+def _slices(scene: Scene, look: Look, member: Member, count: int, recipe: InputRecipe | None) -> Iterator[View]:
+    """Slices with data, evenly spread; of an adapter that works by windows, one window of each."""
+    cut = coarsest_axis(scene.grid) if recipe is None or recipe.slice_axis is None else recipe.slice_axis
+    length, shape = scene.grid.shape[cut], plane_shape(scene.grid.shape, cut)
     placed = scene.grid.world in ("LPS", "RAS")
     sides = [v for i, v in enumerate(scene.grid.spacing) if i != cut]
     spacing = (float(sides[0]), float(sides[1])) if placed else None
-    for index in middles(min(count, length), length):
-        window = tuple(slice(index, index + 1) if i == cut else slice(None) for i in range(3))
-        raw, valid = scene.read_valid(window, look.channels)
-        image = _seen(look, raw.squeeze(cut + 1), valid.squeeze(cut))
+    places = spread_windows(shape, None if recipe is None else recipe.window, PLACES)
+    reach = 1 if recipe is not None and recipe.neighbours and len(look.channels) == 1 else 0
+    for number, index in enumerate(middles(min(count, length), length)):
+        rows, cols = places[number % len(places)]
+        first, last = max(index - reach, 0), min(index + reach, length - 1)
+        window: list[slice] = [rows, cols]
+        window.insert(cut, slice(first, last + 1))
+        raw, valid = (np.moveaxis(a, cut - 3, 0) for a in scene.read_valid(tuple(window), look.channels))
+        around = [min(max(index + step, first), last) - first for step in (-reach, 0, reach)] if reach else [0]
+        image = _seen(look, raw[around], valid[index - first])
         if image is not None:
             yield View(
                 image=image, spacing=spacing, file_spacing=spacing, group=member.group, name=f"{member.name}, {index}"
@@ -163,7 +174,7 @@ def _windows(
     side = viewer.window or (WINDOW if scene.kind == "raster" or max(shape) > WHOLE else None)
     places = spread_windows(shape, side, 1 if side is None else count * TRIES if scene.kind == "raster" else count)
     unmarked = scene.kind == "raster" and _has_no_nodata(scene, places)
-    given = 0
+    given, sparse = 0, []
     for rows, cols in _interleaved(places, count):
         if given == count:
             return
@@ -171,14 +182,19 @@ def _windows(
         if unmarked:
             valid = valid & (raw != 0).any(axis=0)
             viewer.remark("pixels that are 0 in every band are taken for missing: the rasters have no nodata value")
-        image = _seen(look, raw, valid)
-        if image is None or (scene.kind == "raster" and valid.mean() < 0.5 and given + 1 < count):
+        image = _seen(look, raw[None], valid)
+        if image is None:
             continue
-        given += 1
         name = member.name if side is None else f"{member.name}, row {rows.start}, column {cols.start}"
-        yield View(
+        view = View(
             image=image, spacing=_plane_spacing(scene), file_spacing=file_spacing, group=member.group, name=name
         )
+        if valid.mean() >= MOSTLY:
+            given += 1
+            yield view
+        elif len(sparse) < count:
+            sparse.append(view)
+    yield from sparse[: count - given]
 
 
 def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list[tuple[slice, slice]]:
@@ -188,13 +204,17 @@ def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list
     cells = [max(1, length // side) for length in shape]
     down = min(cells[0], max(1, round(float(np.sqrt(count * cells[0] / cells[1])))))
     across = min(cells[1], max(1, -(-count // down)))
-    tops, lefts = (
-        [round(part * max(0, length - side)) for part in (np.array(middles(n, 1000)) / 1000).tolist()]
-        for n, length in ((down, shape[0]), (across, shape[1]))
-    )
+    tops, lefts = (_spaced(n, length - side) for n, length in ((down, shape[0]), (across, shape[1])))
     return [
         (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1]))) for top in tops for left in lefts
     ]
+
+
+def _spaced(count: int, last: int) -> list[int]:
+    """``count`` starts from 0 to ``last``; one is in the middle."""
+    if count == 1:
+        return [max(0, last) // 2]
+    return [round(i * last / (count - 1)) for i in range(count)]
 
 
 def _interleaved(places: list[tuple[slice, slice]], count: int) -> list[tuple[slice, slice]]:
@@ -215,11 +235,18 @@ def _has_no_nodata(scene: Scene, places: list[tuple[slice, slice]]) -> bool:
     return zeros > EMPTY * total
 
 
-def _seen(look: Look, raw: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-    """(3, h, w) in [0, 1], NaN where not valid; None without a valid pixel."""
+def _seen(look: Look, slices: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    """(3, h, w) in [0, 1], NaN where not valid; None without a valid pixel.
+
+    Args:
+        look: Channels and scale.
+        slices: (1, c, h, w), or the slice before, this and the next (3, 1, h, w), which become the channels.
+        valid: (h, w).
+    """
     if not valid.any():
         return None
-    image = np.array(look.apply(raw), dtype=np.float32)
+    seen = look.apply(slices[0]) if len(slices) == 1 else np.concatenate([look.apply(one)[:1] for one in slices])
+    image = np.array(seen, dtype=np.float32)
     image[:, ~valid] = np.nan
     return image
 
