@@ -1,7 +1,7 @@
 """What the training images look like, measured while they are read: for the header of the adapter.
 
-Cases pass through :class:`Seen` on their way to the training set; a few slices or windows of each are kept as bytes, and
-what they have in common is computed when the adapter is written (``samgraft.recipes.alignment`` uses it).
+Cases pass through :class:`Seen` on their way to the training set; a few slices or windows of each are kept as bytes,
+and what they have in common is computed when the adapter is written (``samgraft.recipes.alignment`` uses it).
 """
 
 from collections.abc import Iterator, Sequence

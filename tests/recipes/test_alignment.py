@@ -1,4 +1,4 @@
-"""An adapter on a scene that was moved: measured once, moved back, the same for every window, and said in the result."""
+"""An adapter on a scene that was moved: measured once, moved back, the same in every window, said in the result."""
 
 import json
 from dataclasses import replace
@@ -196,7 +196,8 @@ def test_a_pixel_has_one_value_whatever_the_window(shifted: tuple[Path, Path], n
     assert (whole[:, 40:60, 100:150] == 0).all()  # missing stays missing
     rows, rng = Rows(plane), np.random.default_rng(0)
     for top in range(0, 140, 9):
-        part = slice(top, int(rng.integers(top + 1, 151))), slice(int(rng.integers(0, 100)), int(rng.integers(101, 231)))
+        left, right = int(rng.integers(0, 100)), int(rng.integers(101, 231))
+        part = slice(top, int(rng.integers(top + 1, 151))), slice(left, right)
         np.testing.assert_array_equal(plane.read(*part), whole[:, part[0], part[1]])
         np.testing.assert_array_equal(rows.read(*part)[0], whole[:, part[0], part[1]])
 
