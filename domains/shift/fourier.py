@@ -54,9 +54,7 @@ class FourierGain:
         found[missing] = np.nan
         return found
 
-    def _places(
-        self, height: int, width: int
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    def _places(self, height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         """Rows and columns of the spectrum that are changed, and the gains there; fewer for tiny pictures."""
         half = self.gain.shape[1] // 2
         down, right = (min(half, (side - 1) // 2) for side in (height, width))
