@@ -70,4 +70,6 @@ def _names(scene: Scene, channels: Sequence[int]) -> tuple[str | None, ...]:
 
     colours = getattr(scene, "color", ())
     known = band_names([None] * scene.channels, colours) if len(colours) == scene.channels else [None] * scene.channels
+    if scene.channels > 1:  # GDAL calls the first of several bands gray where it knows nothing
+        known = [None if name == "gray" else name for name in known]
     return tuple(common_name(scene.channel_names[c]) or known[c] for c in channels)

@@ -13,7 +13,6 @@ from samgraft.recipes.alignment import SOURCE
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.tasks import SegmentationTask
 
-
 _TUPLES = ("bands", "gsd", "band_names")
 
 

@@ -3,8 +3,8 @@
 Amplitudes of the lowest frequencies hold lighting, contrast and colour cast; phases hold where things are. At use the
 amplitudes of the target are multiplied by the ratio of the source's mean amplitudes to the target's, up to 7 cycles
 per image. One picture thereby gets exactly the source's amplitudes (within the bound of the gains), and the slices
-of a volume keep their differences from each other. In training, ``recipes.amplitudes`` mixes amplitudes of target images
-into source images.
+of a volume keep their differences from each other. In training, ``recipes.augment`` mixes amplitudes of target
+images into source images.
 
 Source:
     Yang and Soatto 2020, "FDA: Fourier Domain Adaptation for Semantic Segmentation", arXiv:2004.05498, equation 3.

@@ -11,8 +11,8 @@ Source:
     Gonzalez and Woods, "Digital Image Processing", section "histogram specification".
 Deviations:
     Ranks are taken in the middle of a bin, so that equal histograms give exactly the identity. Levels that the sample
-    of the target does not hold are interpolated; beyond its ends the map goes on with slope 1. ``skimage.exposure`` maps
-    levels to levels of one array by the array itself, which is another table in every window of a raster.
+    of the target does not hold are interpolated; beyond its ends the map goes on with slope 1. ``skimage.exposure``
+    makes the table from the array that it changes, so that every window of a raster has another one.
 """
 
 from dataclasses import dataclass

@@ -19,9 +19,9 @@ from samgraft.domains.datasets.raster_vector import read_raster_vector, split_by
 from samgraft.domains.medical.intensity import PERCENTILES, IntensityRule, ct_window, fit_intensity
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
-from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis

@@ -26,6 +26,9 @@ from tests.adapters.toy import toy_backbone
 from tests.data.rasters import write_raster
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 
+GRAY = {"photometric": "MINISBLACK"}
+"""Four bands of bytes are else taken for colours with alpha."""
+
 
 def prepared(config: DataConfig, kind: Any = "semantic") -> SegmentationData:
     data = SegmentationData(config, kind=kind)
@@ -117,15 +120,15 @@ def test_a_run_writes_it_and_segment_uses_it(tmp_path: Path, align: str) -> None
 
 def test_bands_are_found_by_name_on_another_sensor(tmp_path: Path) -> None:
     image = np.arange(4 * 20 * 30, dtype=np.uint8).reshape(4, 20, 30)
-    naip = samgraft.open(write_raster(tmp_path / "naip.tif", image, names=["red", "green", "blue", "nir"]))
-    planet = samgraft.open(write_raster(tmp_path / "planet.tif", image), sensor="planetscope")  # blue green red nir
+    naip = samgraft.open(write_raster(tmp_path / "naip.tif", image, names=["red", "green", "blue", "nir"], **GRAY))
+    planet = samgraft.open(write_raster(tmp_path / "planet.tif", image, **GRAY), sensor="planetscope")
     assert common_bands([naip], None) == ("red", "green", "blue")
     names = common_bands([naip, naip], (3, 0, 1))
     assert names == ("nir", "red", "green")
     assert bands_by_name(naip, (3, 0, 1), names) == (3, 0, 1)
-    assert bands_by_name(planet, (3, 0, 1), names) == (3, 2, 1)
+    assert bands_by_name(planet, (3, 0, 1), names) == (3, 2, 1)  # blue, green, red, nir
     assert common_bands([naip, planet], (0, 1, 2)) is None  # the same numbers, other colours
-    unnamed = samgraft.open(write_raster(tmp_path / "n.tif", image, photometric="MINISBLACK"))
+    unnamed = samgraft.open(write_raster(tmp_path / "n.tif", image, **GRAY))
     assert bands_by_name(unnamed, (3, 0, 1), names) == (3, 0, 1)
 
 
