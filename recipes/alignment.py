@@ -227,7 +227,7 @@ def _slices(scene: Scene, look: Look, axis: int) -> Iterator[NDArray[np.float32]
         return
     raw, valid = scene.read_valid(channels=look.channels)
     for index in chosen:
-        yield seen_pixels(look, raw.take(index, axis + 1), valid.take(index, axis))
+        yield seen_pixels(look, np.take(raw, index, axis + 1), np.asarray(np.take(valid, index, axis)))
 
 
 def _blocks(scene: Scene, look: Look, side: int) -> Iterator[NDArray[np.float32]]:

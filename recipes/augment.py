@@ -153,7 +153,9 @@ def _mix_amplitudes(image: Tensor, amplitudes: Tensor, draws: _Draws, config: Au
     probability = config.probability if isinstance(config.fourier, str) else float(config.fourier)
     wanted = draws.randint(len(amplitudes), count)
     part = _uniform(draws, one, 0.0, 1.0, image) * _chance(draws, count, probability, image).view(one)
-    down, right = (places.to(image.device) for places in low_places(*image.shape[-2:], config.fourier_beta))
+    down, right = (
+        places.to(image.device) for places in low_places(image.shape[-2], image.shape[-1], config.fourier_beta)
+    )
     spectrum = torch.fft.fft2(image)
     low = spectrum[..., down[:, None], right]
     other = amplitudes.to(image)[wanted.to(image.device)]

@@ -69,7 +69,8 @@ def _names(scene: Scene, channels: Sequence[int]) -> tuple[str | None, ...]:
     from samgraft.domains.remote_sensing.sensor import band_names, common_name
 
     colours = getattr(scene, "color", ())
-    known = band_names([None] * scene.channels, colours) if len(colours) == scene.channels else [None] * scene.channels
-    if scene.channels > 1:  # GDAL calls the first of several bands gray where it knows nothing
-        known = [None if name == "gray" else name for name in known]
-    return tuple(common_name(scene.channel_names[c]) or known[c] for c in channels)
+    nothing: list[str | None] = [None] * scene.channels
+    known = band_names(nothing, colours) if len(colours) == scene.channels else nothing
+    found = [common_name(scene.channel_names[c]) or known[c] for c in channels]
+    # GDAL calls the first of several bands gray where it knows nothing.
+    return tuple(None if name == "gray" and scene.channels > 1 else name for name in found)

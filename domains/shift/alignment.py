@@ -28,10 +28,15 @@ NEAR = 0.02
 class Alignment(Protocol):
     """Fixed numbers, made for one scene or set."""
 
-    name: str
-    """In the registry."""
-    pointwise: bool
-    """Whether a pixel's value depends on that pixel alone; else on the whole picture, which must not be cut."""
+    @property
+    def name(self) -> str:
+        """In the registry."""
+        ...
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a pixel's value depends on that pixel alone; else on the whole picture, which must not be cut."""
+        ...
 
     def apply(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """(3, h, w) in [0, 1] to the same; NaN (missing) stays NaN."""

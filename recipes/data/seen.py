@@ -90,7 +90,7 @@ class Seen:
 
     def _seen(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(3, h, w) in [0, 1], NaN where missing."""
-        image = np.repeat(picture, 3 // len(picture), axis=0).astype(np.float32) / 255
+        image: NDArray[np.float32] = np.repeat(picture, 3 // len(picture), axis=0).astype(np.float32) / np.float32(255)
         if self.rasters:
             image[:, (picture == 0).all(axis=0)] = np.nan
         return image

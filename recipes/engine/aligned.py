@@ -7,8 +7,9 @@ from pathlib import Path
 
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.scene import Scene
+from samgraft.domains.shift.alignment import NONE
 from samgraft.errors import ConfigError
-from samgraft.recipes.alignment import NONE, check_name, fit_scene, folder_statistics, plane_spacing, recorded_source
+from samgraft.recipes.alignment import check_name, fit_scene, folder_statistics, plane_spacing, recorded_source
 from samgraft.recipes.engine.planes import plane_shape
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.ground import SAME_SIZE, at_trained_gsd
