@@ -1,7 +1,7 @@
 """Fourier amplitude alignment (FDA): low-frequency amplitudes of an image become those of the source; phases stay.
 
 Amplitudes of the lowest frequencies hold lighting, contrast and colour cast; phases hold where things are. At use the
-amplitudes of the target are multiplied by the ratio of the source's mean amplitudes to the target's, up to 7 cycles
+amplitudes of the target are multiplied by the ratio of the source's mean amplitudes to the target's, up to 2 cycles
 per image. One picture thereby gets exactly the source's amplitudes (within the bound of the gains), and the slices
 of a volume keep their differences from each other. In training, ``recipes.augment`` mixes amplitudes of target
 images into source images.
@@ -10,7 +10,9 @@ Source:
     Yang and Soatto 2020, "FDA: Fourier Domain Adaptation for Semantic Segmentation", arXiv:2004.05498, equation 3.
 Deviations:
     Mean amplitudes of a set, from its statistics, instead of those of one random image; frequencies are counted in
-    cycles per image (up to 7) and not as a share of its side; gains are held between 1/5 and 5.
+    cycles per image and not as a share of its side. Only lighting is changed (up to 2 cycles), and gains of what is not
+    the mean are held between 1/2 and 2: the amplitudes of one picture scatter around those of a set, and more of them
+    put clouds into it.
 """
 
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from numpy.typing import NDArray
 from samgraft.domains.shift.colour import bounded
 from samgraft.domains.shift.statistics import ImageStatistics
 
+CYCLES = 2
+"""Largest frequency along an axis that is changed, cycles per image."""
+_MOST = 2.0
+"""Largest gain of an amplitude, and the inverse of the smallest; the mean has those of ``colour.bounded``."""
 _LEAST = 1e-5
 """An amplitude below this, in units of [0, 1], is none."""
 
@@ -70,7 +76,10 @@ class FourierGain:
 
 def fit_fourier(target: ImageStatistics, source: ImageStatistics) -> FourierGain:
     """The gains that give the target the mean amplitudes of the source."""
-    gain = bounded(source.amplitude, target.amplitude, least=_LEAST)
+    low = slice(source.amplitude.shape[1] // 2 - CYCLES, source.amplitude.shape[1] // 2 + CYCLES + 1)
+    means = bounded(source.amplitude, target.amplitude, least=_LEAST)[:, low, low]
+    gain = np.clip(means, 1 / _MOST, _MOST)
+    gain[:, CYCLES, CYCLES] = means[:, CYCLES, CYCLES]
     return FourierGain(gain=(gain + gain[:, ::-1, ::-1]) / 2)  # exactly symmetric, so that the result is real
 
 

@@ -7,6 +7,9 @@ A share of zeros on both sides (air around a patient, the black rim of a fundus,
 size depends on the field of view. Where both histograms hold more than a hundredth of their pixels in bin 0, zero stays
 zero and the other levels are matched among themselves.
 
+The map nowhere rises faster than 5 gray levels per level: one picture with other contents than the set would else have
+the noise of its ground stretched over the whole range. What is cut off is cut off on both sides of the median.
+
 Source:
     Gonzalez and Woods, "Digital Image Processing", section "histogram specification".
 Deviations:
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from samgraft.domains.shift.colour import MOST_GAIN
 from samgraft.domains.shift.statistics import ImageStatistics
 
 NOTHING = 0.01
@@ -83,9 +87,20 @@ def match_levels(target: NDArray[np.float64], source: NDArray[np.float64]) -> ND
     first, last = int(levels[0]), int(levels[-1])
     table[:first] = reached[0] - (first - _LEVELS[:first])
     table[last + 1 :] = reached[-1] + (_LEVELS[last + 1 :] - last)
+    table = _held(table, int(np.searchsorted(_ranks(here), 0.5)))
     if anchored:
         table[0] = 0.0
     return np.clip(table, 0.0, 255.0)
+
+
+def _held(table: NDArray[np.float64], middle: int) -> NDArray[np.float64]:
+    """The table without steps above :data:`MOST_GAIN`; level ``middle`` keeps its value. A flat table is as it was."""
+    steps = np.diff(table)
+    if steps.max() <= MOST_GAIN:
+        return table
+    path = np.concatenate([[0.0], np.cumsum(np.minimum(steps, MOST_GAIN))])
+    at = min(middle, len(table) - 1)
+    return path - path[at] + table[at]
 
 
 def _ranks(shares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -81,7 +81,7 @@ def test_a_darker_camera_is_undone(tmp_path: Path, name: str, kind: str, window:
     ready = aligned(plain, scene, header(source_of(BRIGHT)), name)
     found = segment_automatic(scene, graft, ready)
     np.testing.assert_array_equal(found.labels, wanted)
-    assert found.meta["align"].startswith("histogram (auto: gray values" if name == "auto" else name)
+    assert found.meta["align"].startswith("moments (auto: gray values of few images" if name == "auto" else name)
     again = aligned(plain, scene, header(source_of(BRIGHT)), name)
     np.testing.assert_array_equal(segment_automatic(scene, graft, again).labels, found.labels)
 

@@ -29,10 +29,10 @@ def test_one_frequency_is_rescaled_and_the_others_stay(shape: tuple[int, int]) -
 
 def test_lighting_across_the_picture_is_undone() -> None:
     image = np.clip(grainy((64, 96), low=0.3, high=0.6), 0, 1)
-    light = wave((64, 96), (0, 1), 0.12)
+    light = wave((64, 96), (0, 1), 0.12)  # is halved: gains are at least one half
     lit = np.clip(image + light, 0, 1).astype(np.float32)
     found = fit_fourier(stats_of(lit), stats_of(image)).apply(lit)
-    assert np.abs(lit - image).mean() > 0.07 and np.abs(found - image).mean() < 0.035
+    assert np.abs(lit - image).mean() > 0.07 and np.abs(found - image).mean() < 0.045
 
 
 def test_brightness_follows_the_mean() -> None:

@@ -25,9 +25,15 @@ def test_levels_go_where_their_ranks_are() -> None:
 
 def test_ranks_between_levels_are_interpolated() -> None:
     # ranks of the target: 0.25 and 0.75; of the source: 1/6, 1/2, 5/6
-    table = match_levels(histogram(_50=0.5, _60=0.5), histogram(_0=1 / 3, _90=1 / 3, _120=1 / 3))
+    table = match_levels(histogram(_50=0.5, _80=0.5), histogram(_0=1 / 3, _90=1 / 3, _120=1 / 3))
     assert table[50] == pytest.approx(90 * 0.25)  # a quarter of the way from 1/6 to 1/2
-    assert table[60] == pytest.approx(90 + 30 * 0.75)
+    assert table[80] == pytest.approx(90 + 30 * 0.75)
+
+
+def test_the_map_rises_by_at_most_five_and_turns_around_the_median() -> None:
+    table = match_levels(histogram(_10=0.6, _20=0.3, _22=0.1), histogram(_40=0.6, _60=0.3, _200=0.1))
+    assert table[[10, 20]].tolist() == [40, 60] and table[22] == 70  # not 200
+    assert np.diff(table).max() == pytest.approx(5) and (np.diff(table) >= 0).all()
 
 
 def test_zeros_on_both_sides_are_nothing() -> None:

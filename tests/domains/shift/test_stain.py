@@ -34,6 +34,16 @@ def test_one_laboratory_becomes_the_other_from_pixels_alone() -> None:
     assert np.abs(found - there).mean() < 0.006
 
 
+def test_glass_that_is_not_white_becomes_that_of_the_other() -> None:
+    tint, other = np.array([0.8, 0.7, 0.9])[:, None, None], np.array([0.9, 0.9, 0.8])[:, None, None]
+    amounts = amounts_map()
+    tint, other = (np.round(c * 255) / 255 for c in (tint, other))
+    target = stats_of(stained(HE, amounts) * tint, stain=basis(HE, (1.0, 1.0)))
+    source = stats_of(stained(OTHER, amounts) * other, stain=basis(OTHER, (1.0, 1.0)))
+    found = fit_stain(target, source).apply((stained(HE, amounts) * tint).astype(np.float32))
+    np.testing.assert_allclose(found, stained(OTHER, amounts) * other, atol=1e-5)
+
+
 def test_white_stays_white_and_other_pigment_is_kept() -> None:
     target, source = (stats_of(stained(v, amounts_map()), stain=basis(v, (1.0, 1.0))) for v in (HE, OTHER))
     fitted = fit_stain(target, source)
