@@ -56,7 +56,9 @@ class StainBasis:
     def __post_init__(self) -> None:
         """Check shapes."""
         if self.vectors.shape != (2, 3) or self.maxima.shape != (2,):
-            raise ShapeError(f"stain vectors {self.vectors.shape}, maxima {self.maxima.shape}; expected (2, 3) and (2,)")
+            raise ShapeError(
+                f"stain vectors {self.vectors.shape}, maxima {self.maxima.shape}; expected (2, 3) and (2,)"
+            )
         if not (np.isfinite(self.vectors).all() and np.isfinite(self.maxima).all()):
             raise ShapeError("stain vectors or maxima are not finite; measure them again on images with tissue")
 
@@ -130,7 +132,7 @@ def stain_basis(pixels: NDArray[np.floating[Any]], *, stained: bool | None = Non
     found *= np.where(found.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
     if np.linalg.matrix_rank(found, tol=1e-3) < 2:
         return None
-    first = found[np.argsort(-found[:, 0], kind="stable")]
+    first: NDArray[np.float64] = found[np.argsort(-found[:, 0], kind="stable")].astype(np.float64)
     return StainBasis(vectors=first, maxima=np.percentile(amounts(density, first), TOP, axis=0))
 
 

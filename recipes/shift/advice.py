@@ -12,7 +12,6 @@ import numpy as np
 
 from samgraft.recipes.shift.measure import FeatureShift, Measured
 
-Lever = Literal["nothing", "resample", "histogram", "reinhard", "macenko", "augment", "no labels", "weak labels"]
 Worth = Literal["try", "perhaps", "no"]
 
 SIZE = 1.2
@@ -29,9 +28,11 @@ SKEWED = 0.4
 """Skewness of gray values from which on an image counts as bright on dark, or dark on bright."""
 TOLD_APART = 0.65
 """Area under the curve of the linear probe up to which the sets look alike."""
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.01
+"""p-value of MMD up to which the sets differ."""
 NEARER = 0.2
 """Share of the features' shift that an alignment has to take away in a trial to be worth trying."""
+HOW_TO_ALIGN = "samgraft segment ... --align {0}; compare a few masks with --align none"
 FAR = 1.0
 """Shift of the features in standard deviations, beyond chance, from which on pseudo-labels are mostly wrong."""
 
@@ -40,7 +41,8 @@ FAR = 1.0
 class Advice:
     """One lever."""
 
-    lever: Lever
+    lever: str
+    """"nothing", "resample", the name of an alignment, "augment", "no labels" or "weak labels"."""
     worth: Worth
     why: str
     """The figures, and the limit that they are compared with."""
@@ -51,8 +53,10 @@ class Advice:
 def advise(found: Measured) -> tuple[Advice, ...]:
     """Every lever that says something about this shift; those worth trying first."""
     same = looks_alike(found.features)
-    listed = [*_nothing(found, same), *_resample(found), *_values(found), *_augment(found), *_labels(found, same)]
-    listed = [_tried(one, found) for one in listed]
+    values = [_tried(one, found) for one in (*_values(found), *_other_trial(found))]
+    if same:  # what the backbone does not see need not be aligned
+        values = [replace(one, worth="perhaps" if one.worth == "try" else one.worth) for one in values]
+    listed = [*_nothing(found, same), *_resample(found), *values, *_augment(found), *_labels(found, same)]
     order: tuple[Worth, ...] = ("try", "perhaps", "no")
     return tuple(sorted(listed, key=lambda one: order.index(one.worth)))
 
@@ -63,7 +67,7 @@ def looks_alike(features: FeatureShift | None) -> bool | None:
         return None
     if features.probe is None or features.mmd_p is None or features.smallest_p is None:
         return features.standardised <= 1.5 * features.standardised_chance
-    significant = features.mmd_p <= SIGNIFICANT or features.smallest_p > SIGNIFICANT
+    significant = features.mmd_p <= SIGNIFICANT or features.smallest_p > SIGNIFICANT  # too few patients to be sure
     return not (features.probe.auc > TOLD_APART and significant)
 
 
@@ -87,10 +91,20 @@ def _tried(one: Advice, found: Measured) -> Advice:
     left = float(np.sqrt(max(trial.standardised**2 - found.features.standardised_chance**2, 0.0)))
     gain = 1 - left / before if before > 0 else 0.0
     why = f"tried: the features' shift beyond chance goes from {before:.2f} to {left:.2f} standard deviations"
-    worth: Worth = "try" if gain >= NEARER and one.worth != "no" else "no" if gain < 0 else one.worth
-    if gain < NEARER and one.worth == "try":
-        worth = "perhaps" if gain >= 0 else "no"
-    return replace(one, worth=worth, why=f"{one.why}; {why}")
+    worth: Worth = one.worth
+    if gain < 0:
+        worth = "no"
+    elif gain < NEARER and worth == "try":
+        worth = "perhaps"
+    return replace(one, worth=worth, why=f"{one.why}; {why}" if one.why else why)
+
+
+def _other_trial(found: Measured) -> Iterator[Advice]:
+    """The alignment that came nearest, where the rules name another one."""
+    named = {one.lever for one in _values(found)}
+    if found.trials and found.trials[0].name not in named:
+        name = found.trials[0].name
+        yield Advice(lever=name, worth="try", why="", how=HOW_TO_ALIGN.format(name))
 
 
 def _nothing(found: Measured, same: bool | None) -> Iterator[Advice]:
@@ -125,12 +139,14 @@ def _resample(found: Measured) -> Iterator[Advice]:
 
 
 def _to_size(found: Measured, zoom: float) -> str:
-    spacing = found.target.statistics.spacing
-    wanted = "" if spacing is None else f" of {float(np.mean(spacing)) / zoom:.3g}"
-    return (
-        f"bring the target to pixels{wanted} (rasters: --gsd), or its windows to a field of view "
-        f"{1 / zoom:.2f} times as wide (data.window)"
-    )
+    """Words about the field of view; of rasters also the pixel size that the target needs."""
+    seen = found.target.statistics
+    if seen.spacing is None or found.target.network_pixel is None:
+        return ""
+    wide = f"show the target with {1 / zoom:.2f} times the field of view"
+    if found.target.raster:
+        return f"{wide}: --gsd {float(np.mean(seen.spacing)) / zoom:.3g}"
+    return f"{wide}, {found.target.network_pixel / zoom:.3g} mm per pixel of the network input: --spacing"
 
 
 def _values(found: Measured) -> Iterator[Advice]:
@@ -138,7 +154,6 @@ def _values(found: Measured) -> Iterator[Advice]:
     c, one, two = found.comparison, found.source.statistics, found.target.statistics
     moved = max(c.wasserstein)
     words = f"values lie {moved:.3f} of the range apart (limit {VALUES:g}), Jensen-Shannon {max(c.jensen_shannon):.2f}"
-    how = "samgraft segment ... --align {0}; compare a few masks with --align none"
     if c.stain_angle is not None and c.stain_ratio is not None:
         strength = max(max(r, 1 / max(r, 1e-6)) for r in c.stain_ratio)
         stained = f"stains are {c.stain_angle:.0f} degrees apart, strengths differ {strength:.2f}-fold"
@@ -147,22 +162,22 @@ def _values(found: Measured) -> Iterator[Advice]:
             lever="macenko",
             worth="try" if c.stain_angle > STAIN_ANGLE or strength > STAIN_STRENGTH else "no",
             why=f"both sets are stained tissue; {stained} {limits}",
-            how=how.format("macenko"),
+            how=HOW_TO_ALIGN.format("macenko"),
         )
         return
-    if inverted(found) or one.gray != two.gray:
-        kinds = "one set is gray and the other coloured" if one.gray != two.gray else "bright and dark are exchanged"
+    kinds = _kinds(found)
+    if kinds:
         yield Advice(
             lever="histogram",
             worth="no" if inverted(found) else "perhaps",
-            why=f"{kinds} (skewness {c.skewness[0]:.1f} and {c.skewness[1]:.1f}); {words}",
-            how="an alignment keeps the order of values, so it cannot undo that",
+            why=f"{kinds}; {words}",
+            how="an alignment keeps the order of values, so it cannot undo an exchange of bright and dark",
         )
         return
     colours = max(c.colour_difference, abs(c.lightness_difference))
     if one.gray:
         yield Advice(
-            lever="histogram", worth="try" if moved > VALUES else "no", why=words, how=how.format("histogram")
+            lever="histogram", worth="try" if moved > VALUES else "no", why=words, how=HOW_TO_ALIGN.format("histogram")
         )
         return
     yield Advice(
@@ -170,8 +185,21 @@ def _values(found: Measured) -> Iterator[Advice]:
         worth="try" if c.colour_difference > COLOUR or (colours > COLOUR and moved > VALUES) else "no",
         why=f"mean colours are {c.colour_difference:.1f} apart in CIELAB, lightness {c.lightness_difference:+.1f} "
         f"(limit {COLOUR:g}); {words}",
-        how=how.format("reinhard"),
+        how=HOW_TO_ALIGN.format("reinhard"),
     )
+
+
+def _kinds(found: Measured) -> str:
+    """Why the two sets are of different kinds, in words; empty where they are not."""
+    one, two = found.source, found.target
+    if one.modality and two.modality and one.modality != two.modality:
+        return f"{one.modality} and {two.modality} show tissues in another order of brightness"
+    if inverted(found):
+        first, second = found.comparison.skewness
+        return f"bright and dark change places (skewness {first:.1f}, {second:.1f}; limit {SKEWED:g})"
+    if one.statistics.gray != two.statistics.gray:
+        return "one set is gray and the other coloured"
+    return ""
 
 
 def _augment(found: Measured) -> Iterator[Advice]:
@@ -181,7 +209,7 @@ def _augment(found: Measured) -> Iterator[Advice]:
         yield Advice(
             lever="augment",
             worth="perhaps",
-            why=f"bright and dark are exchanged (skewness {c.skewness[0]:.1f} and {c.skewness[1]:.1f}, limit {SKEWED:g})",
+            why=f"bright and dark change places (skewness {c.skewness[0]:.1f}, {c.skewness[1]:.1f}; limit {SKEWED:g})",
             how="where the source can be trained again: augment.invert 0.5",
         )
     if c.sharpness_shift is not None and abs(c.sharpness_shift) > SHARPNESS:
@@ -200,15 +228,18 @@ def _labels(found: Measured, same: bool | None) -> Iterator[Advice]:
     """Adaptation of the weights."""
     if same is None or found.features is None:
         return
-    why = f"the frozen backbone {'does not tell' if same else 'tells'} the sets apart ({_feature_words(found.features)})"
+    why = (
+        f"the frozen backbone {'does not tell' if same else 'tells'} the sets apart ({_feature_words(found.features)})"
+    )
     no_labels = "samgraft adapt: self-training on target images; it keeps the source adapter where it does harm"
     weak = "boxes or points on 10 to 20 target images: data.supervision with train.start_from"
     if same:
         yield Advice(lever="no labels", worth="no", why=why, how=no_labels)
         return
     apart = beyond_chance(found.features)
-    far = apart > FAR or inverted(found) or found.source.statistics.gray != found.target.statistics.gray
-    size = f"; features lie {apart:.2f} standard deviations apart beyond chance (limit {FAR:g})"
+    kinds = _kinds(found)
+    far = apart > FAR or bool(kinds)
+    size = f"; features lie {apart:.2f} standard deviations apart beyond chance (limit {FAR:g}){kinds and f'; {kinds}'}"
     yield Advice(lever="no labels", worth="perhaps" if far else "try", why=why + size, how=no_labels)
     yield Advice(lever="weak labels", worth="try" if far else "perhaps", why=why + size, how=weak)
 
@@ -218,4 +249,4 @@ def _feature_words(features: FeatureShift | None) -> str:
         return "features were not compared"
     if features.probe is None:
         return f"shift {features.standardised:.2f} standard deviations, {features.standardised_chance:.2f} by chance"
-    return f"linear probe AUC {features.probe.auc:.2f}, limit {TOLD_APART:g}; MMD p = {features.mmd_p:.3g}"
+    return f"linear probe AUC {features.probe.auc:.2f}, limit {TOLD_APART:g}; MMD p = {features.mmd_p:.3g}, limit {SIGNIFICANT:g}"

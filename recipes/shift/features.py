@@ -62,9 +62,13 @@ class Moments:
             mean, variance = (np.array(values[name], dtype=np.float64) for name in ("mean", "variance"))
             count, own = int(values["images"]), str(values["backbone"])
         except (TypeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"features in the adapter's header cannot be read ({error}); update samgraft") from error
+            raise CheckpointError(
+                f"features in the adapter's header cannot be read ({error}); update samgraft"
+            ) from error
         if mean.shape != variance.shape or mean.ndim != 1 or not np.isfinite([mean, variance]).all():
-            raise CheckpointError(f"features in the adapter's header are {mean.shape} and {variance.shape}; copy it again")
+            raise CheckpointError(
+                f"features in the adapter's header are {mean.shape} and {variance.shape}; copy it again"
+            )
         if own != backbone:
             raise CheckpointError(
                 f"features in the adapter's header are of backbone {own[:12]}; this one is {backbone[:12]}; leave "
@@ -90,8 +94,13 @@ class Encoder:
         self._rows: list[Floats] = []
 
     def add(self, image: NDArray[np.float32]) -> None:
-        """Add a view (3, h, w) in [0, 1]; missing pixels (NaN) become 0, as in training."""
-        shown = torch.from_numpy(np.nan_to_num(image, nan=0.0))
+        """Add a view (3, h, w) in [0, 1].
+
+        Missing pixels (NaN) take the mean of the others, channel by channel: the outline of a mosaic is no shift.
+        """
+        valid = np.isfinite(image).all(axis=0)
+        mean = image[:, valid].mean(axis=1) if valid.any() else np.zeros(3)
+        shown = torch.from_numpy(np.where(valid, image, mean[:, None, None]).astype(np.float32))
         self._waiting.append(Fit(source=(image.shape[1], image.shape[2]), size=self.size).image(shown))
         if len(self._waiting) == BATCH:
             self._encode()

@@ -43,9 +43,9 @@ def area_under_curve(scores: Floats, positive: NDArray[np.bool_]) -> float:
 def linear_probe(rows: Labelled, *, seed: int = 0) -> Probe:
     """Cross-validate a linear discriminant.
 
-    Features are scaled by the training folds; the direction is the inverse of the shrunken covariance within the sets
-    times the difference of their means. The curve is taken per fold, since scores of two folds have no common zero, and
-    averaged by its number of pairs.
+    Features are scaled by their deviation within the sets, in the training folds; the direction is the inverse of the
+    shrunken covariance within the sets times the difference of their means. The curve is taken per fold, since scores
+    of two folds have no common zero, and averaged by its number of pairs.
 
     Args:
         rows: Features with labels and groups; a group is never split over folds.
@@ -94,13 +94,12 @@ def deal_folds(
 def _one_fold(rows: Labelled, held: NDArray[np.bool_]) -> tuple[float, int]:
     """Area under the curve on the rows held out, and their number of pairs."""
     train, label = rows.features[~held], rows.target[~held]
-    centre, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation = np.where(deviation > 1e-12, deviation, 1.0)
-    scaled = (train - centre) / deviation
-    means = [scaled[label == side].mean(axis=0) for side in (False, True)]
-    within = shrunk_covariance(np.concatenate([scaled[label == side] - means[side] for side in (False, True)]))
-    within += 1e-9 * np.eye(len(within))  # constant features leave a zero
-    direction = np.linalg.solve(within, means[1] - means[0])
-    scores = np.round((rows.features[held] - centre) / deviation @ direction, 9)  # the same image twice is a tie
+    means = [train[label == side].mean(axis=0) for side in (False, True)]
+    within = np.concatenate([train[label == side] - means[side] for side in (False, True)])
+    # A feature that tells the sets apart varies much over both and little within one: the latter is its scale.
+    deviation = np.maximum(within.std(axis=0), 1e-6 * (train.std(axis=0) + 1e-12))
+    spread = shrunk_covariance(within / deviation) + 1e-9 * np.eye(train.shape[1])
+    direction = np.linalg.solve(spread, (means[1] - means[0]) / deviation)
+    scores = np.round((rows.features[held] - means[0]) / deviation @ direction, 9)  # the same image twice is a tie
     tested = rows.target[held]
     return area_under_curve(scores, tested), int(tested.sum() * (~tested).sum())

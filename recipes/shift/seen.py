@@ -39,6 +39,8 @@ class SetSummary:
     """Images that were found; 0 for an adapter's memory."""
     groups: tuple[str, ...] = ()
     """Patient or scene of each view."""
+    modality: str | None = None
+    """"CT" or "MR" where it is known."""
     grouped_by: str = ""
     """Where groups come from, in words."""
     features: NDArray[np.float64] | None = None
@@ -47,6 +49,8 @@ class SetSummary:
     """Mean and variance of the features."""
     network_pixel: float | None = None
     """Millimetres or metres per pixel of the network input; None where a size is unknown."""
+    raster: bool = False
+    """Whether sizes are metres on the ground; else millimetres."""
     examples: tuple[View, ...] = ()
     """Views for the figure."""
     notes: tuple[str, ...] = ()
@@ -66,6 +70,7 @@ class SetSummary:
             "views": seen.count,
             "groups": len(set(self.groups)),
             "grouped_by": self.grouped_by,
+            "modality": self.modality,
             "file_spacing": self.file_spacing,
             "seen_spacing": seen.spacing,
             "seen_shape": seen.shape,
@@ -118,9 +123,11 @@ def see_set(
         files=len(images.members),
         groups=tuple(groups),
         grouped_by=images.grouped_by,
+        modality=images.modality,
         features=rows,
         moments=None if rows is None else Moments.of_rows(rows),
         network_pixel=network_pixel(statistics, None if encoder is None else encoder.size),
+        raster=kept[-1].raster,
         examples=tuple(kept[i] for i in middles(min(EXAMPLES, len(kept)), len(kept))),
         notes=tuple(viewer.notes),
     )
@@ -154,6 +161,7 @@ def remembered_set(title: str, meta: BundleMeta, encoder: Encoder | None) -> Set
         title=title,
         statistics=statistics,
         file_spacing=statistics.spacing,
+        modality=meta.modality.upper() or None,
         moments=moments,
         network_pixel=network_pixel(statistics, None if encoder is None else encoder.size),
     )

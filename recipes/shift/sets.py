@@ -19,6 +19,8 @@ from samgraft.recipes.predicting import find_inputs
 
 IMAGE_FOLDERS = ("imagesTr", "images", "rasters", "oam")
 """Folders of images inside a data set, in the order in which they are looked for."""
+MR_NAMES = ("T1", "T2", "FLAIR", "T1W", "T2W", "ADC")
+"""First channels of data sets that are MR without saying it."""
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -52,7 +54,7 @@ class ImageSet:
     members: tuple[Member, ...]
     """Sorted by name."""
     modality: str | None = None
-    """"CT" where the data set says so."""
+    """"CT" or "MR" where the data set says so."""
     grouped_by: str = "file"
     """Where groups come from, in words."""
 
@@ -108,13 +110,15 @@ def _members(files: Sequence[Path], *, channels: bool) -> tuple[Member, ...]:
 
 
 def _modality(root: Path) -> str | None:
-    """"CT" where ``dataset.json`` names the first channel so."""
+    """CT or MR where ``dataset.json`` names the first channel so; else None."""
     if not (root / "dataset.json").is_file():
         return None
     header = read_json(root / "dataset.json")
     names = header.get("channel_names", header.get("modality")) if isinstance(header, dict) else None
-    first = str(next(iter(names.values()), "")) if isinstance(names, dict) else ""
-    return "CT" if first.upper().startswith("CT") else None
+    first = str(next(iter(names.values()), "")).upper() if isinstance(names, dict) else ""
+    if first.startswith("CT"):
+        return "CT"
+    return "MR" if "MR" in first or first in MR_NAMES else None
 
 
 def _named_groups(found: ImageSet, group: str) -> ImageSet:

@@ -22,7 +22,7 @@ from samgraft.recipes.look import Look, fixed_look, look_at
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.shift.sets import ImageSet, Member
 
-WINDOW = 512
+WINDOW = 256
 """Side in pixels of windows where no adapter says another."""
 WHOLE = 2048
 """A picture with no longer side is seen whole where no adapter says otherwise."""
@@ -52,6 +52,8 @@ class View:
     """Patient, site or scene."""
     name: str
     """Which part of which file."""
+    raster: bool = False
+    """Whether sizes are metres on the ground; else millimetres."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Viewer:
     recorded: Recorded | None = None
     """What the adapter's header says."""
     modality: str | None = None
-    """"CT" where the data set says so."""
+    """"CT" or "MR" where the data set says so."""
     notes: list[str] = field(default_factory=list)
     """What was done otherwise than asked; each remark once."""
 
@@ -174,7 +176,8 @@ def _windows(
     side = viewer.window or (WINDOW if scene.kind == "raster" or max(shape) > WHOLE else None)
     places = spread_windows(shape, side, 1 if side is None else count * TRIES if scene.kind == "raster" else count)
     unmarked = scene.kind == "raster" and _has_no_nodata(scene, places)
-    given, sparse = 0, []
+    given = 0
+    sparse: list[View] = []
     for rows, cols in _interleaved(places, count):
         if given == count:
             return
@@ -187,7 +190,12 @@ def _windows(
             continue
         name = member.name if side is None else f"{member.name}, row {rows.start}, column {cols.start}"
         view = View(
-            image=image, spacing=_plane_spacing(scene), file_spacing=file_spacing, group=member.group, name=name
+            image=image,
+            spacing=_plane_spacing(scene),
+            file_spacing=file_spacing,
+            group=member.group,
+            name=name,
+            raster=scene.kind == "raster",
         )
         if valid.mean() >= MOSTLY:
             given += 1
@@ -201,12 +209,14 @@ def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list
     """About ``count`` square windows spread evenly over (height, width), in rows; all of it without ``side``."""
     if side is None:
         return [(slice(0, shape[0]), slice(0, shape[1]))]
-    cells = [max(1, length // side) for length in shape]
+    cells = [-(-length // side) for length in shape]
     down = min(cells[0], max(1, round(float(np.sqrt(count * cells[0] / cells[1])))))
     across = min(cells[1], max(1, -(-count // down)))
     tops, lefts = (_spaced(n, length - side) for n, length in ((down, shape[0]), (across, shape[1])))
     return [
-        (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1]))) for top in tops for left in lefts
+        (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1])))
+        for top in tops
+        for left in lefts
     ]
 
 
@@ -258,5 +268,3 @@ def _plane_spacing(scene: Scene) -> Pair | None:
     from samgraft.domains.remote_sensing.georeference import ground_step
 
     return ground_step(scene.grid)
-
-

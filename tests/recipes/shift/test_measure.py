@@ -126,7 +126,7 @@ def test_pixels_of_another_size_ask_for_resampling(tmp_path: Path) -> None:
     found = measure_shift(tmp_path / "fine", tmp_path / "coarse", backbone=toy_backbone(), options=QUICK)
     assert found.zoom == pytest.approx(2.5, rel=1e-3)
     given = levers(found)["resample"]
-    assert given.worth == "try" and "pixels of 0.3 " in given.how and "2.50 times" in given.why
+    assert given.worth == "try" and "--gsd 0.3" in given.how and "2.50 times" in given.why
 
 
 def test_network_pixels_by_hand() -> None:
@@ -136,9 +136,7 @@ def test_network_pixels_by_hand() -> None:
     assert network_pixel(seen, None) is None and network_pixel(image_statistics([image]), 64) is None
 
 
-def test_the_memory_of_an_adapter_stands_in_for_its_images(
-    sets: Path, backbone: HFSamBackbone, tmp_path: Path
-) -> None:
+def test_the_memory_of_an_adapter_stands_in_for_its_images(sets: Path, backbone: HFSamBackbone, tmp_path: Path) -> None:
     file = adapter(tmp_path / "a.graft", backbone, sets / "plain")
     images = measure_shift(sets / "plain", sets / "dark", adapter=file, backbone=backbone, options=QUICK)
     memory = measure_shift(file, sets / "dark", backbone=backbone, options=QUICK)
@@ -173,7 +171,12 @@ def _stored(backbone: HFSamBackbone) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [({"mean": None}, "cannot be read"), ({"mean": [1.0]}, r"\(1,\)"), ({"variance": [1.0, float("nan")]}, "copy it")],
+    [
+        ({"images": "x"}, "cannot be read"),
+        ({"mean": None}, r"\(\)"),
+        ({"mean": [1.0]}, r"\(1,\)"),
+        ({"variance": [1.0, float("nan")]}, "copy it"),
+    ],
 )
 def test_damaged_moments_are_refused(backbone: HFSamBackbone, change: dict[str, object], match: str) -> None:
     meta = BundleMeta(extra={"features": _stored(backbone) | change})

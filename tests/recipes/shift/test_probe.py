@@ -38,7 +38,7 @@ def test_the_same_images_on_both_sides_give_exactly_one_half() -> None:
 
 
 def test_separated_sets_are_told_apart() -> None:
-    found = linear_probe(data(rows(30, 0), rows(30, 1) + [8.0] + [0.0] * 19))
+    found = linear_probe(data(rows(30, 0), rows(30, 1) + 8.0 * (np.arange(20) == 3)))
     assert found.auc == 1.0
 
 
@@ -49,9 +49,9 @@ def test_one_direction_is_found_among_many_with_few_images() -> None:
 
 
 def test_patients_that_merely_differ_are_no_shift() -> None:
-    centres = 5 * rows(20, 3, 8)
+    centres = 5 * rows(20, 3, 40)
     groups = np.repeat(np.arange(20), 10)
-    features = centres[groups] + 0.1 * rows(200, 4, 8)
+    features = centres[groups] + 0.1 * rows(200, 4, 40)
     split = data(features[:100], features[100:], groups.tolist())
     by_view = data(features[:100], features[100:])
     assert linear_probe(by_view).auc > 0.95 > 0.8 > linear_probe(split).auc
