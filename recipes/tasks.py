@@ -97,6 +97,7 @@ class SegmentationTask(lightning.LightningModule):
         if config.train.cache:
             self.encoder = CachedEncoder(self.grafted, FeatureStore(limit_gb=config.train.cache_gb))
         self.views = self._views()
+        self.amplitudes: Tensor | None = None  # for augment.fourier; made when training begins
         self.randomness = torch.Generator().manual_seed(config.train.seed)
         self.began, self.elapsed = time.monotonic(), 0.0
         self.results: list[CaseResult] = []
@@ -186,10 +187,11 @@ class SegmentationTask(lightning.LightningModule):
         image, label = batch
         share = current()
         image = image.float() / 255
+        how: Any = {"share": share, "amplitudes": self.amplitudes}
         if self.views:
-            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, share=share)
+            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, **how)
         else:
-            image, label = augment(image, label, self.randomness, self.augmentation, share=share)
+            image, label = augment(image, label, self.randomness, self.augmentation, **how)
         loss: Tensor = self(image, label)
         penalty = self.grafted.penalty()
         if penalty is not None:
@@ -307,8 +309,14 @@ class SegmentationTask(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Attached parts come in evaluation mode; training wants their dropout. The backbone stays as it is."""
+        """Attached parts come in evaluation mode; training wants their dropout. The backbone stays as it is.
+
+        Amplitudes for ``augment.fourier`` are collected where that is asked for.
+        """
         self.train()
+        data = getattr(self.trainer, "datamodule", None)
+        if self.augmentation.enabled and self.augmentation.fourier and data is not None:
+            self.amplitudes = data.amplitudes(self.augmentation)
 
     def on_train_start(self) -> None:
         """Start the clock; let processes drop different things (dropout is the only draw from the global generator)."""

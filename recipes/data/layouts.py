@@ -19,6 +19,7 @@ from samgraft.domains.datasets.raster_vector import read_raster_vector, split_by
 from samgraft.domains.medical.intensity import PERCENTILES, IntensityRule, ct_window, fit_intensity
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
 from samgraft.recipes.ground import common_gsd
@@ -58,13 +59,15 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
     rasters = config.layout == "raster_vector"
     measured = stretch_recipe() if rasters and config.intensity is None else None
+    scenes = [c.load_image() for c in data if c.id in split.train] if rasters else []
     return DataIndex(
         train=train,
         val=val,
         classes=names,
         modality=modality,
         intensity=measured or _recorded_scale(config, modality),
-        gsd=common_gsd([c.load_image() for c in data if c.id in split.train]) if rasters else None,
+        gsd=common_gsd(scenes),
+        band_names=common_bands(scenes, config.bands),
     )
 
 
