@@ -9,7 +9,8 @@ Source:
     sections 3.2 and 3.3.
 Deviations:
     Both are taken on logits (log-sum-exp), so that the usual loss with its ignored pixels and class weights serves
-    unchanged; the exclusion loss is the Dice form only, pooled over the batch like the Dice of training.
+    unchanged. The exclusion loss is a mean over labelled pixels and no Dice, whose denominator falls behind when those
+    classes are predicted anywhere else, so that it rewards them there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,12 @@ from torch import Tensor
 from samgraft.domains.datasets.index import read_json
 from samgraft.errors import ConfigError, InputError, ShapeError
 from samgraft.recipes.config import DataConfig, Kind
-from samgraft.recipes.losses import IGNORE, as_multiclass
+from samgraft.recipes.losses import as_multiclass
 
 FILE = "annotated.json"
 """Name of the list where ``data.annotated`` names none."""
 _NEVER = -1e4
 """Logit of a class that is part of background."""
-_SMOOTH = 1e-5
 
 
 def read_annotated(
@@ -112,7 +112,7 @@ def marginal_logits(logits: Tensor, annotated: Tensor) -> Tensor:
 
 
 def exclusion_loss(logits: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
-    """Soft Dice overlap of classes that were not annotated with pixels that have a label; 0 is none, 1 the most.
+    """Mean probability of classes that were not annotated, at pixels that have a label of another; 0 without any.
 
     Args:
         logits: (B, 1 + K, H, W), background first.
@@ -122,7 +122,5 @@ def exclusion_loss(logits: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
     logits = as_multiclass(logits)
     missing = ~annotated.to(logits.device)[:, :, None, None]
     other = (logits.softmax(dim=1)[:, 1:] * missing).sum(dim=1)
-    known, labelled = labels != IGNORE, (labels > 0).to(other.dtype)
-    other, labelled = other * known, labelled * missing.any(dim=1)
-    both = (other * labelled).sum()
-    return (2 * both) / (other.sum() + labelled.sum() + _SMOOTH)
+    labelled = (labels > 0) & missing.any(dim=1)
+    return (other * labelled).sum() / labelled.sum().clamp_min(1)
