@@ -4,10 +4,12 @@ drawn on.
 Pixels are those of the case's slices in native resolution: points are (x, y), a box names its first and last pixel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from samgraft.errors import ShapeError
 from samgraft.recipes.losses import IGNORE
@@ -53,6 +55,10 @@ class WeakLabels:
     """boxes, points, coarse: every object of the annotated classes. Object i has the number i + 1."""
     drawn: NDArray[np.int32] | None = None
     """scribbles: (n, h, w); -1 not drawn, 0 background, else the class, or the object's number."""
+    nodata: NDArray[np.bool_] | None = None
+    """(n, h, w): where the image has no data; None if there is data everywhere."""
+    asked: bool = False
+    """The frozen backbone was asked for masks, and the case's labels are what became of them."""
 
     def on_slice(self, index: int) -> list[tuple[int, WeakObject]]:
         """Number and object of everything on one slice."""
@@ -99,3 +105,21 @@ def pixel_box(box: Box, shape: tuple[int, int]) -> tuple[slice, slice]:
         last = min(max(int(np.floor(high + 1e-6)), first), length - 1)
         sides.append(slice(first, last + 1))
     return sides[0], sides[1]
+
+
+def nearest_cells(points: Sequence[Sequence[tuple[int, int]]], shape: tuple[int, int]) -> NDArray[np.int32]:
+    """(h, w): which object has the nearest point; -1 everywhere if there is none.
+
+    Args:
+        points: Row and column of every point, object by object.
+        shape: (h, w).
+    """
+    owners = np.full(shape, -1, dtype=np.int32)
+    for number, places in enumerate(points):
+        for row, col in places:
+            owners[min(max(row, 0), shape[0] - 1), min(max(col, 0), shape[1] - 1)] = number
+    if (owners < 0).all():
+        return owners
+    rows, cols = ndimage.distance_transform_edt(owners < 0, return_distances=False, return_indices=True)
+    nearest: NDArray[np.int32] = owners[rows, cols]
+    return nearest

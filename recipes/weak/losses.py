@@ -44,6 +44,10 @@ class Bags:
         """Number of segments."""
         return len(self.image)
 
+    def to(self, device: torch.device) -> "Bags":
+        """The same on another device."""
+        return Bags(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 def smooth_maximum(values: Tensor, weights: Tensor, bags: Bags, sharpness: float) -> Tensor:
     """(m,): between mean and maximum of every bag: sum(v e^(a v)) / sum(e^(a v)), with a the sharpness.

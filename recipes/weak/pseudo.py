@@ -33,7 +33,7 @@ from samgraft.recipes.engine.windows import Window
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import ObjectPrompt
 from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import WeakObject, pixel_box
+from samgraft.recipes.weak.labels import WeakObject, nearest_cells, pixel_box
 
 NEGATIVES = 4
 """Points of other objects that go with a point or a scribble."""
@@ -41,7 +41,7 @@ STROKE_POINTS = 4
 """Pixels of a scribble that are asked."""
 BAND = 0.15
 """A coarse outline may be off by this share of the square root of its area."""
-_LOST = 0.125
+LOST = 0.125
 """An object whose point got no mask may reach this share of the shorter side away."""
 
 Place = tuple[slice, slice]
@@ -116,14 +116,20 @@ class PseudoLabels:
             else:
                 labels[index] = self._pointed_at(plane, case.weak.on_slice(index))
         labels = np.where(seeds != IGNORE, seeds, labels)
-        return replace(case, labels=small_labels(labels, case.labels != IGNORE))
+        nodata = case.labels == IGNORE
+        weak = replace(case.weak, nodata=nodata if nodata.any() else None, asked=self.config.prompts)
+        return replace(case, labels=small_labels(labels, ~nodata), weak=weak)
 
     def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> NDArray[np.int32]:
         """Labels of a slice with boxes, points or coarse areas."""
         objects = [one for _, one in found]
         prompts = [object_prompt(one, objects) for one in objects]
         masks = self._ask(plane, prompts)
-        claims = [self._claim(one, mask, objects, plane.shape) for one, mask in zip(objects, masks, strict=True)]
+        cells = nearest_cells([_places(one) for one in objects], plane.shape)
+        claims = []
+        for number, (one, mask) in enumerate(zip(objects, masks, strict=True)):
+            reach = None if mask is None else mask.place
+            claims.append(self._claim(domain(one, number, cells, plane.shape, reach), mask))
         values = [number if self.instance else one.label for number, one in found]
         return paint_claims(claims, values, plane.shape)
 
@@ -142,18 +148,16 @@ class PseudoLabels:
         stable = int((mask.logits > OFFSET).sum()) / max(most, 1)
         return mask.iou >= self.config.min_iou and stable >= self.config.min_stability and bool(mask.crop.any())
 
-    def _claim(
-        self, one: WeakObject, mask: ObjectMask | None, others: Sequence[WeakObject], shape: tuple[int, int]
-    ) -> Claim:
+    def _claim(self, where: "Domain", mask: ObjectMask | None) -> Claim:
         """What a mask gives its object, cut to where it may lie; without a mask everything there is unsure."""
-        place, allowed, core = domain(one, others, shape)
+        core, allowed = where.core, where.allowed
         if mask is None:
-            return Claim(place=place, sure=core, unsure=allowed & ~core)
-        logits = np.full(shape, -np.inf, dtype=np.float32)
+            return Claim(place=where.place, sure=core, unsure=allowed & ~core)
+        logits = np.full(mask.shape, -np.inf, dtype=np.float32)
         logits[mask.place] = mask.logits.numpy()
-        part = logits[place]
+        part = logits[where.place]
         sure = (allowed & (part > self.config.certain)) | core
-        return Claim(place=place, sure=sure, unsure=allowed & ~sure & (part >= -self.config.certain))
+        return Claim(place=where.place, sure=sure, unsure=allowed & ~sure & (part >= -self.config.certain))
 
     def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
         """Labels of a slice with scribbles: every stroke is asked; what no mask holds stays unknown."""
@@ -186,48 +190,51 @@ def paint_claims(claims: Sequence[Claim], values: Sequence[int], shape: tuple[in
     return labels
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Domain:
+    """Where an object may lie on a slice."""
+
+    place: Place
+    """Rows and columns."""
+    allowed: NDArray[np.bool_]
+    """Pixels that may be the object's."""
+    core: NDArray[np.bool_]
+    """Pixels that certainly are."""
+
+
 def domain(
-    one: WeakObject, others: Sequence[WeakObject], shape: tuple[int, int]
-) -> tuple[Place, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where an object may lie, and where it certainly does.
+    one: WeakObject, number: int, cells: NDArray[np.integer], shape: tuple[int, int], reach: Place | None
+) -> Domain:
+    """Where an object may lie: in its box, near its outline, or nearer to its points than to those of others.
 
     Args:
         one: The object.
-        others: All objects of the slice, of which points bound each other: a pixel belongs to the nearest one.
+        number: Its place among the objects of the slice.
+        cells: Of all their points, see :func:`nearest_cells`.
         shape: (h, w) of the slice.
-
-    Returns:
-        Rows and columns, and on them (bool) the pixels that may be the object's and those that are.
+        reach: Where its mask was looked for; None if it has none, and then a point reaches an eighth of the slice.
     """
     if one.region is not None:
         return _near_outline(one, shape)
     if one.box is not None:
         place = pixel_box(one.box, shape)
         size = (place[0].stop - place[0].start, place[1].stop - place[1].start)
-        return place, np.ones(size, dtype=bool), np.zeros(size, dtype=bool)
-    place = (slice(0, shape[0]), slice(0, shape[1]))
-    rows, cols = np.ogrid[: shape[0], : shape[1]]
-    own = _nearest(one, rows, cols)
-    allowed = np.ones(shape, dtype=bool)
-    for other in others:
-        if other is not one:
-            allowed &= own <= _nearest(other, rows, cols)
-    return place, allowed, own <= 0.5
+        return Domain(place=place, allowed=np.ones(size, dtype=bool), core=np.zeros(size, dtype=bool))
+    radius = LOST * min(shape)
+    if reach is None:
+        x0, y0, x1, y1 = one.around
+        reach = pixel_box((x0 - radius, y0 - radius, x1 + radius, y1 + radius), shape)
+    rows, cols = np.ogrid[reach]
+    squares = [(cols - col) ** 2 + (rows - row) ** 2 for row, col in _places(one)]
+    return Domain(place=reach, allowed=cells[reach] == number, core=np.minimum.reduce(squares) == 0)
 
 
-def lost_radius(shape: tuple[int, int]) -> float:
-    """How far an object with a point and no mask may reach, pixels."""
-    return _LOST * min(shape)
+def _places(one: WeakObject) -> list[tuple[int, int]]:
+    """Row and column of every point on the object."""
+    return [(round(y), round(x)) for x, y, on in one.points if on]
 
 
-def _nearest(one: WeakObject, rows: NDArray[np.integer], cols: NDArray[np.integer]) -> NDArray[np.floating]:
-    """Squared distance to the nearest point on the object."""
-    squares = [(cols - x) ** 2 + (rows - y) ** 2 for x, y, on in one.points if on]
-    nearest: NDArray[np.floating] = np.minimum.reduce(squares)
-    return nearest
-
-
-def _near_outline(one: WeakObject, shape: tuple[int, int]) -> tuple[Place, NDArray[np.bool_], NDArray[np.bool_]]:
+def _near_outline(one: WeakObject, shape: tuple[int, int]) -> Domain:
     """A coarse area, widened and narrowed by the band in which the true outline lies."""
     assert one.region is not None  # noqa: S101 - the caller asked
     region = one.region
@@ -240,7 +247,7 @@ def _near_outline(one: WeakObject, shape: tuple[int, int]) -> tuple[Place, NDArr
     rows = slice(max(0, top), min(shape[0], top + height + 2 * margin))
     cols = slice(max(0, left), min(shape[1], left + width + 2 * margin))
     cut = (slice(rows.start - top, rows.stop - top), slice(cols.start - left, cols.stop - left))
-    return (rows, cols), (outside <= band)[cut], (inside > band)[cut]
+    return Domain(place=(rows, cols), allowed=(outside <= band)[cut], core=(inside > band)[cut])
 
 
 def object_prompt(one: WeakObject, others: Sequence[WeakObject]) -> ObjectPrompt:

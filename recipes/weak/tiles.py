@@ -17,6 +17,7 @@ from samgraft.recipes.data.cases import CaseArrays, CaseRef
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.module import TileSet
 from samgraft.recipes.losses import IGNORE
+from samgraft.recipes.prompting import MaskPrompt
 from samgraft.recipes.weak.config import Supervision
 from samgraft.recipes.weak.labels import WeakObject
 from samgraft.recipes.weak.losses import Bags
@@ -46,6 +47,15 @@ class TileObject:
     """Row, column, 1 on the object or 0 off it."""
     region: NDArray[np.bool_] | None = None
     """Coarse areas: what of the box lies in the outline."""
+
+    def in_tile(self) -> WeakObject:
+        """The object as a weak object of the tile."""
+        if self.region is not None:
+            region = MaskPrompt(top=self.rows[0], left=self.cols[0], inside=self.region)
+            return WeakObject(label=self.label, region=region)
+        if self.points:
+            return WeakObject(label=self.label, points=tuple((col, row, on) for row, col, on in self.points))
+        return WeakObject(label=self.label, box=(self.cols[0], self.rows[0], self.cols[1], self.rows[1]))
 
 
 class WeakTiles(TileSet):
@@ -84,12 +94,12 @@ class WeakTiles(TileSet):
 
     def _add(self, case: CaseArrays, size: int, window: int | None, overlap: float) -> None:
         shape = (case.num_slices, *case.plane)
+        seeds = None
         if case.weak is not None:
             self.supervision = case.weak.kind
-        seeds = None if case.weak is None else case.weak.seeds(shape, instance=self.instance, radius=self.radius)
+            seeds = case.weak.seeds(shape, instance=self.instance, radius=self.radius)
         for rows, cols in windows(case.plane, window, overlap):
             fit = Fit(source=(rows.stop - rows.start, cols.stop - cols.start), size=size)
-            inside = fit.labels(torch.zeros(fit.source, dtype=torch.int32)) == 0
             for index in range(case.num_slices):
                 label = torch.from_numpy(case.labels[index, rows, cols].astype(np.int32))
                 objects = self._objects(case, index, fit, (rows, cols))
@@ -98,11 +108,20 @@ class WeakTiles(TileSet):
                 picture = torch.from_numpy(np.ascontiguousarray(case.picture(index)[:, rows, cols]))
                 self.images.append((fit.image(picture.float() / 255) * 255).round().clamp(0, 255).to(torch.uint8))
                 self.labels.append(fit.labels(label))
-                self.void.append(~inside)
+                self.void.append(self._void(case, index, fit, (rows, cols)))
                 self.marks.append(self._nothing if seeds is None else _marks(seeds[index, rows, cols], fit))
                 self.objects.append(objects)
                 self.foreground.append(bool((label > 0).any()) or bool(objects))
                 self.names.append(case.id if case.num_slices == 1 else f"{case.id}, slice {index}")
+
+    def _void(self, case: CaseArrays, index: int, fit: Fit, place: tuple[slice, slice]) -> Tensor:
+        """(S, S) bool: beyond the picture, or without data."""
+        void = torch.zeros(fit.source, dtype=torch.int32)
+        if case.weak is None:
+            void = torch.from_numpy((case.labels[index][place] == IGNORE).astype(np.int32))
+        elif case.weak.nodata is not None:
+            void = torch.from_numpy(case.weak.nodata[index][place].astype(np.int32))
+        return fit.labels(void, outside=1) > 0
 
     def _objects(self, case: CaseArrays, index: int, fit: Fit, place: tuple[slice, slice]) -> tuple[TileObject, ...]:
         if case.weak is None:
