@@ -121,7 +121,8 @@ def tile_panels(tiles: WeakTiles) -> list[tuple[str, Array, Array, Array]]:
     found = []
     for n in chosen:
         label = tiles.labels[n].numpy()
-        found.append((tiles.names[n], tiles.images[n].numpy(), label.clip(0), (label == IGNORE).astype(label.dtype)))
+        unknown = (label == IGNORE) | tiles.unsure[n].numpy()
+        found.append((tiles.names[n], tiles.images[n].numpy(), label.clip(0), unknown.astype(label.dtype)))
     return found
 
 

@@ -78,6 +78,8 @@ def _figure(
 def _pseudo_dice(case: CaseArrays, predicted: NDArray[np.integer], instance: bool, known: Sequence[int]) -> float:
     """Mean over classes of Dice on pixels whose pseudo-label is certain."""
     sure = case.labels != IGNORE
+    if case.weak is not None and case.weak.unsure is not None:
+        sure &= ~case.weak.unsure
     found = []
     for label in known:
         truth = (case.labels > 0 if instance else case.labels == label) & sure

@@ -57,6 +57,8 @@ class WeakLabels:
     """scribbles: (n, h, w); -1 not drawn, 0 background, else the class, or the object's number."""
     nodata: NDArray[np.bool_] | None = None
     """(n, h, w): where the image has no data; None if there is data everywhere."""
+    unsure: NDArray[np.bool_] | None = None
+    """(n, h, w): pixels whose pseudo-label is a guess, which shapes objects and teaches nothing itself; None without."""
     asked: bool = False
     """The frozen backbone was asked for masks, and the case's labels are what became of them."""
 

@@ -45,6 +45,8 @@ LOST = 0.125
 """An object whose point got no mask may reach this share of the shorter side away."""
 
 Place = tuple[slice, slice]
+Labelled = tuple[NDArray[np.int32], NDArray[np.bool_]]
+"""Labels (h, w), and where they are a guess."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,11 +72,13 @@ class Claim:
     """What an object claims of a slice."""
 
     place: Place
-    """Rows and columns."""
-    sure: NDArray[np.bool_]
-    """Certainly of the object."""
+    """Rows and columns; all masks lie on them."""
+    inside: NDArray[np.bool_]
+    """The object, as far as anyone can say."""
     unsure: NDArray[np.bool_]
-    """Perhaps."""
+    """Pixels in it and beside it that may well be wrong."""
+    unknown: NDArray[np.bool_]
+    """Pixels of which nothing can be said."""
 
 
 class PseudoLabels:
@@ -107,20 +111,21 @@ class PseudoLabels:
             return case
         shape = (case.num_slices, *case.plane)
         seeds = case.weak.seeds(shape, instance=self.instance, radius=self.config.point_radius)
-        labels = np.full(shape, IGNORE, dtype=np.int32)
+        labels, unsure = np.full(shape, IGNORE, dtype=np.int32), np.zeros(shape, dtype=bool)
         for index in range(case.num_slices):
             pixels = case.image[index] if case.image.shape[1] == 3 else np.repeat(case.image[index], 3, axis=0)
             plane = Slice(pixels=pixels.astype(np.float32) / 255)
             if case.weak.drawn is not None:
-                labels[index] = self._scribbled(plane, seeds[index])
+                labels[index], unsure[index] = self._scribbled(plane, seeds[index])
             else:
-                labels[index] = self._pointed_at(plane, case.weak.on_slice(index))
-        labels = np.where(seeds != IGNORE, seeds, labels)
+                labels[index], unsure[index] = self._pointed_at(plane, case.weak.on_slice(index))
+        labels, unsure = np.where(seeds != IGNORE, seeds, labels), unsure & (seeds == IGNORE)
         nodata = case.labels == IGNORE
-        weak = replace(case.weak, nodata=nodata if nodata.any() else None, asked=self.config.prompts)
+        kept = {"nodata": nodata if nodata.any() else None, "unsure": unsure, "asked": self.config.prompts}
+        weak = replace(case.weak, **kept)
         return replace(case, labels=small_labels(labels, ~nodata), weak=weak)
 
-    def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> NDArray[np.int32]:
+    def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> Labelled:
         """Labels of a slice with boxes, points or coarse areas."""
         objects = [one for _, one in found]
         prompts = [object_prompt(one, objects) for one in objects]
@@ -149,45 +154,80 @@ class PseudoLabels:
         return mask.iou >= self.config.min_iou and stable >= self.config.min_stability and bool(mask.crop.any())
 
     def _claim(self, where: "Domain", mask: ObjectMask | None) -> Claim:
-        """What a mask gives its object, cut to where it may lie; without a mask everything there is unsure."""
+        """What a mask gives its object, cut to where it may lie; without a mask nothing is known there."""
         core, allowed = where.core, where.allowed
         if mask is None:
-            return Claim(place=where.place, sure=core, unsure=allowed & ~core)
+            return Claim(place=where.place, inside=core, unsure=core & False, unknown=allowed & ~core)
         logits = np.full(mask.shape, -np.inf, dtype=np.float32)
         logits[mask.place] = mask.logits.numpy()
-        part = logits[where.place]
-        sure = (allowed & (part > self.config.certain)) | core
-        return Claim(place=where.place, sure=sure, unsure=allowed & ~sure & (part >= -self.config.certain))
+        return claim_of(logits[where.place], where, (-self.config.certain, 0.0, self.config.certain))
 
-    def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> Labelled:
         """Labels of a slice with scribbles: every stroke is asked; what no mask holds stays unknown."""
         strokes = list(_strokes(seeds))
         masks = self._ask(plane, [stroke_prompt(value, inside, seeds) for value, inside in strokes])
-        labels, claimed = np.full(plane.shape, IGNORE, np.int32), np.zeros(plane.shape, np.int32)
-        for (value, _), mask in zip(strokes, masks, strict=True):
+        claims, values = [], []
+        for (value, inside), mask in zip(strokes, masks, strict=True):
             if mask is not None:
-                sure = mask.logits.numpy() > self.config.certain
-                part = labels[mask.place]
-                claimed[mask.place] += sure & (part != value)
-                part[sure] = value
-        return np.where(claimed > 1, IGNORE, labels)
+                allowed = np.ones(mask.logits.shape, dtype=bool)
+                where = Domain(place=mask.place, allowed=allowed, core=inside[mask.place])
+                claims.append(self._claim(where, mask))
+                values.append(value)
+        return paint_claims(claims, values, plane.shape, base=IGNORE)
 
 
-def paint_claims(claims: Sequence[Claim], values: Sequence[int], shape: tuple[int, int]) -> NDArray[np.int32]:
-    """(h, w) labels: 0 where nobody claims, ``IGNORE`` where it is unsure or claimed with different values.
+def claim_of(
+    values: NDArray[np.floating], where: "Domain", levels: tuple[float, float, float], kept: NDArray[np.bool_] | None = None
+) -> Claim:
+    """A claim from logits or probabilities.
 
-    A pixel that is sure for one object and unsure for another belongs to the former.
+    Args:
+        values: On the domain's rows and columns.
+        where: Where the object may lie.
+        levels: Below the first a pixel is off the object, above the second it is on it, above the third for sure.
+        kept: Of the pixels above the first level, those that count; None for all.
     """
-    labels, quarrel = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=bool)
+    low, half, high = levels
+    possible = where.allowed & (values >= low)
+    possible = possible if kept is None else possible & kept
+    inside = (possible & (values > half)) | where.core
+    return Claim(
+        place=where.place,
+        inside=inside,
+        unsure=possible & ~(values > high) & ~where.core,
+        unknown=np.zeros_like(inside),
+    )
+
+
+def paint_claims(claims: Sequence[Claim], values: Sequence[int], shape: tuple[int, int], *, base: int = 0) -> Labelled:
+    """Labels of a slice from the claims of its objects.
+
+    A pixel that is sure for one object and unsure for another belongs to the former; one that is sure for objects of
+    different values is unknown.
+
+    Args:
+        claims: Of all objects.
+        values: Their labels.
+        shape: (h, w) of the slice.
+        base: Label where nobody claims.
+
+    Returns:
+        (h, w) labels with ``IGNORE`` where nothing is known, and (h, w) bool where they are a guess.
+    """
+    labels = np.full(shape, base, dtype=np.int32)
+    guess, sure, quarrel = (np.zeros(shape, dtype=bool) for _ in range(3))
     for claim in claims:
-        part = labels[claim.place]
-        part[claim.unsure] = IGNORE
+        labels[claim.place][claim.unknown] = IGNORE
+        guess[claim.place] |= claim.unsure
     for claim, value in zip(claims, values, strict=True):
-        part = labels[claim.place]
-        quarrel[claim.place] |= claim.sure & (part > 0) & (part != value)
-        part[claim.sure] = value
+        labels[claim.place][claim.inside & claim.unsure] = value
+    for claim, value in zip(claims, values, strict=True):
+        part, own, there = labels[claim.place], claim.inside & ~claim.unsure, sure[claim.place]
+        quarrel[claim.place] |= own & there & (part != value)
+        part[own] = value
+        there |= own
     labels[quarrel] = IGNORE
-    return labels
+    return labels, guess & ~sure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
