@@ -216,6 +216,11 @@ def tile_object(number: int, one: WeakObject, fit: Fit, place: tuple[slice, slic
         first = min(int(np.ceil(ends[0] - 0.5)), fit.size - 1)
         spans.append((first, max(first, int(np.ceil(ends[1] - 0.5)) - 1)))
     rows, cols = spans
+    region = None
+    if one.region is not None:
+        region = _tile_region(one, fit, place)[rows[0] : rows[1] + 1, cols[0] : cols[1] + 1]
+        if not region.any():
+            return None
     return TileObject(
         number=number,
         label=one.label,
@@ -224,7 +229,7 @@ def tile_object(number: int, one: WeakObject, fit: Fit, place: tuple[slice, slic
         whole_rows=whole[0],
         whole_cols=whole[1],
         points=_tile_points(one, fit, place),
-        region=None if one.region is None else _tile_region(one, fit, place)[rows[0] : rows[1] + 1, cols[0] : cols[1] + 1],
+        region=region,
     )
 
 
@@ -246,11 +251,14 @@ def _tile_region(one: WeakObject, fit: Fit, place: tuple[slice, slice]) -> NDArr
     window = np.zeros(fit.source, dtype=np.uint8)
     rows = slice(max(top, place[0].start), min(top + inside.shape[0], place[0].stop))
     cols = slice(max(left, place[1].start), min(left + inside.shape[1], place[1].stop))
-    window[rows.start - place[0].start : rows.stop - place[0].start, cols.start - place[1].start : cols.stop - place[1].start] = (
-        inside[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-    )
+    here = (_moved(rows, -place[0].start), _moved(cols, -place[1].start))
+    window[here] = inside[_moved(rows, -top), _moved(cols, -left)]
     found: NDArray[np.bool_] = (fit.labels(torch.from_numpy(window).int()) > 0).numpy()
     return found
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _marks(seeds: NDArray[np.int32], fit: Fit) -> Tensor:
