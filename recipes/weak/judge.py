@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from samgraft.errors import InputError
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.metrics import Summary, overlap, summarise
-from samgraft.recipes.weak.labels import Box, WeakLabels, WeakObject, pixel_box
+from samgraft.recipes.weak.labels import Box, WeakLabels, WeakObject, box_ious, box_of, pixel_box
 
 MARGIN = 0.15
 """What lies so far outside a box, as a share of its sides and at least 2 pixels, still belongs to its object."""
@@ -130,7 +131,7 @@ def _boxes(weak: WeakLabels, predicted: NDArray[np.integer], label: int) -> floa
             for other in objects:
                 if other is not one:
                     _clear(part, near, other.around, one.around, mask.shape)
-            ious.append(box_iou(_box_of(part, near), one.around))
+            ious.append(float(box_ious([box_of(part, near)], [one.around])[0, 0]))
         outside += int((mask & ~taken).sum())
     if not ious:
         return float(total == 0)
@@ -149,22 +150,6 @@ def _clear(
     part[there & ~inside] = False
 
 
-def _box_of(mask: NDArray[np.bool_], near: tuple[slice, slice]) -> Box | None:
-    if not mask.any():
-        return None
-    rows, cols = np.flatnonzero(mask.any(axis=1)) + near[0].start, np.flatnonzero(mask.any(axis=0)) + near[1].start
-    return float(cols[0]), float(rows[0]), float(cols[-1]), float(rows[-1])
-
-
-def box_iou(a: Box | None, b: Box) -> float:
-    """IoU of two boxes that name their first and last pixels; 0 if one is missing."""
-    if a is None:
-        return 0.0
-    across, down = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + 1) for i in (0, 1))
-    areas = sum((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
-    return across * down / (areas - across * down)
-
-
 def _separate_boxes(weak: WeakLabels, predicted: NDArray[np.integer]) -> float:
     """Sum of the best IoU of every weak box, over boxes and false objects; each object serves one box."""
     total, count = 0.0, 0
@@ -175,14 +160,11 @@ def _separate_boxes(weak: WeakLabels, predicted: NDArray[np.integer]) -> float:
             if p is not None
         ]
         boxes = [one.around for _, one in weak.on_slice(index)]
-        pairs = sorted(((box_iou(f, b), i, j) for i, f in enumerate(found) for j, b in enumerate(boxes)), reverse=True)
-        used: tuple[set[int], set[int]] = (set(), set())
-        for iou, i, j in pairs:
-            if iou >= _FALSE and i not in used[0] and j not in used[1]:
-                used[0].add(i)
-                used[1].add(j)
-                total += iou
-        count += len(boxes) + len(found) - len(used[0])
+        ious = box_ious(found, boxes)
+        rows, cols = linear_sum_assignment(ious, maximize=True)
+        matched = ious[rows, cols][ious[rows, cols] >= _FALSE]
+        total += float(matched.sum())
+        count += len(boxes) + len(found) - len(matched)
     return total / count if count else 1.0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from monai.data.box_utils import box_iou
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -107,6 +108,26 @@ def pixel_box(box: Box, shape: tuple[int, int]) -> tuple[slice, slice]:
         last = min(max(int(np.floor(high + 1e-6)), first), length - 1)
         sides.append(slice(first, last + 1))
     return sides[0], sides[1]
+
+
+def box_of(mask: NDArray[np.bool_], place: tuple[slice, slice]) -> Box | None:
+    """The tight box of a mask whose first pixel lies at the start of ``place``; None if it is empty."""
+    if not mask.any():
+        return None
+    rows, cols = np.flatnonzero(mask.any(axis=1)) + place[0].start, np.flatnonzero(mask.any(axis=0)) + place[1].start
+    return float(cols[0]), float(rows[0]), float(cols[-1]), float(rows[-1])
+
+
+def box_ious(some: Sequence[Box | None], others: Sequence[Box]) -> NDArray[np.floating]:
+    """(n, m): IoU of boxes that name their first and last pixels; 0 for one that is missing."""
+    found = np.zeros((len(some), len(others)))
+    present = [index for index, box in enumerate(some) if box is not None]
+    if present and others:
+        edges = [np.array([some[i] for i in present], dtype=float), np.array(others, dtype=float)]
+        for boxes in edges:
+            boxes[:, 2:] += 1  # outer edges
+        found[present] = box_iou(*edges)
+    return found
 
 
 def nearest_cells(points: Sequence[Sequence[tuple[int, int]]], shape: tuple[int, int]) -> NDArray[np.int32]:

@@ -158,9 +158,8 @@ class PseudoLabels:
         core, allowed = where.core, where.allowed
         if mask is None:
             return Claim(place=where.place, inside=core, unsure=core & False, unknown=allowed & ~core)
-        logits = np.full(mask.shape, -np.inf, dtype=np.float32)
-        logits[mask.place] = mask.logits.numpy()
-        return claim_of(logits[where.place], where, (-self.config.certain, 0.0, self.config.certain))
+        logits = _on_place(mask, where.place)
+        return claim_of(logits, where, (-self.config.certain, 0.0, self.config.certain))
 
     def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> Labelled:
         """Labels of a slice with scribbles: every stroke is asked; what no mask holds stays unknown."""
@@ -174,6 +173,19 @@ class PseudoLabels:
                 claims.append(self._claim(where, mask))
                 values.append(value)
         return paint_claims(claims, values, plane.shape, base=IGNORE)
+
+
+def _on_place(mask: ObjectMask, place: Place) -> NDArray[np.float32]:
+    """Logits of a mask on other rows and columns; as low as can be where it was not looked for."""
+    logits = np.full([part.stop - part.start for part in place], -np.inf, dtype=np.float32)
+    both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(mask.place, place, strict=True)]
+    if all(part.start < part.stop for part in both):
+        there, here = (
+            tuple(slice(p.start - q.start, p.stop - q.start) for p, q in zip(both, origin, strict=True))
+            for origin in (mask.place, place)
+        )
+        logits[here] = mask.logits.numpy()[there]
+    return logits
 
 
 def claim_of(

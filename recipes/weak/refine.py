@@ -25,7 +25,7 @@ from samgraft.adapters.graft import Grafted
 from samgraft.recipes.losses import IGNORE, at_least_float
 from samgraft.recipes.representations import Maps, Representation
 from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import nearest_cells
+from samgraft.recipes.weak.labels import box_ious, box_of, nearest_cells
 from samgraft.recipes.weak.learning import foreground
 from samgraft.recipes.weak.pseudo import Claim, Domain, Labelled, claim_of, domain, paint_claims
 from samgraft.recipes.weak.tiles import TileObject, WeakTiles
@@ -88,13 +88,8 @@ def agreement_of(one: TileObject, inside: NDArray[np.bool_], place: tuple[slice,
             rows.start - one.rows[0] : rows.stop - one.rows[0], cols.start - one.cols[0] : cols.stop - one.cols[0]
         ]
         return float((inside & both).sum() / max(int((inside | both).sum()), 1))
-    common, sides = 1, []
-    for axis, (first, last) in ((1, one.rows), (0, one.cols)):
-        lines = np.flatnonzero(inside.any(axis=axis)) + place[1 - axis].start
-        common *= max(0, min(int(lines[-1]), last) - max(int(lines[0]), first) + 1)
-        sides.append((int(lines[-1]) - int(lines[0]) + 1, last - first + 1))
-    areas = [down * across for down, across in zip(*sides, strict=True)]
-    return common / (sum(areas) - common)
+    own = (float(one.cols[0]), float(one.rows[0]), float(one.cols[1]), float(one.rows[1]))
+    return float(box_ious([box_of(inside, place)], [own])[0, 0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -39,7 +39,7 @@ def test_agreement_with_each_kind_of_label() -> None:
     inside = np.zeros((4, 6), bool)
     inside[1:3, 2:6] = True
     place = (slice(10, 14), slice(20, 26))  # the mask covers rows 11..12, columns 22..25
-    assert agreement_of(box((11, 12), (22, 25)), inside, place) == 1.0
+    assert agreement_of(box((11, 12), (22, 25)), inside, place) == pytest.approx(1.0)
     assert agreement_of(box((11, 14), (22, 25)), inside, place) == pytest.approx(8 / 16)
     assert agreement_of(box((12, 15), (24, 29)), inside, place) == pytest.approx(2 / (8 + 24 - 2))
     assert agreement_of(box((12, 15), (24, 29)), ~inside & inside, place) == 0.0
