@@ -12,7 +12,7 @@ Deviations:
     Uncertain pixels are ignored and not guessed; points get negatives from other objects.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -345,14 +345,3 @@ def stroke_prompt(value: int, inside: NDArray[np.bool_], seeds: NDArray[np.int32
         reach = 0.25 * ((np.array([row, col]) - middle) ** 2).sum()
         away = away[((away - [row, col]) ** 2).sum(axis=1) > reach]
     return ObjectPrompt(points=tuple(points))
-
-
-def pseudo_cases(
-    make: PseudoLabels, cases: Sequence[Callable[[], CaseArrays]], tell: Callable[[int, CaseArrays], None] | None = None
-) -> Iterator[CaseArrays]:
-    """Read cases one after the other and label them; ``tell`` gets the number, from 1, and the case."""
-    for number, read in enumerate(cases, start=1):
-        made = make(read())
-        if tell is not None:
-            tell(number, made)
-        yield made
