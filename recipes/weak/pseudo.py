@@ -4,7 +4,7 @@ A box is asked exactly as ``samgraft segment --boxes`` asks it (``samgraft.recip
 the nearest points of other objects, as points off the object; a scribble is asked by some of its pixels, with pixels of
 other scribbles as points off it; a coarse outline is an earlier mask. What is not certain is unknown: pixels whose logit
 is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own predicted
-IoU or by its stability. Pixels outside all objects are background, except with scribbles, which say nothing about them.
+IoU or by its stability, or does not fill its box. Pixels outside all objects are background, except with scribbles, which say nothing about them.
 
 Source:
     Masks from boxes: SAMRS, arXiv:2305.02034, section 3.1; stability: Segment Anything, arXiv:2304.02643, section B.
@@ -33,7 +33,7 @@ from samgraft.recipes.engine.windows import Window
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import ObjectPrompt
 from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import WeakObject, nearest_cells, pixel_box
+from samgraft.recipes.weak.labels import WeakObject, box_ious, nearest_cells, pixel_box
 
 NEGATIVES = 4
 """Points of other objects that go with a point or a scribble."""
@@ -121,8 +121,8 @@ class PseudoLabels:
                 labels[index], unsure[index] = self._pointed_at(plane, case.weak.on_slice(index))
         labels, unsure = np.where(seeds != IGNORE, seeds, labels), unsure & (seeds == IGNORE)
         nodata = case.labels == IGNORE
-        kept = {"nodata": nodata if nodata.any() else None, "unsure": unsure, "asked": self.config.prompts}
-        weak = replace(case.weak, **kept)
+        known = nodata if nodata.any() else None
+        weak = replace(case.weak, nodata=known, unsure=unsure, asked=self.config.prompts)
         return replace(case, labels=small_labels(labels, ~nodata), weak=weak)
 
     def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> Labelled:
@@ -144,14 +144,17 @@ class PseudoLabels:
             return [None] * len(prompts)
         with torch.no_grad():
             masks = ask_objects(plane, prompts, self.settings)
-        good = [mask if self._trusted(mask) else None for mask in masks]
+        good = [mask if self._trusted(mask, one) else None for mask, one in zip(masks, prompts, strict=True)]
         self.asked, self.trusted = self.asked + len(good), self.trusted + sum(one is not None for one in good)
         return good
 
-    def _trusted(self, mask: ObjectMask) -> bool:
+    def _trusted(self, mask: ObjectMask, one: ObjectPrompt) -> bool:
+        """Whether a mask is good by the backbone's own estimate, is stable, and fills its box."""
         most = int((mask.logits > -OFFSET).sum())
         stable = int((mask.logits > OFFSET).sum()) / max(most, 1)
-        return mask.iou >= self.config.min_iou and stable >= self.config.min_stability and bool(mask.crop.any())
+        fills = one.box is None or float(box_ious([mask.box()], [one.box])[0, 0]) >= self.config.min_agreement
+        good = mask.iou >= self.config.min_iou and stable >= self.config.min_stability
+        return good and fills and bool(mask.crop.any())
 
     def _claim(self, where: "Domain", mask: ObjectMask | None) -> Claim:
         """What a mask gives its object, cut to where it may lie; without a mask nothing is known there."""

@@ -216,7 +216,9 @@ def tile_object(number: int, one: WeakObject, fit: Fit, place: tuple[slice, slic
         first = min(int(np.ceil(ends[0] - 0.5)), fit.size - 1)
         spans.append((first, max(first, int(np.ceil(ends[1] - 0.5)) - 1)))
     rows, cols = spans
-    region = None
+    points, region = _tile_points(one, fit, place), None
+    if one.points and not any(on for _, _, on in points):
+        return None
     if one.region is not None:
         region = _tile_region(one, fit, place)[rows[0] : rows[1] + 1, cols[0] : cols[1] + 1]
         if not region.any():
@@ -228,7 +230,7 @@ def tile_object(number: int, one: WeakObject, fit: Fit, place: tuple[slice, slic
         cols=cols,
         whole_rows=whole[0],
         whole_cols=whole[1],
-        points=_tile_points(one, fit, place),
+        points=points,
         region=region,
     )
 
