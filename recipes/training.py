@@ -28,7 +28,6 @@ from samgraft.recipes.report import report_run, write_text
 from samgraft.recipes.starting import start_from
 from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask, monitor
-
 from samgraft.recipes.weak.callback import Refinement
 from samgraft.recipes.weak.data import WeakData, needs_weak
 from samgraft.recipes.weak.learning import WeakLearning

@@ -213,9 +213,7 @@ def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
     return look
 
 
-def read_case(
-    case: Case, *, config: DataConfig, task: CaseTask, annotated: frozenset[int] | None = None
-) -> CaseArrays:
+def read_case(case: Case, *, config: DataConfig, task: CaseTask, annotated: frozenset[int] | None = None) -> CaseArrays:
     """Read a case as slices.
 
     Args:

@@ -73,7 +73,11 @@ class Refinement(Callback):
         self.done += 1
         if result is None or not trainer.is_global_zero:
             return
-        row = {"step": trainer.global_step, "weak/round": self.done, **{f"weak/{k}": v for k, v in vars(result).items()}}
+        row = {
+            "step": trainer.global_step,
+            "weak/round": self.done,
+            **{f"weak/{k}": v for k, v in vars(result).items()},
+        }
         with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         contact_sheet(self.run / f"weak_round_{self.done}.png", tile_panels(self.tiles))

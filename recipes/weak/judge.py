@@ -72,8 +72,14 @@ def _figure(
         masks = ((predicted > 0 if instance else predicted == c, _areas(weak, predicted.shape, c)) for c in known)
         return float(np.mean([overlap(mask, area)[0] for mask, area in masks]))
     if weak.kind == "boxes":
-        return _separate_boxes(weak, predicted) if instance else float(np.mean([_boxes(weak, predicted, c) for c in known]))
-    return _separate_points(weak, predicted) if instance else float(np.mean([_points(weak, predicted, c) for c in known]))
+        return (
+            _separate_boxes(weak, predicted)
+            if instance
+            else float(np.mean([_boxes(weak, predicted, c) for c in known]))
+        )
+    return (
+        _separate_points(weak, predicted) if instance else float(np.mean([_points(weak, predicted, c) for c in known]))
+    )
 
 
 def _pseudo_dice(case: CaseArrays, predicted: NDArray[np.integer], instance: bool, known: Sequence[int]) -> float:
@@ -138,9 +144,7 @@ def _boxes(weak: WeakLabels, predicted: NDArray[np.integer], label: int) -> floa
     return float(np.mean(ious)) * (1 - outside / max(total, 1))
 
 
-def _clear(
-    part: NDArray[np.bool_], near: tuple[slice, slice], other: Box, own: Box, shape: tuple[int, int]
-) -> None:
+def _clear(part: NDArray[np.bool_], near: tuple[slice, slice], other: Box, own: Box, shape: tuple[int, int]) -> None:
     """Take the pixels of another box out of a mask, unless they lie in its own box as well."""
     rows, cols = pixel_box(other, shape)
     mine = pixel_box(own, shape)

@@ -123,9 +123,7 @@ def marks_loss(probabilities: Tensor, marks: Tensor) -> Tensor:
     return torch.stack(terms).mean() if terms else probabilities.sum() * 0
 
 
-def alike_loss(
-    probabilities: Tensor, image: Tensor, shown: Tensor, *, radius: int = 3, colour: float = 0.1
-) -> Tensor:
+def alike_loss(probabilities: Tensor, image: Tensor, shown: Tensor, *, radius: int = 3, colour: float = 0.1) -> Tensor:
     """Mean chance that two neighbours are of different classes, weighed by how near and how alike they are.
 
     Args:

@@ -192,7 +192,10 @@ def _on_place(mask: ObjectMask, place: Place) -> NDArray[np.float32]:
 
 
 def claim_of(
-    values: NDArray[np.floating], where: "Domain", levels: tuple[float, float, float], kept: NDArray[np.bool_] | None = None
+    values: NDArray[np.floating],
+    where: "Domain",
+    levels: tuple[float, float, float],
+    kept: NDArray[np.bool_] | None = None,
 ) -> Claim:
     """A claim from logits or probabilities.
 

@@ -315,5 +315,7 @@ def _table_names(path: Path, stamp: int) -> frozenset[str]:
         rows = [{str(k).strip().lower(): v for k, v in row.items()} for row in csv.DictReader(file)]
     names = {Path(row[name] or "").name for row in rows for name in IMAGE if row.get(name)}
     if rows and not names:
-        raise ConfigError(f"{path} is one file for all images and has no column 'image'; add it, or give a file per case")
+        raise ConfigError(
+            f"{path} is one file for all images and has no column 'image'; add it, or give a file per case"
+        )
     return frozenset(names)

@@ -162,7 +162,9 @@ class Refiner:
             chance = probabilities[0 if self.tiles.instance else one.label - 1][where.place]
             claim = hysteresis(chance, where, self.config.low, self.config.high)
             seen = claim.inside & (chance > _HALF)  # a certain pixel that the adapter does not see is no agreement
-            if (claim.inside & ~claim.unsure).any() and agreement_of(one, seen, where.place) >= self.config.min_agreement:
+            if (claim.inside & ~claim.unsure).any() and agreement_of(
+                one, seen, where.place
+            ) >= self.config.min_agreement:
                 accepted += 1
             else:
                 claim = _as_before(where, value, before)

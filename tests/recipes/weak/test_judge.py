@@ -19,7 +19,10 @@ def test_box_iou_counts_pixels() -> None:
     assert found == pytest.approx(np.array([[1.0, 8 / 24, 0.0], [0.0, 0.0, 0.0]]))
     mask = np.zeros((3, 4), bool)
     mask[1, 1:3] = True
-    assert box_of(mask, (slice(10, 13), slice(20, 24))) == (21, 11, 22, 11) and box_of(~mask & mask, (slice(0), slice(0))) is None
+    assert (
+        box_of(mask, (slice(10, 13), slice(20, 24))) == (21, 11, 22, 11)
+        and box_of(~mask & mask, (slice(0), slice(0))) is None
+    )
 
 
 def test_boxes_of_classes() -> None:

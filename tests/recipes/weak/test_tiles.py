@@ -45,7 +45,7 @@ def test_places_lead_back_to_labels_whatever_happens_to_them() -> None:
     seed = torch.Generator().manual_seed(4)
     _, moved = augment(image.float(), places, seed, config)
     _, expected = augment(image.float(), known, torch.Generator().manual_seed(4), config)
-    assert tile_numbers(moved, 40) == [1] and (moved != places).float().mean() > 0.9
+    assert tile_numbers(moved, 40) == [1] and (moved != places).float().mean() > 0.5
     assert torch.equal(tiles.known(moved).labels, expected)
     assert tile_numbers(torch.full((1, 2, 2), IGNORE), 40) == [-1]
 

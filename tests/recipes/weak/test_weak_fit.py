@@ -70,7 +70,9 @@ def test_noise_in_the_place_of_masks_or_no_masks_at_all_give_the_same_weights(
     tmp_path: Path, layout: str, kind: str, supervision: str
 ) -> None:
     write = {"image_mask": write_pictures, "nnunet": write_volumes, "raster_vector": write_rasters}[layout]
-    folder = {"nnunet": "labelsTr", "raster_vector": "labels"}.get(layout, "masks" if kind == "semantic" else "instances")
+    folder = {"nnunet": "labelsTr", "raster_vector": "labels"}.get(
+        layout, "masks" if kind == "semantic" else "instances"
+    )
     options = {"instances": True} if (layout, kind) == ("image_mask", "instance") else {}
     root = write(tmp_path / "data", **options)
     config = config_of(root, supervision, steps=4, layout=layout, kind=kind)
