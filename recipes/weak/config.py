@@ -11,7 +11,9 @@ SUPERVISIONS: tuple[Supervision, ...] = ("masks", "boxes", "points", "scribbles"
 
 @dataclass(frozen=True, kw_only=True)
 class WeakConfig:
-    """How weak labels become pseudo-masks and losses. Nothing here counts with ``data.supervision: masks``, except
+    """How weak labels become pseudo-masks and losses.
+
+    Nothing here counts with ``data.supervision: masks``, except
     ``exclusion`` where ``data.partial`` is set.
     """
 

@@ -1,8 +1,8 @@
 """How well a prediction agrees with weak labels: what chooses the best checkpoint where no mask may be read.
 
 Boxes: mean IoU of every weak box and the box of what was predicted near it, times the share of the prediction that lies
-in some box; where objects are separate, false ones count as boxes without overlap. Points: share of points that are hit,
-times the share of points off the class that are not; separate objects: F1 of points and objects, one point each.
+in some box; where objects are separate, false ones count as boxes without overlap. Points: share of points that are
+hit, times the share of points off the class that are not; separate objects: F1 of points and objects, one point each.
 Scribbles: accuracy on drawn pixels, a mean over the classes drawn. Coarse: Dice with the outlines.
 
 All of these would be content with boxes that are filled, or with everything being an object. So the figure that chooses

@@ -1,7 +1,6 @@
-"""Weak labels of a case in one form, whatever file they came from: objects with boxes or points, or pixels that were
-drawn on.
+"""Weak labels of a case in one form, whatever file they came from: objects, or pixels that were drawn on.
 
-Pixels are those of the case's slices in native resolution: points are (x, y), a box names its first and last pixel.
+An object has a box, points or a coarse outline. Pixels are those of the case's slices in native resolution: points are (x, y), a box names its first and last pixel.
 """
 
 from collections.abc import Sequence
@@ -59,7 +58,7 @@ class WeakLabels:
     nodata: NDArray[np.bool_] | None = None
     """(n, h, w): where the image has no data; None if there is data everywhere."""
     unsure: NDArray[np.bool_] | None = None
-    """(n, h, w): pixels whose pseudo-label is a guess, which shapes objects and teaches nothing itself; None without."""
+    """(n, h, w): pixels whose pseudo-label is a guess, which shapes objects and teaches nothing itself."""
     asked: bool = False
     """The frozen backbone was asked for masks, and the case's labels are what became of them."""
 

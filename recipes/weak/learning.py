@@ -1,4 +1,4 @@
-"""What a batch of places teaches: the usual loss on pseudo-labels, and the losses of weak and partial labels beside it."""
+"""What a batch of places teaches: the usual loss on pseudo-labels, and beside it those of weak and partial labels."""
 
 from dataclasses import dataclass
 

@@ -2,9 +2,10 @@
 
 A box is asked exactly as ``samgraft segment --boxes`` asks it (``samgraft.recipes.engine.prompted``); a point goes with
 the nearest points of other objects, as points off the object; a scribble is asked by some of its pixels, with pixels of
-other scribbles as points off it; a coarse outline is an earlier mask. What is not certain is unknown: pixels whose logit
-is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own predicted
-IoU or by its stability, or does not fill its box. Pixels outside all objects are background, except with scribbles, which say nothing about them.
+other scribbles as points off it; a coarse outline is an earlier mask. What is not certain teaches nothing: pixels whose
+logit is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own
+predicted IoU or by its stability, or does not fill its box. Pixels outside all objects are background, except with
+scribbles, which say nothing about them.
 
 Source:
     Masks from boxes: SAMRS, arXiv:2305.02034, section 3.1; stability: Segment Anything, arXiv:2304.02643, section B.

@@ -5,7 +5,8 @@ This is the one place that reads masks and writes weak labels; training never co
 ``OUT/scribbles/CASE.png`` (``.tif`` for rasters, ``.nii.gz`` for volumes), ``OUT/coarse/...``; then
 ``samgraft fit ... --data.supervision boxes --data.weak OUT/boxes``.
 
-    python -m samgraft.recipes.weak.simulate --data PATH --layout image_mask --kind instance --supervision points --out OUT
+    python -m samgraft.recipes.weak.simulate --data PATH --layout image_mask --kind instance \\
+        --supervision points --out OUT
 """
 
 import argparse
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from samgraft.domains.atomic import atomic_path
+from samgraft.domains.detections.base import DEFAULT_CLASS
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, DataIndex
@@ -119,7 +121,7 @@ def _rows(
     """Class, slice and coordinates of every object."""
     rows: list[list[object]] = []
     for part in parts_of(case.labels, kind):
-        name = "object" if kind == "instance" else index.classes[part.value]
+        name = DEFAULT_CLASS if len(index.classes) == 1 else index.classes[part.value]
         (down, across), (height, width) = part.place, part.inside.shape
         if supervision == "boxes":
             edges = np.array([across.start, down.start, across.stop - 1, down.stop - 1], dtype=float)
@@ -169,7 +171,7 @@ def _drawn(
 
 
 def _stroke(inside: NDArray[np.bool_], rng: np.random.Generator, *, deep: bool = True) -> NDArray[np.bool_]:
-    """A line between two pixels far from each other, as far as it stays inside; three pixels wide where there is room."""
+    """A line between two pixels far from each other, as far as it stays inside; three pixels wide if there is room."""
     depth = depth_of(inside) if deep else inside.astype(float)
     places = np.argwhere(depth >= 0.5 * depth.max())
     start = places[rng.integers(len(places))]
