@@ -1,6 +1,7 @@
 """Weak labels of a case in one form, whatever file they came from: objects, or pixels that were drawn on.
 
-An object has a box, points or a coarse outline. Pixels are those of the case's slices in native resolution: points are (x, y), a box names its first and last pixel.
+An object has a box, points or a coarse outline. Pixels are those of the case's slices in native resolution: points are
+(x, y), a box names its first and last pixel.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""Weak labels made of full masks, as a person might have drawn them: for tests and benchmarks only.
+r"""Weak labels made of full masks, as a person might have drawn them: for tests and benchmarks only.
 
 This is the one place that reads masks and writes weak labels; training never comes here. Files are those that
 ``samgraft.recipes.weak.reading`` reads, one per case: ``OUT/boxes/CASE.csv``, ``OUT/points/CASE.csv``,
 ``OUT/scribbles/CASE.png`` (``.tif`` for rasters, ``.nii.gz`` for volumes), ``OUT/coarse/...``; then
 ``samgraft fit ... --data.supervision boxes --data.weak OUT/boxes``.
 
-    python -m samgraft.recipes.weak.simulate --data PATH --layout image_mask --kind instance \\
+    python -m samgraft.recipes.weak.simulate --data PATH --layout image_mask --kind instance \
         --supervision points --out OUT
 """
 
