@@ -228,7 +228,7 @@ def read_case(case: Case, *, config: DataConfig, task: CaseTask, annotated: froz
     """
     scene = case.load_image()
     look = choose_look(scene, config, task.modality)
-    labels = np.zeros(scene.grid.shape, np.int8)
+    labels: NDArray[np.integer] = np.zeros(scene.grid.shape, np.int8)
     if _masks(config):
         labels = _wanted_labels(case, task.kind, task.values)
         require_annotated(case.id, labels, annotated, task.names)

@@ -99,7 +99,7 @@ class _BatchLoss(nn.Module):
         """Logits (B, K, S, S) and the target of the representation."""
         logits, weights = at_least_float(logits), self.owner.config
         target = without_guesses(target, self.known.unsure)
-        total = self._partial(logits, target) if self.owner.partial else self.loss(logits, target)
+        total: Tensor = self._partial(logits, target) if self.owner.partial else self.loss(logits, target)
         if self.owner.tiles.supervision == "masks":
             return total
         found = foreground(self.representation, logits)
@@ -110,8 +110,8 @@ class _BatchLoss(nn.Module):
             total = total + weights.marks * marks_loss(found, marks.to(found.device))
         if weights.crf > 0:
             shown = (self.places >= 0).to(found.device)
-            options = {"radius": weights.crf_radius, "colour": weights.crf_colour}
-            total = total + weights.crf * alike_loss(found, self.image, shown, **options)  # type: ignore[arg-type]
+            alike = alike_loss(found, self.image, shown, radius=weights.crf_radius, colour=weights.crf_colour)
+            total = total + weights.crf * alike
         return total
 
     def _partial(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class PseudoLabels:
         labels, unsure = np.full(shape, IGNORE, dtype=np.int32), np.zeros(shape, dtype=bool)
         for index in range(case.num_slices):
             pixels = case.image[index] if case.image.shape[1] == 3 else np.repeat(case.image[index], 3, axis=0)
-            plane = Slice(pixels=pixels.astype(np.float32) / 255)
+            plane = Slice(pixels=np.asarray(pixels, dtype=np.float32) / np.float32(255))
             if case.weak.drawn is not None:
                 labels[index], unsure[index] = self._scribbled(plane, seeds[index])
             else:

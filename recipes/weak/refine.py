@@ -82,8 +82,8 @@ def agreement_of(one: TileObject, inside: NDArray[np.bool_], place: tuple[slice,
         both = np.zeros_like(inside)
         rows = slice(max(one.rows[0], place[0].start), min(one.rows[1] + 1, place[0].stop))
         cols = slice(max(one.cols[0], place[1].start), min(one.cols[1] + 1, place[1].stop))
-        here = (slice(rows.start - place[0].start, rows.stop - place[0].start),)
-        here += (slice(cols.start - place[1].start, cols.stop - place[1].start),)
+        top, left = place[0].start, place[1].start
+        here = (slice(rows.start - top, rows.stop - top), slice(cols.start - left, cols.stop - left))
         both[here] = one.region[
             rows.start - one.rows[0] : rows.stop - one.rows[0], cols.start - one.cols[0] : cols.stop - one.cols[0]
         ]

@@ -41,7 +41,8 @@ EMPTY_EVERY = 4
 class Part:
     """An object as a person sees it on a slice."""
 
-    slice: int
+    index: int
+    """Of the slice."""
     value: int
     """Class, from 1, or number of the object."""
     place: tuple[slice, slice]
@@ -101,7 +102,7 @@ def parts_of(labels: NDArray[np.integer], kind: Kind) -> Iterator[Part]:
             for number, place in enumerate(ndimage.find_objects(found), start=1):
                 inside = found[place] == number if place is not None else np.zeros(0, bool)
                 if place is not None and inside.sum() >= SMALLEST:
-                    yield Part(slice=index, value=value, place=place, inside=inside)
+                    yield Part(index=index, value=value, place=place, inside=inside)
 
 
 def depth_of(inside: NDArray[np.bool_]) -> NDArray[np.floating]:
@@ -124,15 +125,15 @@ def _rows(
         name = DEFAULT_CLASS if len(index.classes) == 1 else index.classes[part.value]
         (down, across), (height, width) = part.place, part.inside.shape
         if supervision == "boxes":
-            edges = np.array([across.start, down.start, across.stop - 1, down.stop - 1], dtype=float)
+            edges = np.array([across.start, down.start, across.stop - 1, down.stop - 1], dtype=np.float64)
             edges += rng.normal(0, 1, 4) * jitter * np.array([width, height, width, height])
             x0, y0, x1, y1 = np.round(edges)
             limits = case.plane[1] - 1, case.plane[0] - 1
             x0, y0 = max(0, min(x0, limits[0])), max(0, min(y0, limits[1]))
-            rows.append([name, part.slice, x0, y0, min(max(x1, x0), limits[0]), min(max(y1, y0), limits[1])])
+            rows.append([name, part.index, x0, y0, min(max(x1, x0), limits[0]), min(max(y1, y0), limits[1])])
         else:
             row, col = _inner(part.inside, rng)
-            rows.append([name, part.slice, col + across.start, row + down.start])
+            rows.append([name, part.index, col + across.start, row + down.start])
     return rows
 
 
@@ -158,9 +159,9 @@ def _drawn(
         number = part.value if kind == "instance" else index.values[part.value - 1]
         number += supervision == "scribbles" and kind == "instance" and number >= background  # it is not free
         if supervision == "scribbles":
-            drawn[part.slice][part.place][_stroke(part.inside, rng)] = number
+            drawn[part.index][part.place][_stroke(part.inside, rng)] = number
         else:
-            _fill(drawn[part.slice], part, number, rng)
+            _fill(drawn[part.index], part, number, rng)
     if supervision == "scribbles":
         for number, plane in enumerate(case.labels):
             if (plane > 0).any() or number % EMPTY_EVERY == 0:
