@@ -41,9 +41,11 @@ class WeakConfig:
     marks: float = 0.5
     """Weight of the points and scribbles themselves, each mark counting alike whatever its size."""
     rounds: int = 2
-    """How often pseudo-masks are made again from the adapter's own output; 0 keeps the first ones."""
+    """How often pseudo-masks are made again from the adapter's own output; 0 keeps the first ones, and so do heads that
+    find objects themselves."""
     first_round: float = 0.4
-    """Share of the steps before the first of them; the others follow evenly."""
+    """Share of the steps before the first of them; the others follow evenly. 0 with ``train.start_from``: the source
+    adapter's own masks, within the weak labels, from the first step on."""
     low: float = 0.35
     """Refined masks: pixels below this probability are background."""
     high: float = 0.65

@@ -133,7 +133,9 @@ def test_certain_pixels_of_the_embedded_backbone_are_right(tmp_path: Path, super
     root = write_crosses(tmp_path / "data", cases=4)
     config = config_of(root, supervision, steps=1)
     simulate(config.data, "semantic", config.data.supervision, root)
-    truth = {ref.id: ref.read().labels for ref in index_data(replace(config.data, supervision="masks"), "semantic").train}
+    truth = {
+        ref.id: ref.read().labels for ref in index_data(replace(config.data, supervision="masks"), "semantic").train
+    }
     make = PseudoLabels(load_backbone("graft-tiny"), WeakConfig(), instance=False)
     right, known, found, total = [], [], [], []
     for ref in index_data(config.data, "semantic").train:
