@@ -66,6 +66,8 @@ def read_annotated(
         unknown = sorted({str(name) for name in content[case]} - set(number))
         if unknown:
             raise InputError(f"{path}: {case} has the classes {unknown}; known: {', '.join(number)}; correct the file")
+        if not content[case]:
+            raise InputError(f"{path}: {case} has no annotated class, so it teaches nothing; leave its label out")
         found[case] = frozenset(number[str(name)] for name in content[case])
     return found
 
