@@ -30,12 +30,7 @@ from samgraft.recipes.config import AugmentConfig, FitConfig
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.data.slabs import flat_slabs
 from samgraft.recipes.inference import find_instances, predict_instances, predict_semantic
-from samgraft.recipes.instances import (
-    InstanceMatch,
-    average_precision,
-    match_instances,
-    mean_matched_iou,
-)
+from samgraft.recipes.instances import InstanceMatch, average_precision, match_instances, mean_matched_iou
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.metrics import MetricTable, Score, Summary, overlap, score_case
 from samgraft.recipes.optimiser import make_optimizer

@@ -8,6 +8,9 @@ from samgraft.errors import ConfigError
 Supervision = Literal["masks", "boxes", "points", "scribbles", "coarse"]
 SUPERVISIONS: tuple[Supervision, ...] = ("masks", "boxes", "points", "scribbles", "coarse")
 
+MOST_SHARP = 20.0
+"""Largest sharpness of the smooth maximum: sums of a whole line then still tell the exponentials of its parts apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeakConfig:
@@ -31,8 +34,8 @@ class WeakConfig:
     tightness: float = 0.3
     """Weight of the box loss: every row and column of a box holds a foreground pixel."""
     sharpness: float = 8.0
-    """Of the smooth maximum in that loss; infinity is the maximum."""
-    crf: float = 0.1
+    """Of the smooth maximum in that loss, at most 20: between the mean (0) and the maximum."""
+    crf: float = 0.3
     """Weight of the regulariser: neighbouring pixels that look alike get the same class."""
     crf_radius: int = 3
     """How far neighbours are, network pixels."""
@@ -63,8 +66,8 @@ class WeakConfig:
             _check(0.0 <= getattr(self, name) <= 1.0, f"weak.{name} is {getattr(self, name)}; expected 0 to 1")
         for name in ("certain", "tightness", "crf", "marks", "exclusion"):
             _check(getattr(self, name) >= 0, f"weak.{name} is {getattr(self, name)}; expected zero or more")
-        for name in ("sharpness", "crf_colour"):
-            _check(getattr(self, name) > 0, f"weak.{name} is {getattr(self, name)}; expected a positive number")
+        _check(0 <= self.sharpness <= MOST_SHARP, f"weak.sharpness is {self.sharpness}; expected 0 to {MOST_SHARP:g}")
+        _check(self.crf_colour > 0, f"weak.crf_colour is {self.crf_colour}; expected a positive number")
         _check(self.low <= self.high, f"weak.low is {self.low} and weak.high {self.high}; expected low <= high")
         _check(self.rounds >= 0, f"weak.rounds is {self.rounds}; expected zero or more")
         _check(self.crf_radius >= 1, f"weak.crf_radius is {self.crf_radius}; expected at least 1 pixel")

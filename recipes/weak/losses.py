@@ -56,7 +56,7 @@ def smooth_maximum(values: Tensor, weights: Tensor, bags: Bags, sharpness: float
         values: (B, C, L, n) in [0, 1], lines last but one.
         weights: (B, L, n) 1 where a pixel counts, else 0.
         bags: On these lines.
-        sharpness: 0 is the mean.
+        sharpness: 0 is the mean; at most 20, since bags are differences of running sums.
     """
     raised = torch.exp(sharpness * values.double()) * weights.double()[:, None]
     sums = []

@@ -4,8 +4,8 @@ A box is asked exactly as ``samgraft segment --boxes`` asks it (``samgraft.recip
 the nearest points of other objects, as points off the object; a scribble is asked by some of its pixels, with pixels of
 other scribbles as points off it; a coarse outline is an earlier mask. What is not certain teaches nothing: pixels whose
 logit is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own
-predicted IoU or by its stability, or does not fill its box. Pixels outside all objects are background, except with
-scribbles, which say nothing about them.
+predicted IoU or by its stability, or does not fill its box. Pixels outside all objects are background; with scribbles
+only those in a ring around a mask are, unless another mask holds them, since scribbles say nothing of the rest.
 
 Source:
     Masks from boxes: SAMRS, arXiv:2305.02034, section 3.1; stability: Segment Anything, arXiv:2304.02643, section B.
@@ -42,6 +42,8 @@ STROKE_POINTS = 4
 """Pixels of a scribble that are asked."""
 BAND = 0.15
 """A coarse outline may be off by this share of the square root of its area."""
+RING = 0.3
+"""Beside the mask of a scribble lies background, as far as this share of the square root of its area."""
 LOST = 0.125
 """An object whose point got no mask may reach this share of the shorter side away."""
 
@@ -166,8 +168,8 @@ class PseudoLabels:
         return claim_of(logits, where, (-self.config.certain, 0.0, self.config.certain))
 
     def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> Labelled:
-        """Labels of a slice with scribbles: every stroke is asked; what no mask holds stays unknown."""
-        strokes = list(_strokes(seeds))
+        """Labels of a slice with scribbles: every stroke is asked; what is not near any mask stays unknown."""
+        strokes, beside = list(_strokes(seeds)), np.zeros(plane.shape, dtype=bool)
         masks = self._ask(plane, [stroke_prompt(value, inside, seeds) for value, inside in strokes])
         claims, values = [], []
         for (value, inside), mask in zip(strokes, masks, strict=True):
@@ -176,7 +178,17 @@ class PseudoLabels:
                 where = Domain(place=mask.place, allowed=allowed, core=inside[mask.place])
                 claims.append(self._claim(where, mask))
                 values.append(value)
-        return paint_claims(claims, values, plane.shape, base=IGNORE)
+                beside[mask.place] |= _ring(mask, self.config.certain)
+        labels, guess = paint_claims(claims, values, plane.shape, base=IGNORE)
+        labels[beside & (labels == IGNORE) & ~guess] = 0
+        return labels, guess
+
+
+def _ring(mask: ObjectMask, certain: float) -> NDArray[np.bool_]:
+    """Pixels beside a mask that are certainly not of it."""
+    width = max(2.0, RING * float(np.sqrt(mask.crop.sum())))
+    near: NDArray[np.bool_] = ndimage.distance_transform_edt(~mask.crop) <= width
+    return near & (mask.logits.numpy() < -certain)
 
 
 def _on_place(mask: ObjectMask, place: Place) -> NDArray[np.float32]:
