@@ -14,6 +14,7 @@ from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.bundle import load_bundle, read_meta
 from samgraft.errors import ConfigError
+from samgraft.recipes.cli import main
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.training import RunResult, fit, load_adapted, validate
@@ -149,6 +150,36 @@ def test_certain_pixels_of_the_embedded_backbone_are_right(tmp_path: Path, super
     assert make.asked == 4 and make.trusted >= 3
     assert np.mean(right) > 0.95 and np.mean(known) > (0.05 if supervision == "scribbles" else 0.9)
     assert np.sum(found) / np.sum(total) > (0.65 if supervision == "points" else 0.9)
+
+
+def test_the_command_line_fits_boxes_from_a_source_and_scores_with_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_crosses(tmp_path / "data", cases=4)
+    simulate(DataConfig(path=str(root), layout="image_mask"), "semantic", "boxes", root)
+    words = [
+        "--data",
+        str(root),
+        "--data.layout",
+        "image_mask",
+        "--size",
+        "64",
+        "--steps",
+        "2",
+        "--train.val_every",
+        "2",
+    ]
+    words += ["--train.progress", "false", "--train.accelerator", "cpu", "--train.cache", "false"]
+    assert main(["fit", *words, "-o", str(tmp_path / "source")]) == 0
+    weak = ["--data.supervision", "boxes", "--weak.first_round", "0", "--weak.rounds", "1"]
+    source = tmp_path / "source" / "adapter.graft"
+    assert main(["fit", *words, *weak, "--train.start_from", str(source), "-o", str(tmp_path / "run")]) == 0
+    assert "agreement" in capsys.readouterr().out
+    first = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[0])
+    assert (first["step"], first["weak/round"]) == (0, 1) and first["weak/accepted"] + first["weak/refused"] == 2
+    masks = ["--data.supervision", "masks", "--train.progress", "false"]
+    assert main(["validate", "--run", str(tmp_path / "run"), *masks]) == 0
+    assert "dice/mean" in capsys.readouterr().out
 
 
 def test_what_does_not_go_together_is_refused() -> None:
