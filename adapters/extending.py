@@ -69,13 +69,14 @@ def put_back(grafted: Grafted, state: Mapping[str, Tensor]) -> None:
 
 def _built(grafted: Grafted, further: Mapping[str, GraftConfig]) -> dict[str, Graft]:
     """The grafts, checked against those that are there."""
-    claimed = {path: name for name, graft in grafted.grafts.items() if isinstance(graft, Graft) for path in _of(graft)}
+    own = {name: graft for name, graft in grafted.grafts.items() if isinstance(graft, Graft)}
+    claimed = {path: name for name, graft in own.items() for path in graft.claims()}
     found: dict[str, Graft] = {}
     for name, config in further.items():
         if name in grafted.configs or not name.isidentifier():
             raise ConfigError(f"graft name {name!r} is taken, or no identifier; choose another one")
         graft = config.build(grafted.backbone)
-        for path in _of(graft):
+        for path in graft.claims():
             if path in claimed:
                 raise ConfigError(
                     f"grafts {claimed[path]!r} and {name!r} both want layer {path!r}; nothing was changed; drop one"
@@ -84,6 +85,3 @@ def _built(grafted: Grafted, further: Mapping[str, GraftConfig]) -> dict[str, Gr
         found[name] = graft
     return found
 
-
-def _of(graft: Graft) -> frozenset[str]:
-    return graft.claims()
