@@ -29,9 +29,9 @@ from samgraft.adapters.graft import Grafted
 from samgraft.adapters.grafts import GraftConfig, LayerNormConfig, NeckAffineConfig
 from samgraft.adapters.grafts.neck_affine import NeckAffineGraft
 from samgraft.errors import ConfigError
-from samgraft.recipes.engine.pipeline import encode_batch
 from samgraft.recipes.representations import Maps
 from samgraft.recipes.test_time.answers import Verdict, answer, balanced_weights, encode, entropy_map, figures, judge
+from samgraft.recipes.test_time.batches import batches
 from samgraft.recipes.test_time.methods import EntropyConfig
 from samgraft.recipes.test_time.neck import with_neck
 
@@ -96,9 +96,7 @@ class _Scene:
 
     def __init__(self, grafted: Grafted, representation: Maps, inputs: Tensor, config: EntropyConfig) -> None:
         self.grafted, self.representation, self.config = grafted, representation, config
-        slices = inputs.shape[2] if inputs.ndim == 5 else 1
-        batch = max(1, encode_batch(grafted.backbone, inputs.shape[-1]) // slices)
-        self.parts = inputs.split(batch)
+        self.parts = batches(grafted, inputs)
         self.kept: list[tuple[Features, Tensor]] = []
         if config.moved == "neck":
             with torch.no_grad():
