@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.bundle import BundleMeta, read_meta, replace_meta
 from samgraft.adapters.extending import put_back
 from samgraft.adapters.graft import Grafted
@@ -151,19 +152,19 @@ def _mean_and_variance(images: Sequence[Vectors]) -> tuple[Vectors, Vectors]:
 
 
 @torch.no_grad()
-def necks(grafted: Grafted, inputs: Tensor) -> Iterable[Tensor]:
+def necks(backbone: Backbone, inputs: Tensor) -> Iterable[Tensor]:
     """Necks (b, C, h, w) of network inputs or slabs, a few at a time, as the backbone is now."""
-    device = next(grafted.backbone.parameters()).device
+    device = next(backbone.parameters()).device
     flat, _, slices = flat_slabs(inputs, None)
-    batch = encode_batch(grafted.backbone, flat.shape[-1])
+    batch = encode_batch(backbone, flat.shape[-1])
     for part in flat.split(max(1, batch // slices) * slices):
         there = part.to(device)
-        yield (grafted.backbone.encode(there) if slices == 1 else grafted.backbone.encode(there, depth=slices)).neck
+        yield (backbone.encode(there) if slices == 1 else backbone.encode(there, depth=slices)).neck
 
 
-def pooled(grafted: Grafted, inputs: Tensor) -> Vectors:
+def pooled(backbone: Backbone, inputs: Tensor) -> Vectors:
     """(n, C): mean over tokens of what the backbone gives for single inputs (n, 3, S, S), as it is now."""
-    return np.concatenate([neck.double().mean(dim=(2, 3)).cpu().numpy() for neck in necks(grafted, inputs)])
+    return np.concatenate([neck.double().mean(dim=(2, 3)).cpu().numpy() for neck in necks(backbone, inputs)])
 
 
 class TokenSums:
@@ -207,10 +208,10 @@ def domain_features(grafted: Grafted, images: Iterable[Tensor]) -> FeatureMoment
     grafted.eval()
     try:
         for inputs in images:
-            for neck in necks(grafted, inputs):
+            for neck in necks(grafted.backbone, inputs):
                 tokens.add(neck)
-            grafted.detach()
-            frozen.append(pooled(grafted, flat_slabs(inputs, None)[0]))
+            backbone = grafted.detach()
+            frozen.append(pooled(backbone, flat_slabs(inputs, None)[0]))
             grafted.install()
     finally:
         if not grafted.attached:

@@ -74,14 +74,15 @@ def test_time_segment(method: "SceneMethod | None") -> "Callable[..., Segmentati
     return segment if method is None else partial(_segment, method)
 
 
-def test_time_adapter(values: argparse.Namespace, scene: "Scene | None", reading: dict[str, Any]) -> str:
+def test_time_adapter(values: argparse.Namespace, scene: "Scene | None", reading: dict[str, Any]) -> str | None:
     """The adapter file for a run over tiles: fitted to the whole raster and written beside the first output."""
     from samgraft.domains.opening import open_scene
     from samgraft.recipes.test_time.segmenting import write_adapted
 
     method = test_time_method(values)
     if method is None:
-        return str(values.adapter)
+        given: str | None = values.adapter
+        return given
     target = Path(f"{values.output[0]}.test_time.graft")
     whole = open_scene(values.input, **reading) if scene is None else scene
     path, verdict = write_adapted(whole, values.adapter, target, method=method, backbone=values.backbone)
