@@ -110,10 +110,10 @@ def score(grafted: Grafted, one: Domain, scored: Sequence[Case] | None = None) -
     return float(found[one.metric])
 
 
-def inputs(one: Domain, case: Case) -> Tensor:
+def inputs(one: Domain, case: Case, count: int = INPUTS) -> Tensor:
     """A few network inputs (n, 3, S, S) of a case, spread over it."""
     images, _ = tensors(one.spec, [case])
-    return images[sorted(spread(len(images), INPUTS))]
+    return images[sorted(spread(len(images), count))]
 
 
 def save(path: Path, grafted: Grafted, one: Domain) -> Path:
