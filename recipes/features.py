@@ -121,8 +121,8 @@ def shrunken(inputs: Vectors, mean: Vectors) -> Vectors:
     own = ((inputs - mean) ** 2).sum(axis=0) / max(count - 1, 1)
     if count < 2 or not own.mean() > 0:
         raise InputError(
-            f"{count} network inputs, and no difference between them, say nothing about how images of this kind differ; "
-            "give more training images"
+            f"{count} network inputs, and no difference between them, say nothing about how images of this kind "
+            "differ; give more training images"
         )
     found: Vectors = (WEIGHT * own.mean() + count * own) / (WEIGHT + count)
     return found

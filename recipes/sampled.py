@@ -6,7 +6,6 @@ these. They depend on the scene and the adapter's input recipe only, not on how 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -149,5 +148,3 @@ def _stacked(
 def _square(picture: NDArray[np.uint8], size: int) -> Tensor:
     image = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
     return Fit(source=(image.shape[1], image.shape[2]), size=size).image(image)
-
-

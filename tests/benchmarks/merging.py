@@ -66,7 +66,7 @@ class Domain:
 
 
 def domain(name: str, limit: int | None) -> Domain:
-    """Cases of a set, or of one staining of nuclei; where the val split has none, every fifth training case is scored."""
+    """Cases of a set, or of one staining of nuclei; without any in the val split every fifth of training is scored."""
     base, _, kind = name.partition(":")
     spec = replace(spec_of(base), full_resolution=True)  # a pair has to have the same decoder
     train, scored = cases(base, "train"), cases(base, "val")
