@@ -95,7 +95,7 @@ def require_alike(configs: Sequence[Mapping[str, GraftConfig]], *, how: How) -> 
                 "grafts can be merged; use a router for others"
             )
         for name, config in first.items():
-            free = TRAINING_ONLY
+            free: tuple[str, ...] = TRAINING_ONLY
             if how != "average" and isinstance(config, LoraConfig | DecoderLoraConfig):
                 free = (*free, *OF_RANK)
             mine, theirs = config.to_dict(), other[name].to_dict()

@@ -96,7 +96,7 @@ class FeatureMoments:
                 "them with samgraft route --learn IMAGE ... --adapters FILE"
             )
         try:
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             found = cls(**values)
             sizes = {len(v) for v in (found.mean, found.variance, found.token_mean, found.token_variance)}
         except (TypeError, AttributeError) as error:

@@ -121,7 +121,8 @@ def _points(backbone: Backbone) -> nn.ModuleList:
 
 def _last_norm(backbone: Backbone) -> nn.Module:
     _points(backbone)
-    for path, module in backbone.named_modules():
+    found: dict[str, nn.Module] = dict(backbone.named_modules())
+    for path, module in found.items():
         if path.endswith(LAST_NORM):
             return module
     raise NoMatchError(f"the neck of {backbone.spec.name!r} does not end with {LAST_NORM!r}; nothing was changed")
