@@ -1,9 +1,10 @@
 """What a merge of two adapters costs on each domain: ``python -m tests.benchmarks.merging``.
 
 Per pair of domains and seed one adapter is trained on each, from the same start, with the same budget. Rows: the
-domain's own adapter, the other's, merges of the two (``samgraft merge``), one adapter trained on both, and the router,
-which takes for every picture the adapter whose training pictures are nearest by frozen features. Scores are of pictures
-that no adapter was trained on; "cost" is the own adapter's score minus the row's.
+domain's own adapter, the other's, merges of the two (``samgraft merge``), the first adapter trained on (what it forgets)
+and its merge with what it was, one adapter trained on both, and the router, which takes for every picture the adapter
+whose training pictures are nearest by frozen features. Scores are of pictures that no adapter was trained on: Dice, or
+IoU of the foreground of nuclei; "cost" is the own adapter's score minus the row's.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, save_bundle
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.grafts import LoraConfig
+from samgraft.adapters.merging import HOWS
 from samgraft.recipes.continual.merging import merge_adapters
 from samgraft.recipes.continual.router import nearest
 from samgraft.recipes.features import FeatureMoments, domain_features, pooled
@@ -30,7 +32,7 @@ from samgraft.recipes.sampled import spread
 from tests.benchmarks._arms import decoder_config, graft_arm
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._data import Case, cases
-from tests.benchmarks._graft_rows import METRIC, spec_of
+from tests.benchmarks._graft_rows import spec_of
 from tests.benchmarks._sets import SetSpec, evaluate, staining, tensors
 from tests.benchmarks._table import is_there, markdown, read_json, write_json
 from tests.benchmarks._train import loop
@@ -48,6 +50,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "arithmetic 0.7 + 0.7": {"how": "exact", "weights": (0.7, 0.7)},
     "arithmetic 1 + 1": {"how": "exact", "weights": (1.0, 1.0)},
 }
+METRIC = {"nuclei": "iou", "cardiac_mr": "dice", "retina_vessels": "dice"}
 RANK = 4
 INPUTS = 8
 """Inputs per picture that the router looks at."""
@@ -170,12 +173,19 @@ def run_pair(pair: str, seed: int, budget: float, backbone: str, limit: int | No
             files.append(save(Path(folder) / f"{len(files)}.graft", grafted, one))
             add(f"adapter of {one.name}", scored(grafted), steps=steps)
             grafted.detach()
-        for name, options in MERGES.items():
-            report = merge_adapters(files, Path(folder) / "m.graft", like=files[0], backbone=base, **options)
+        add("router", **routed(domains, moments, base, files))
+        grafted = load_bundle(files[0], base)
+        steps = train(grafted, domains[1:], budget, seed)
+        later = save(Path(folder) / "later.graft", grafted, domains[0])
+        add("the first, then trained on the second", scored(grafted), steps=steps)
+        grafted.detach()
+        merges = [(name, files, options) for name, options in MERGES.items()]
+        merges += [(f"the first and what it became, {how}", [files[0], later], {"how": how}) for how in HOWS[:2]]
+        for name, pair_files, options in merges:
+            report = merge_adapters(pair_files, Path(folder) / "m.graft", like=files[0], backbone=base, **options)
             grafted = load_bundle(report.adapter, base)
             add(name, scored(grafted), parameters=report.parameters, discarded=dict(report.discarded))
             grafted.detach()
-        add("router", **routed(domains, moments, base, files))
         grafted = network(base, domains[0].spec, seed)
         steps = train(grafted, domains, 2 * budget, seed)
         add("one adapter trained on both, twice the budget", scored(grafted), steps=steps)
