@@ -5,9 +5,11 @@
 
 An image is a few network inputs spread over it; its feature is their mean of the neck, pooled over all tokens. The
 distance of an image x is the root of the mean over channels of (x - mean)^2 / variance: a Mahalanobis distance with a
-diagonal covariance, divided by the root of the number of channels. The variance is that of single inputs, shrunken
+diagonal covariance, divided by the root of the number of channels. The variance is that between images, shrunken
 towards its mean over channels, since a handful of images says little about each of 256 channels. How far is too far
-comes from the training images themselves: each one is measured against the others.
+comes from the training images themselves: each one is measured against the others. Which of several domains is nearest
+is told by likelihood, not by distance: a domain of very different images has a large variance, and by distance alone
+everything would be near to it.
 
 Source:
     Mahalanobis distance of features to tell what a network was not trained on: arXiv:1807.03888, section 2; the
@@ -46,8 +48,8 @@ IMAGES, INPUTS, FEW = 32, 4, 64
 """Most training images that are looked at, inputs of each of them, and inputs of all where there are few images."""
 WEIGHT = 8.0
 """The mean variance counts as so many inputs beside the variance of each channel."""
-SLACK = 1.5
-"""An image is unknown where it is so many times as far as the farthest training image is from the others."""
+QUANTILE, SLACK = 0.9, 1.25
+"""An image is unknown where it is ``SLACK`` times as far as this share of training images is from the others."""
 Vectors = NDArray[np.float64]
 
 
@@ -62,7 +64,7 @@ class FeatureMoments:
     mean: tuple[float, ...]
     """(C,) of the pooled neck of the frozen encoder."""
     variance: tuple[float, ...]
-    """(C,) of the same over inputs, shrunken."""
+    """(C,) of the same between images, shrunken."""
     threshold: float
     """Distance from which on an image is none of these."""
     token_mean: tuple[float, ...]
@@ -73,6 +75,10 @@ class FeatureMoments:
     def distance(self, feature: Vectors) -> float:
         """How far an image's feature (C,) is."""
         return distance(feature, np.array(self.mean), np.array(self.variance))
+
+    def surprise(self, feature: Vectors) -> float:
+        """How unlikely an image's feature (C,) is here; compared between domains, less is nearer."""
+        return surprise(feature, np.array(self.mean), np.array(self.variance))
 
     def to_json(self) -> dict[str, Any]:
         """JSON types, six digits."""
@@ -111,17 +117,25 @@ def distance(feature: Vectors, mean: Vectors, variance: Vectors) -> float:
     return float(np.sqrt(((feature - mean) ** 2 / variance).mean()))
 
 
-def shrunken(inputs: Vectors, mean: Vectors) -> Vectors:
-    """Variance (C,) of inputs (n, C) about ``mean`` (C,), shrunken towards its mean over channels.
+def surprise(feature: Vectors, mean: Vectors, variance: Vectors) -> float:
+    """Mean over channels of (feature - mean)^2 / variance + log variance; all (C,).
+
+    Twice the negative logarithm of a normal density, per channel and up to a constant.
+    """
+    return float(((feature - mean) ** 2 / variance + np.log(variance)).mean())
+
+
+def shrunken(points: Vectors, mean: Vectors) -> Vectors:
+    """Variance (C,) of points (n, C) about ``mean`` (C,), shrunken towards its mean over channels.
 
     Raises:
-        InputError: fewer than two inputs, or all the same.
+        InputError: fewer than two points, or all the same.
     """
-    count = len(inputs)
-    own = ((inputs - mean) ** 2).sum(axis=0) / max(count - 1, 1)
+    count = len(points)
+    own = ((points - mean) ** 2).sum(axis=0) / max(count - 1, 1)
     if count < 2 or not own.mean() > 0:
         raise InputError(
-            f"{count} network inputs, and no difference between them, say nothing about how images of this kind "
+            f"features of {count} images, and no difference between them, say nothing about how images of this kind "
             "differ; give more training images"
         )
     found: Vectors = (WEIGHT * own.mean() + count * own) / (WEIGHT + count)
@@ -136,19 +150,18 @@ def moments(images: Sequence[Vectors]) -> tuple[Vectors, Vectors, float]:
     Raises:
         InputError: too little to tell a variance.
     """
-    mean, variance = _mean_and_variance(images)
-    apart = list(images) if len(images) > 1 else [row[None] for row in images[0]]
-    if len(apart) == 2:  # what is left of two is one, whose variance nobody knows
-        own = [distance(one.mean(axis=0), mean, variance) for one in apart]
+    points = np.stack([one.mean(axis=0) for one in images]) if len(images) > 1 else images[0]
+    mean = points.mean(axis=0)
+    variance = shrunken(points, mean)
+    if len(points) == 2:  # what is left of two is one, whose variance nobody knows
+        own = [distance(one, mean, variance) for one in points]
     else:
-        others = [[one for j, one in enumerate(apart) if j != i] for i in range(len(apart))]
-        own = [distance(one.mean(axis=0), *_mean_and_variance(rest)) for one, rest in zip(apart, others, strict=True)]
-    return mean, variance, SLACK * max(own)
-
-
-def _mean_and_variance(images: Sequence[Vectors]) -> tuple[Vectors, Vectors]:
-    mean = np.mean([one.mean(axis=0) for one in images], axis=0)
-    return mean, shrunken(np.concatenate(images), mean)
+        own = []
+        for number, one in enumerate(points):
+            rest = np.delete(points, number, axis=0)
+            centre = rest.mean(axis=0)
+            own.append(distance(one, centre, shrunken(rest, centre)))
+    return mean, variance, SLACK * float(np.quantile(own, QUANTILE))
 
 
 @torch.no_grad()

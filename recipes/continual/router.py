@@ -8,8 +8,8 @@ A domain that is added changes nothing of those that are there: the backbone is 
 it one at a time (``samgraft.adapters.AdapterShelf``). That is all there is to not forgetting; what has to be right is
 the choice. An image is looked at as each adapter would, encoded by the frozen backbone, and compared with what the
 adapters' headers remember of their training images (``samgraft.recipes.features``). The distance is told in
-thresholds: 1 is as far as an image may be and still belong; the nearest of those up to 1 is taken, and none if there is
-none.
+thresholds: 1 is as far as an image may be and still belong. Of the domains up to 1 the one where such an image is most
+likely is taken, and none if there is none.
 """
 
 import math
@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.hub import load_backbone
@@ -31,7 +29,7 @@ from samgraft.domains.segmentation import Segmentation
 from samgraft.errors import CheckpointError, ConfigError, InputError, NoMatchError
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.run import segment, with_meta
-from samgraft.recipes.features import FeatureMoments, pooled
+from samgraft.recipes.features import FeatureMoments, Vectors, pooled
 from samgraft.recipes.sampled import scene_inputs
 
 INPUTS = 16
@@ -140,8 +138,8 @@ class Domains:
             InputError: the file cannot be read, or no adapter can look at it.
         """
         source = scene if isinstance(scene, Scene) else open_scene(scene)
-        features: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
-        found, why = dict[str, float](), ""
+        features: dict[str, Vectors] = {}
+        found, surprises, why = dict[str, float](), dict[str, float](), ""
         for name, domain in self._domains.items():
             moments = domain.moments or FeatureMoments.from_meta(domain.meta, f"adapter {name!r}")
             key = repr((domain.said.recipe, domain.said.modality, domain.said.intensity))
@@ -150,12 +148,13 @@ class Domains:
                     inputs = scene_inputs(source, domain.said, INPUTS, slabs=False)
                     features[key] = pooled(self.shelf.backbone, inputs).mean(axis=0)
             except InputError as error:
-                found[name], why = math.inf, str(error)
+                found[name], surprises[name], why = math.inf, math.inf, str(error)
                 continue
+            surprises[name] = moments.surprise(features[key])
             found[name] = moments.distance(features[key]) / moments.threshold
         if not found or all(math.isinf(value) for value in found.values()):
             raise InputError(f"{source.path.name}: none of {', '.join(found) or 'no adapters'} can look at it: {why}")
-        return nearest(found)
+        return nearest(found, surprises)
 
     def segment(
         self, scene: Scene | str | PathLike[str], *, name: str | None = None, **options: Any
@@ -185,11 +184,15 @@ class Domains:
         return result.about(meta=told), route
 
 
-def nearest(distances: Mapping[str, float]) -> Route:
-    """The route of distances in thresholds: the least of those up to 1; the first of equals."""
-    name = min(distances, key=lambda one: distances[one], default=None)
-    within = name is not None and distances[name] <= 1
-    return Route(name=name if within else None, distances=dict(distances))
+def nearest(distances: Mapping[str, float], surprises: Mapping[str, float]) -> Route:
+    """The route of an image: of the domains within their thresholds the least surprising; the first of equals.
+
+    Args:
+        distances: Domain -> distance in thresholds.
+        surprises: Domain -> ``FeatureMoments.surprise``.
+    """
+    within = [name for name, value in distances.items() if value <= 1]
+    return Route(name=min(within, key=lambda one: surprises[one], default=None), distances=dict(distances))
 
 
 def known(route: Route, scene: Scene) -> str:

@@ -1,10 +1,10 @@
 """What a merge of two adapters costs on each domain: ``python -m tests.benchmarks.merging``.
 
 Per pair of domains and seed one adapter is trained on each, from the same start, with the same budget. Rows: the
-domain's own adapter, the other's, merges of the two (``samgraft merge``), the first adapter trained on (what it forgets)
-and its merge with what it was, one adapter trained on both, and the router, which takes for every picture the adapter
-whose training pictures are nearest by frozen features. Scores are of pictures that no adapter was trained on: Dice, or
-IoU of the foreground of nuclei; "cost" is the own adapter's score minus the row's.
+domain's own adapter, the other's, merges of the two (``samgraft merge``), the first adapter trained on the other one
+(what it forgets) and its merge with what it was, one adapter trained on both, and the router, which takes for every
+picture the adapter whose training pictures are nearest by frozen features. Scores are of pictures that no adapter was
+trained on: Dice, or IoU of the foreground of nuclei; "cost" is the own adapter's score minus the row's.
 """
 
 import argparse
@@ -140,7 +140,8 @@ def routed(
         names = []
         for case in one.scored:
             feature = pooled(backbone, inputs(one, case)).mean(axis=0)
-            names.append(nearest({k: m.distance(feature) / m.threshold for k, m in moments.items()}).name)
+            away = {name: known.distance(feature) / known.threshold for name, known in moments.items()}
+            names.append(nearest(away, {name: known.surprise(feature) for name, known in moments.items()}).name)
         own[one.name] = float(np.mean([name == one.name for name in names]))
         right = [case for case, name in zip(one.scored, names, strict=True) if name == one.name]
         if right:

@@ -5,7 +5,7 @@ images are routed among all domains ("right"), and among all but their own, wher
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.recipes.continual.router import nearest
-from samgraft.recipes.features import SLACK, Vectors, distance, inputs_per_image, moments, pooled
+from samgraft.recipes.features import QUANTILE, SLACK, Vectors, distance, inputs_per_image, moments, pooled, surprise
 from samgraft.recipes.sampled import spread
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._data import Case, cases
@@ -66,19 +66,23 @@ def measure(backbone: HFSamBackbone, train_images: int, scored_images: int, size
         known[name] = moments([features(backbone, case, inputs_per_image(len(chosen)), size) for case in chosen])
         scored[name] = [features(backbone, case, 16, size).mean(axis=0) for case in some(held, scored_images)]
         print(f"{name}: {len(chosen)} training images, {len(scored[name])} scored", flush=True)
-    found = {
-        name: [{other: distance(one, *known[other][:2]) / known[other][2] for other in DOMAINS} for one in images]
-        for name, images in scored.items()
-    }
-    return {"train_images": train_images, "slack": SLACK, "distances": found}
+    found = {name: [_against(one, known) for one in images] for name, images in scored.items()}
+    return {"train_images": train_images, "quantile": QUANTILE, "slack": SLACK, "found": found}
+
+
+def _against(feature: Vectors, known: Mapping[str, tuple[Vectors, Vectors, float]]) -> dict[str, dict[str, float]]:
+    """Distances in thresholds, and surprises, of all domains."""
+    away = {name: distance(feature, mean, variance) / limit for name, (mean, variance, limit) in known.items()}
+    return {"distances": away, "surprises": {name: surprise(feature, *two[:2]) for name, two in known.items()}}
 
 
 def table(found: dict[str, Any]) -> str:
     """Per domain: how often it is found, called unknown, and known where its own adapter is missing."""
     rows = []
-    for name, images in found["distances"].items():
-        names = [nearest(one).name for one in images]
-        without = [nearest({k: v for k, v in one.items() if k != name}).name for one in images]
+    for name, images in found["found"].items():
+        names = [nearest(one["distances"], one["surprises"]).name for one in images]
+        others = [{k: v for k, v in one["distances"].items() if k != name} for one in images]
+        without = [nearest(away, one["surprises"]).name for away, one in zip(others, images, strict=True)]
         wrong = sorted({str(other) for other in without if other is not None})
         rows.append(
             {

@@ -14,6 +14,7 @@ from samgraft.recipes.api import adapter_meta, load_adapter
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.engine.recorded import recorded
 from samgraft.recipes.features import (
+    QUANTILE,
     SLACK,
     FeatureMoments,
     TokenSums,
@@ -22,6 +23,7 @@ from samgraft.recipes.features import (
     learn_features,
     moments,
     shrunken,
+    surprise,
     write_features,
 )
 from samgraft.recipes.training import fit
@@ -35,6 +37,13 @@ def test_distance_is_the_root_mean_square_offset_in_deviations() -> None:
     assert found == pytest.approx(math.sqrt(0.5))  # offsets of one deviation and of none
 
 
+def test_a_narrow_domain_is_less_surprised_by_what_lies_in_its_middle() -> None:
+    here, middle = np.array([0.1]), np.array([0.0])
+    wide, narrow = (surprise(here, middle, np.array([variance])) for variance in (4.0, 0.01))
+    assert wide == pytest.approx(0.0025 + math.log(4)) and narrow == pytest.approx(1 + math.log(0.01))
+    assert narrow < wide and distance(here, middle, np.array([0.01])) > distance(here, middle, np.array([4.0]))
+
+
 def test_variance_is_shrunken_towards_its_mean() -> None:
     inputs = np.array([[0.0, 10.0], [2.0, 10.0], [4.0, 10.0]])  # variances 4 and 0 about (2, 10)
     found = shrunken(inputs, np.array([2.0, 10.0]))
@@ -46,19 +55,17 @@ def test_variance_is_shrunken_towards_its_mean() -> None:
 
 def test_threshold_is_that_of_the_image_farthest_from_the_others() -> None:
     images = [np.array([[-1.0], [1.0]]), np.array([[0.0], [2.0]]), np.array([[9.0], [11.0]])]
-    mean, variance, threshold = moments(images)
-    assert mean.tolist() == [pytest.approx(11 / 3)]
-    rest = np.array([-1.0, 1.0, 0.0, 2.0])  # without the last image: mean 0.5
-    own = ((rest - 0.5) ** 2).sum() / 3
-    assert threshold == pytest.approx(SLACK * 9.5 / math.sqrt(own))  # one channel: shrinking changes nothing
-    assert variance.shape == (1,)
+    mean, variance, threshold = moments(images)  # images at 0, 1 and 10; one channel: shrinking changes nothing
+    assert mean.tolist() == [pytest.approx(11 / 3)] and variance.tolist() == [pytest.approx(91 / 3)]
+    own = [5.5 / math.sqrt(40.5), 4 / math.sqrt(50), 9.5 / math.sqrt(0.5)]
+    assert threshold == pytest.approx(SLACK * np.quantile(own, QUANTILE))
 
 
 def test_of_one_image_its_inputs_are_told_apart() -> None:
     mean, _, threshold = moments([np.array([[0.0], [1.0], [5.0]])])
-    left = np.array([0.0, 1.0])
+    own = [3 / math.sqrt(8), 1.5 / math.sqrt(12.5), 4.5 / math.sqrt(0.5)]
     assert mean.tolist() == [2.0]
-    assert threshold == pytest.approx(SLACK * 4.5 / left.std(ddof=1))
+    assert threshold == pytest.approx(SLACK * np.quantile(own, QUANTILE))
 
 
 def test_tokens_are_summed_over_images() -> None:

@@ -46,23 +46,28 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("distances", "name"),
+    ("distances", "surprises", "name"),
     [
-        ({"a": 0.9, "b": 0.3}, "b"),
-        ({"a": 1.2, "b": 1.1}, None),
-        ({"a": 1.0}, "a"),
-        ({"a": math.inf, "b": 0.5}, "b"),
-        ({"a": 0.5, "b": 0.5}, "a"),
-        ({"a": math.nan}, None),
+        ({"a": 0.9, "b": 0.3}, {"a": -2.0, "b": -1.0}, "a"),
+        ({"a": 0.9, "b": 0.3}, {"a": 2.0, "b": 1.0}, "b"),
+        ({"a": 1.2, "b": 1.1}, {"a": -2.0, "b": -1.0}, None),
+        ({"a": 1.2, "b": 1.0}, {"a": -2.0, "b": -1.0}, "b"),
+        ({"a": math.inf, "b": 0.5}, {"a": math.inf, "b": 3.0}, "b"),
+        ({"a": 0.5, "b": 0.5}, {"a": 0.0, "b": 0.0}, "a"),
+        ({"a": math.nan}, {"a": math.nan}, None),
     ],
 )
-def test_nearest_within_its_threshold(distances: dict[str, float], name: str | None) -> None:
-    route = nearest(distances)
+def test_least_surprising_within_its_threshold(
+    distances: dict[str, float], surprises: dict[str, float], name: str | None
+) -> None:
+    route = nearest(distances, surprises)
     assert route.name == name and route.distances == distances
 
 
 def test_text_is_ordered_by_distance() -> None:
-    assert nearest({"a": 2.0, "b": 1.5}).text() == "unknown (distance in thresholds: b 1.50, a 2.00)"
+    assert (
+        nearest({"a": 2.0, "b": 1.5}, {"a": 0.0, "b": 0.0}).text() == "unknown (distance in thresholds: b 1.50, a 2.00)"
+    )
 
 
 def test_new_pictures_go_to_their_domain_and_others_to_none(files: dict[str, Path], tmp_path: Path) -> None:
