@@ -1,0 +1,139 @@
+"""What a network says of network inputs, in one form for every kind of head: labels with a confidence per pixel.
+
+Class maps (semantic, or background, interior and border) give the class of largest probability, and that probability.
+Heads that separate objects give objects with scores: a pixel of an object has its score, a pixel of the background has
+one minus what speaks for an object there. Objects come from the head's own automatic prompts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.graft import Grafted
+from samgraft.adapters.prompts.objects import FoundObjects
+from samgraft.recipes.data.slabs import flat_slabs
+from samgraft.recipes.engine.recorded import Recorded
+from samgraft.recipes.joining import paint_pieces, piece_of
+from samgraft.recipes.losses import as_multiclass, at_least_float
+from samgraft.recipes.representations import BorderMaps, ClassMaps, Maps, ObjectMaps, WindowObjects
+
+DOUBT = 0.5
+"""Objects below this score are not believed; they make the background there less certain."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What is said of N images of side S."""
+
+    labels: Tensor
+    """(N, S, S) int64: class of each pixel (of the network's channels); or objects 1, 2, ... of each image."""
+    confidence: Tensor
+    """(N, S, S) in [0, 1]."""
+    probabilities: Tensor | None = None
+    """(N, K, S, S), class maps only."""
+    separate: bool = False
+    """Whether labels number objects."""
+
+    @property
+    def classes(self) -> Tensor:
+        """(N, S, S) int64: labels, where objects are all 1."""
+        return (self.labels > 0).long() if self.separate else self.labels
+
+
+class Reader:
+    """Reads one network, whatever tensors are in it at the time.
+
+    Args:
+        grafted: The network.
+        recorded: What the adapter's header says.
+    """
+
+    def __init__(self, grafted: Grafted, recorded: Recorded) -> None:
+        """Look up what its channels mean."""
+        self.grafted, self.recorded, self.representation = grafted, recorded, recorded.representation
+
+    @property
+    def by_class(self) -> bool:
+        """Whether it gives class maps, so that pixels are pseudo labels; else objects are."""
+        return isinstance(self.representation, ClassMaps | BorderMaps)
+
+    @property
+    def channels(self) -> int:
+        """K, channels of class maps; 2 where there are objects."""
+        return cast(Maps, self.representation).channels if self.by_class else 2
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Label value -> name, as drawn on pictures."""
+        return self.recorded.classes
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Features]:
+        """Slabs as slices (N, 3, S, S), and their features."""
+        flat, _, depth = flat_slabs(image, None)
+        return flat, self.grafted.encode(flat) if depth == 1 else self.grafted.encode(flat, depth=depth)
+
+    def class_logits(self, flat: Tensor, features: Features) -> Tensor:
+        """(N, K, S, S) of class maps, at the size of the input."""
+        output = self.grafted.predict(flat, features=features)
+        logits = as_multiclass(at_least_float(cast(Maps, self.representation).logits(output)))
+        return functional.interpolate(logits, size=flat.shape[-2:], mode="bilinear", align_corners=False)
+
+    def answer(self, image: Tensor) -> Answer:
+        """What the network says of images (B, 3, S, S) or slabs (B, 3, D, S, S)."""
+        return self.read(*self.encode(image))
+
+    def read(self, flat: Tensor, features: Features) -> Answer:
+        """The same of images that are encoded."""
+        if self.by_class:
+            probabilities = self.class_logits(flat, features).softmax(dim=1)
+            confidence, labels = probabilities.max(dim=1)
+            return Answer(labels=labels, confidence=confidence, probabilities=probabilities)
+        if isinstance(self.representation, WindowObjects):
+            found = self.representation.find(self.grafted, features, flat)
+            pairs = [self._found(found.select(found.image_index == i), flat.shape[-1]) for i in range(len(flat))]
+        else:
+            pairs = self._from_maps(flat, features)
+        labels, confidence = (torch.stack(part).to(flat.device) for part in zip(*pairs, strict=True))
+        return Answer(labels=labels, confidence=confidence, separate=True)
+
+    def _from_maps(self, flat: Tensor, features: Features) -> list[tuple[Tensor, Tensor]]:
+        representation = cast(ObjectMaps, self.representation)
+        logits = at_least_float(representation.logits(self.grafted.predict(flat, features=features)))
+        logits = functional.interpolate(logits, size=flat.shape[-2:], mode="bilinear", align_corners=False)
+        pairs = []
+        for maps in representation.maps(logits).cpu().numpy():
+            labels, scores = representation.objects(maps, min_area=self.recorded.recipe.min_area)
+            pairs.append(_with_confidence(labels, scores, maps[0]))
+        return pairs
+
+    def _found(self, found: FoundObjects, side: int) -> tuple[Tensor, Tensor]:
+        """Labels and confidence of one image: what is believed is painted, the rest makes doubtful."""
+        place = (slice(0, side), slice(0, side))
+        doubt, pieces = np.zeros((side, side), dtype=np.float32), []
+        for logits, score in zip(found.logits.float().cpu(), found.scores.tolist(), strict=True):
+            large = functional.interpolate(logits[None, None], size=(side, side), mode="bilinear", align_corners=False)
+            mask = (large[0, 0] > 0).numpy()
+            if score < DOUBT:
+                doubt[mask] = np.maximum(doubt[mask], score)
+                continue
+            piece = piece_of(mask, place, window=0, score=score)
+            pieces += [] if piece is None else [piece]
+        labels, scores = paint_pieces(pieces, (side, side), min_area=self.recorded.recipe.min_area)
+        return _with_confidence(labels, scores, doubt)
+
+
+def _with_confidence(
+    labels: "np.ndarray[tuple[int, int], np.dtype[np.int32]]",
+    scores: "np.ndarray[tuple[int], np.dtype[np.float32]]",
+    foreground: "np.ndarray[tuple[int, int], np.dtype[np.float32]]",
+) -> tuple[Tensor, Tensor]:
+    """Labels and confidence of one image, of its objects and what speaks for one (H, W) elsewhere."""
+    table = np.concatenate([np.zeros(1, dtype=np.float32), scores.astype(np.float32)])
+    confidence = np.where(labels > 0, table[labels], 1.0 - foreground).astype(np.float32)
+    return torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(np.clip(confidence, 0.0, 1.0))
