@@ -2,7 +2,8 @@
 
 Class maps (semantic, or background, interior and border) give the class of largest probability, and that probability.
 Heads that separate objects give objects with scores: a pixel of an object has its score, a pixel of the background has
-one minus what speaks for an object there. Objects come from the head's own automatic prompts.
+one minus the probability of foreground there (1 where the head does not say). Objects come from the head's own
+automatic prompts.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,13 +21,9 @@ from samgraft.adapters.graft import Grafted
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.recipes.data.slabs import flat_slabs
 from samgraft.recipes.engine.recorded import Recorded
-from samgraft.recipes.joining import paint_pieces, piece_of
+from samgraft.recipes.joining import Piece, paint_pieces, piece_of
 from samgraft.recipes.losses import as_multiclass, at_least_float
 from samgraft.recipes.representations import BorderMaps, ClassMaps, Maps, ObjectMaps, WindowObjects
-
-DOUBT = 0.5
-"""Objects below this score are not believed; they make the background there less certain."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
@@ -113,25 +111,18 @@ class Reader:
         return pairs
 
     def _found(self, found: FoundObjects, side: int) -> tuple[Tensor, Tensor]:
-        """Labels and confidence of one image: what is believed is painted, the rest makes doubtful."""
-        place = (slice(0, side), slice(0, side))
-        doubt, pieces = np.zeros((side, side), dtype=np.float32), []
+        """Labels and confidence of one image."""
+        place, pieces = (slice(0, side), slice(0, side)), list[Piece]()
         for logits, score in zip(found.logits.float().cpu(), found.scores.tolist(), strict=True):
             large = functional.interpolate(logits[None, None], size=(side, side), mode="bilinear", align_corners=False)
-            mask = (large[0, 0] > 0).numpy()
-            if score < DOUBT:
-                doubt[mask] = np.maximum(doubt[mask], score)
-                continue
-            piece = piece_of(mask, place, window=0, score=score)
+            piece = piece_of((large[0, 0] > 0).numpy(), place, window=0, score=score)
             pieces += [] if piece is None else [piece]
         labels, scores = paint_pieces(pieces, (side, side), min_area=self.recorded.recipe.min_area)
-        return _with_confidence(labels, scores, doubt)
+        return _with_confidence(labels, scores, np.zeros((side, side), dtype=np.float32))
 
 
 def _with_confidence(
-    labels: "np.ndarray[tuple[int, int], np.dtype[np.int32]]",
-    scores: "np.ndarray[tuple[int], np.dtype[np.float32]]",
-    foreground: "np.ndarray[tuple[int, int], np.dtype[np.float32]]",
+    labels: NDArray[np.int32], scores: NDArray[np.float32], foreground: NDArray[np.float32]
 ) -> tuple[Tensor, Tensor]:
     """Labels and confidence of one image, of its objects and what speaks for one (H, W) elsewhere."""
     table = np.concatenate([np.zeros(1, dtype=np.float32), scores.astype(np.float32)])

@@ -67,12 +67,6 @@ def pseudo_labels(answer: Answer, thresholds: Tensor, known: Tensor) -> Tensor:
     return answer.labels.where(taken, torch.full_like(answer.labels, IGNORE))
 
 
-def confident_labels(answer: Answer, least: float, known: Tensor) -> Tensor:
-    """The same with one confidence for all classes: what the source is listened to for."""
-    taken = known & (answer.confidence >= least)
-    return answer.labels.where(taken, torch.full_like(answer.labels, IGNORE))
-
-
 def _in_steps(confidence: Tensor) -> Tensor:
     """Rounded down as in the histogram, so that exactly the pixels that were counted are taken."""
     return (confidence * BINS).floor() / BINS
