@@ -6,7 +6,6 @@ one minus the probability of foreground there (1 where the head does not say). O
 automatic prompts.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -67,9 +66,26 @@ class Reader:
         return cast(Maps, self.representation).channels if self.by_class else 2
 
     @property
-    def names(self) -> Mapping[int, str]:
-        """Label value -> name, as drawn on pictures."""
-        return self.recorded.classes
+    def separates(self) -> bool:
+        """Whether it separates objects, in whatever way."""
+        return self.representation.kind == "instance"
+
+    @property
+    def counted_channels(self) -> int:
+        """Values of :meth:`counted`: background and classes, or 2 where objects are separated."""
+        return 2 if self.separates else self.channels
+
+    def counted(self, answer: Answer) -> Tensor:
+        """(N, S, S) int64 classes of the data set, as pixels are counted; 1 for any object where they are separated."""
+        return (answer.labels > 0).long() if self.separates else answer.labels
+
+    def drawn(self, answer: Answer) -> Tensor:
+        """(N, S, S) int64 on the CPU: classes, or objects 1, 2, ... of each image."""
+        if answer.separate or answer.probabilities is None or not isinstance(self.representation, ObjectMaps):
+            return answer.labels.cpu()
+        area = self.recorded.recipe.min_area
+        maps = answer.probabilities.float().cpu().numpy()
+        return torch.stack([torch.from_numpy(self.representation.objects(one, min_area=area)[0]).long() for one in maps])
 
     def encode(self, image: Tensor) -> tuple[Tensor, Features]:
         """Slabs as slices (N, 3, S, S), and their features."""

@@ -8,11 +8,6 @@
     share_factor  largest ratio, either way, of a class's share of the pixels to what is expected
 
 ``score`` compares states. No figure looks at a label of the target: the tiles have none.
-
-Source:
-    Consistency under transformations as a proxy for accuracy under shift: arXiv:2011.09764 (Deng and Zheng) and
-    arXiv:2202.05834 review others; boxes to a frozen promptable model as a check of masks follow
-    ``recipes/prompted_trust.py``.
 """
 
 import math
@@ -27,7 +22,7 @@ from torch.nn import functional
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.objects import boxes_of
-from samgraft.recipes.adaptation.answers import Answer, Reader
+from samgraft.recipes.adaptation.answers import Reader
 from samgraft.recipes.adaptation.config import GuardConfig
 from samgraft.recipes.adaptation.images import Tiles
 
@@ -49,7 +44,7 @@ class Judged:
 
     figures: Mapping[str, float]
     classes: Tensor
-    """(N, S, S) int64, on the CPU."""
+    """(N, S, S) int64, as they are counted, on the CPU."""
     labels: Tensor
     """The same with objects apart, for pictures."""
     confidence: Tensor
@@ -109,16 +104,16 @@ def _sampled(maps: Tensor, factor: float, *, mode: str, padding: str) -> Tensor:
     return functional.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
-def _objects(labels: Tensor, by_class: bool) -> tuple[Tensor, Tensor]:
-    """The largest objects of each image: image_index (M,) and masks (M, S, S) bool; of class maps, connected parts."""
+def _objects(labels: Tensor, *, apart: bool) -> tuple[Tensor, Tensor]:
+    """The largest objects of each image: image_index (M,) and masks (M, S, S) bool.
+
+    Args:
+        labels: (N, S, S) objects, or classes whose connected parts are the objects.
+        apart: Which of the two.
+    """
     index, masks = [], []
     for image, one in enumerate(labels):
-        parts = one
-        if by_class:
-            apart = [ndimage.label((one == value).numpy())[0] for value in one[one > 0].unique().tolist()]
-            parts = torch.zeros_like(one)
-            for own in apart:
-                parts = torch.where(torch.from_numpy(own > 0), torch.from_numpy(own).long() + parts.max(), parts)
+        parts = one if apart else _components(one)
         areas = torch.bincount(parts.flatten())
         areas[0] = 0
         for value in areas.argsort(descending=True)[:MOST_OBJECTS].tolist():
@@ -128,6 +123,15 @@ def _objects(labels: Tensor, by_class: bool) -> tuple[Tensor, Tensor]:
     if not index:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, *labels.shape[1:], dtype=torch.bool)
     return torch.tensor(index), torch.stack(masks)
+
+
+def _components(classes: Tensor) -> Tensor:
+    """(S, S) connected parts 1, 2, ... of each class."""
+    parts = torch.zeros_like(classes)
+    for value in classes[classes > 0].unique().tolist():
+        own = torch.from_numpy(ndimage.label((classes == value).numpy())[0]).long()
+        parts = torch.where(own > 0, own + parts.max(), parts)
+    return parts
 
 
 class Judge:
@@ -166,29 +170,25 @@ class Judge:
         """
         known = self._known()
         self.source, self.listened = judged, listened
-        own = share_of_classes(judged.classes, known, self.reader_channels)
+        own = share_of_classes(judged.classes, known, self.reader.counted_channels)
         self.expected = list(expected) if expected is not None else own
-
-    @property
-    def reader_channels(self) -> int:
-        """Classes with background, as pixels are counted."""
-        return self.reader.channels
 
     def answers(self) -> Judged:
         """Answers and the figures that need no comparison with the source."""
-        plain: list[Answer] = []
-        agreed: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        copies: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         for index in self._chunks():
             image, known = self.tiles.batch(index, self.device)
             answer = self.reader.answer(image)
-            plain.append(answer)
+            classes = self.reader.counted(answer)
+            parts.append((classes.cpu(), self.reader.drawn(answer), answer.confidence.cpu()))
             for name, other, seen in self._views(image, known):
-                agreed.setdefault(name, []).append((answer.classes.cpu(), other.cpu(), seen.cpu()))
-        classes, labels, confidence = (
-            torch.cat([getattr(one, name).cpu() for one in plain]) for name in ("classes", "labels", "confidence")
-        )
-        pairs = {name: [torch.cat(part) for part in zip(*rows, strict=True)] for name, rows in agreed.items()}
-        views = {f"agreement_{name}": dice(*three) for name, three in pairs.items()}
+                copies.setdefault(name, []).append((classes.cpu(), other.cpu(), seen.cpu()))
+        classes, labels, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
+        views = {}
+        for name, rows in copies.items():
+            first, second, where = (torch.cat(part) for part in zip(*rows, strict=True))
+            views[f"agreement_{name}"] = dice(first, second, where)
         known = self._known()
         front = (classes > 0) & known
         figures = {
@@ -203,7 +203,7 @@ class Judge:
         """All figures of a state, with its score."""
         if self.source is None or self.listened is None or self.expected is None:
             return {**judged.figures, **asked}
-        shares = share_of_classes(judged.classes, self._known(), self.reader_channels)
+        shares = share_of_classes(judged.classes, self._known(), self.reader.counted_channels)
         figures = {
             **judged.figures,
             **asked,
@@ -223,7 +223,7 @@ class Judge:
             count = len(features.neck)
             labels = judged.labels[first : first + count]
             first += count
-            index, masks = _objects(labels, self.reader.by_class)
+            index, masks = _objects(labels, apart=self.reader.separates)
             if not len(index):
                 continue
             there = Features(neck=features.neck.to(self.device))
@@ -244,10 +244,14 @@ class Judge:
     def _views(self, image: Tensor, known: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, classes on the tile's own pixels, where they count) of copies of the tiles."""
         flat = known.flatten(0, 1) if known.ndim == 4 else known
-        yield "flip", self.reader.answer(image.flip(-1)).classes.flip(-1), flat
-        yield "gamma", self.reader.answer(image.clamp_min(1e-6).pow(GAMMA)).classes, flat
+
+        def counted(copy: Tensor) -> Tensor:
+            return self.reader.counted(self.reader.answer(copy))
+
+        yield "flip", counted(image.flip(-1)).flip(-1), flat
+        yield "gamma", counted(image.clamp_min(1e-6).pow(GAMMA)), flat
         for scale in SCALES:
-            back = from_scaled(self.reader.answer(scaled(image, scale)).classes, scale)
+            back = from_scaled(counted(scaled(image, scale)), scale)
             yield f"scale_{scale:g}", back, flat & (back >= 0)
 
     def _known(self) -> Tensor:

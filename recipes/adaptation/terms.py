@@ -10,6 +10,7 @@ Deviations:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,52 +21,55 @@ from samgraft.recipes.losses import IGNORE
 _SMALL = 1e-6
 
 
-def pooled(neck: Tensor, labels: Tensor) -> list[Tensor]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Regions:
+    """Mean direction of the features of each labelled region of one image."""
+
+    values: Tensor
+    """(m,) int64 labels, ascending."""
+    directions: Tensor
+    """(m, C), length 1."""
+
+
+def pooled(neck: Tensor, labels: Tensor) -> list[Regions]:
     """Mean direction of each labelled region, per image.
 
     Args:
         neck: (N, C, h, w).
         labels: (N, S, S) with ``IGNORE``.
-
-    Returns:
-        N tensors (m, C) of length 1, in the order of the labels of that image.
     """
     directions = functional.normalize(neck.float(), dim=1)
-    size = neck.shape[-2:]
     found = []
     for image in range(len(neck)):
         values = labels[image][labels[image] != IGNORE].unique()
         masks = (labels[image][None] == values[:, None, None]).float()
-        weights = functional.interpolate(masks[None], size=size, mode="area")[0] if len(values) else masks[:, :0, :0]
-        if not len(values):
-            found.append(neck.new_zeros(0, neck.shape[1]))
-            continue
-        mass = weights.flatten(1).sum(dim=1, keepdim=True).clamp_min(_SMALL)
-        mean = torch.einsum("mhw,chw->mc", weights, directions[image]) / mass
-        found.append(functional.normalize(mean, dim=1))
+        mean = neck.new_zeros(0, neck.shape[1])
+        if len(values):
+            weights = functional.interpolate(masks[None], size=neck.shape[-2:], mode="area")[0]
+            mean = torch.einsum("mhw,chw->mc", weights, directions[image])
+        found.append(Regions(values=values, directions=functional.normalize(mean, dim=1)))
     return found
 
 
-def contrast(student: Sequence[Tensor], source: Sequence[Tensor], *, temperature: float) -> Tensor:
-    """The same region alike in both networks, others apart; 0 without an image of two regions.
+def contrast(student: Sequence[Regions], source: Sequence[Regions], *, temperature: float) -> Tensor:
+    """The same region alike in both networks, others apart; 0 without an image of two regions that both have.
 
     Args:
-        student: Per image (m, C), length 1.
-        source: The same regions.
+        student: Regions of each image.
+        source: Of the same images.
         temperature: Divides cosines.
 
     Returns:
-        Scalar: mean over images with m > 1 of -log(sum_i e^(s_ii / t) / sum_ij e^(s_ij / t)).
+        Scalar: mean over images of -log(sum_i e^(s_ii / t) / sum_ij e^(s_ij / t)), s the cosines.
     """
     losses = []
     for one, other in zip(student, source, strict=True):
-        if len(one) < 2:
+        mine, theirs = torch.isin(one.values, other.values), torch.isin(other.values, one.values)
+        if int(mine.sum()) < 2:
             continue
-        pairs = one @ other.T / temperature
+        pairs = one.directions[mine] @ other.directions[theirs].T / temperature
         losses.append(pairs.flatten().logsumexp(0) - pairs.diagonal().logsumexp(0))
-    if losses:
-        return torch.stack(losses).mean()
-    return student[0].sum() * 0.0 if len(student) else torch.zeros(())
+    return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
 def entropy(logits: Tensor, known: Tensor) -> Tensor:
