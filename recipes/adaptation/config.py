@@ -8,9 +8,9 @@ from samgraft.errors import ConfigError
 from samgraft.recipes.config import AugmentConfig
 
 Moving = Literal["all", "grafts", "head", "new"]
+Mirror = Literal["auto", "yes", "no"]
 
 WEAK = AugmentConfig(
-    flip_x=True,
     rotate=0.0,
     scale=0.0,
     shift=0.0,
@@ -20,7 +20,7 @@ WEAK = AugmentConfig(
     noise=0.0,
     blur=0.0,
 )
-"""What the teacher sees: the image, mirrored or not."""
+"""What the teacher sees: the image as it is, mirrored where ``mirror`` says so."""
 STRONG = AugmentConfig(
     rotate=15.0,
     scale=0.2,
@@ -130,6 +130,8 @@ class AdaptConfig:
     """Of the losses."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """When the source adapter is kept."""
+    mirror: Mirror = "auto"
+    """Mirror tiles left-right; "auto" does where the source adapter hardly minds (not where sides have a meaning)."""
     weak: AugmentConfig = WEAK
     """Changes of what the teacher sees."""
     strong: AugmentConfig = STRONG

@@ -151,6 +151,7 @@ class Judge:
         self.source: Judged | None = None
         self.listened: Tensor | None = None
         self.expected: list[float] | None = None
+        self.mirror = True
 
     def look_frozen(self, backbone: Backbone) -> None:
         """Keep the frozen backbone's features of the tiles, for :meth:`_asked`; grafts must be out of it."""
@@ -168,7 +169,7 @@ class Judge:
             listened: (N, S, S) bool: where it is confident.
             expected: Shares of the classes in the source's training images; None takes those of its own answers.
         """
-        known = self._known()
+        known = self.known()
         self.source, self.listened = judged, listened
         own = share_of_classes(judged.classes, known, self.reader.counted_channels)
         self.expected = list(expected) if expected is not None else own
@@ -189,7 +190,7 @@ class Judge:
         for name, rows in copies.items():
             first, second, where = (torch.cat(part) for part in zip(*rows, strict=True))
             views[f"agreement_{name}"] = dice(first, second, where)
-        known = self._known()
+        known = self.known()
         front = (classes > 0) & known
         figures = {
             "agreement": math.fsum(views.values()) / len(views),
@@ -203,11 +204,11 @@ class Judge:
         """All figures of a state, with its score."""
         if self.source is None or self.listened is None or self.expected is None:
             return {**judged.figures, **asked}
-        shares = share_of_classes(judged.classes, self._known(), self.reader.counted_channels)
+        shares = share_of_classes(judged.classes, self.known(), self.reader.counted_channels)
         figures = {
             **judged.figures,
             **asked,
-            "anchor": dice(judged.classes, self.source.classes, self.listened & self._known()),
+            "anchor": dice(judged.classes, self.source.classes, self.listened & self.known()),
             "share_factor": worst_ratio(shares, self.expected),
         }
         return {**figures, "score": score(figures)}
@@ -248,13 +249,15 @@ class Judge:
         def counted(copy: Tensor) -> Tensor:
             return self.reader.counted(self.reader.answer(copy))
 
-        yield "flip", counted(image.flip(-1)).flip(-1), flat
+        if self.mirror:
+            yield "flip", counted(image.flip(-1)).flip(-1), flat
         yield "gamma", counted(image.clamp_min(1e-6).pow(GAMMA)), flat
         for scale in SCALES:
             back = from_scaled(counted(scaled(image, scale)), scale)
             yield f"scale_{scale:g}", back, flat & (back >= 0)
 
-    def _known(self) -> Tensor:
+    def known(self) -> Tensor:
+        """(N, S, S) bool: pixels that count."""
         known = self.tiles.known
         if self.tiles.images.ndim == 5:
             known = known[:, None].expand(-1, self.tiles.images.shape[2], -1, -1).flatten(0, 1)

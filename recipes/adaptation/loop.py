@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Features
+from samgraft.errors import ConfigError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.images import Tiles
 from samgraft.recipes.adaptation.networks import Networks, State, copied
 from samgraft.recipes.adaptation.pseudo import class_thresholds, pseudo_labels
-from samgraft.recipes.adaptation.regions import snap_classes, snap_objects
+from samgraft.recipes.adaptation.regions import snap_borders, snap_classes, snap_objects
 from samgraft.recipes.adaptation.terms import ClassShares, contrast, entropy, pooled
 from samgraft.recipes.augment import augment
 from samgraft.recipes.config import TaskConfig
 from samgraft.recipes.data.module import BalancedSampler
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.optimiser import make_optimizer
+from samgraft.recipes.representations import BorderMaps
 
 SAMPLE = 64
 """Tiles on which thresholds are measured before a round."""
@@ -137,16 +139,17 @@ class Loop:
             self.foreground, share=FOREGROUND, length=left * self.config.batch_size, seed=self.config.seed
         )
         sampler.set_epoch(self.number)
-        order = list(sampler)
+        order, size = list(sampler), self.config.batch_size
         sums: dict[str, float] = {}
         done = 0
-        while done < left and self.clock.progress(self.step) < 1.0:
-            index = order[done * self.config.batch_size : (done + 1) * self.config.batch_size]
-            for name, value in self._learn(index).items():
-                sums[name] = sums.get(name, 0.0) + value
-            self.step, done = self.step + 1, done + 1
-            if tick is not None:
-                tick(self.step)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed * 1000 + self.number)  # some heads draw from the global generator
+            while done < left and self.clock.progress(self.step) < 1.0:
+                for name, value in self._learn(order[done * size : (done + 1) * size]).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                self.step, done = self.step + 1, done + 1
+                if tick is not None:
+                    tick(self.step)
         self.number += 1
         self.losses = {name: value / max(1, done) for name, value in sums.items()}
 
@@ -217,12 +220,16 @@ class Loop:
         lesson = self.lesson(index)
         found = self.terms(lesson, self._weights(index, len(lesson.pseudo)))
         weights = self.config.weights
+        if not found:
+            raise ConfigError("weights.pseudo and weights.anchor are both 0, and this head learns from nothing else")
         total = torch.stack([getattr(weights, name) * value for name, value in found.items()]).sum()
         penalty = self.networks.grafted.penalty()
         total = total if penalty is None else total + penalty
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate(self.clock.progress(self.step))
         self.optimizer.zero_grad(set_to_none=True)
+        if not total.requires_grad:  # no tile of this batch had anything to say
+            return {"loss": 0.0}
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.networks.parameters.values(), 1.0)
         self.optimizer.step()
@@ -237,10 +244,12 @@ class Loop:
         return own.repeat_interleave(count // len(index))
 
     def _snapped(self, pseudo: Tensor, answer: Answer, regions: Tensor) -> Tensor:
-        least = self.config.snap_agreement
-        if self.reader.by_class and not self.reader.separates:
+        least, representation = self.config.snap_agreement, self.reader.representation
+        if isinstance(representation, BorderMaps):
+            return snap_borders(pseudo, answer.labels, regions, agreement=least, border=representation.border)
+        if self.reader.by_class:
             return snap_classes(pseudo, answer.labels, regions, agreement=least)
-        return pseudo if self.reader.by_class else snap_objects(pseudo, regions, agreement=least)
+        return snap_objects(pseudo, regions, agreement=least)
 
     def state(self) -> dict[str, Any]:
         """Everything that a stopped run needs to go on, in plain types and tensors."""

@@ -22,7 +22,11 @@ from samgraft.adapters.backbones.base import Backbone
 from samgraft.domains.atomic import atomic_path
 from samgraft.recipes.engine.everything import automatic_masks
 from samgraft.recipes.everything import EverythingConfig
+from samgraft.recipes.instances import border_target
 from samgraft.recipes.losses import IGNORE
+
+SAVE_EVERY = 25
+"""Tiles between writes."""
 
 
 def find_regions(
@@ -32,8 +36,8 @@ def find_regions(
     points: int,
     file: Path,
     device: torch.device,
-    tick: Callable[[int, int], None] | None = None,
-    save_every: int = 25,
+    go_on: Callable[[], bool] = lambda: True,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Tensor:
     """Everything mode on every tile; what ``file`` holds already is not computed again.
 
@@ -43,8 +47,8 @@ def find_regions(
         points: Points per side.
         file: ``.npz`` where regions are kept, so that a stopped run goes on.
         device: Where the backbone runs.
-        tick: Called with how many tiles are done, and of how many.
-        save_every: Tiles between writes.
+        go_on: Asked before each tile; tiles after a "no" have no regions.
+        tell: Takes lines about the progress.
 
     Returns:
         (n, S, S) int32: 0 where there is no region, else its number within the tile; the smaller of two is on top.
@@ -53,14 +57,17 @@ def find_regions(
     found = _kept(file, images, points)
     size = images.shape[-1]
     for number in range(len(found), len(images)):
+        if not go_on():
+            tell(f"everything mode: time for {number} of {len(images)} tiles")
+            break
         image = images[number].to(device).float() / 255
         masks = automatic_masks(backbone, image, config=config, size=size, depth=0)
         found.append(torch.from_numpy(masks.labels().astype(np.int32)))
-        if tick is not None:
-            tick(number + 1, len(images))
-        if (number + 1) % save_every == 0 or number + 1 == len(images):
+        if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(images):
             _keep(file, found, points)
-    return torch.stack(found)
+            tell(f"everything mode: {number + 1} of {len(images)} tiles")
+    none = torch.zeros(images.shape[-2:], dtype=torch.int32)
+    return torch.stack([*found, *[none] * (len(images) - len(found))])
 
 
 def _kept(file: Path, images: Tensor, points: int) -> list[Tensor]:
@@ -90,17 +97,32 @@ def snap_classes(pseudo: Tensor, answered: Tensor, regions: Tensor, *, agreement
         Pseudo labels; pixels outside of agreed regions stay as they are.
     """
     snapped = pseudo.clone()
-    classes = int(answered.max()) + 1
     for image in range(len(pseudo)):
-        own = regions[image].long()
-        count = int(own.max()) + 1
-        votes = torch.bincount((own * classes + answered[image]).flatten(), minlength=count * classes)
-        votes = votes.view(count, classes)
-        most, winner = votes.max(dim=1)
-        agreed = most >= agreement * votes.sum(dim=1)
-        agreed[0] = False  # where there is no region
-        snapped[image] = torch.where(agreed[own], winner[own], pseudo[image])
+        winner = _winners(answered[image], regions[image], agreement)
+        snapped[image] = winner.where(winner != IGNORE, pseudo[image])
     return snapped
+
+
+def snap_borders(pseudo: Tensor, answered: Tensor, regions: Tensor, *, agreement: float, border: int) -> Tensor:
+    """The same for classes background, interior and border: a region of foreground becomes an object with a rim."""
+    snapped = pseudo.clone()
+    for image in range(len(pseudo)):
+        winner = _winners((answered[image] > 0).long(), regions[image], agreement)
+        objects = torch.where(winner == 1, regions[image].long(), 0)
+        target = torch.from_numpy(border_target(objects.cpu().numpy(), border=border)).to(pseudo)
+        snapped[image] = target.where(winner != IGNORE, pseudo[image])
+    return snapped
+
+
+def _winners(answered: Tensor, regions: Tensor, agreement: float) -> Tensor:
+    """(S, S) the majority's class of each pixel's region; ``IGNORE`` where it is too small or there is no region."""
+    own, classes = regions.long(), int(answered.max()) + 1
+    count = int(own.max()) + 1
+    votes = torch.bincount((own * classes + answered).flatten(), minlength=count * classes).view(count, classes)
+    most, winner = votes.max(dim=1)
+    winner = winner.where(most >= agreement * votes.sum(dim=1), torch.full_like(winner, IGNORE))
+    winner[0] = IGNORE
+    return winner[own]
 
 
 def snap_objects(pseudo: Tensor, regions: Tensor, *, agreement: float) -> Tensor:
