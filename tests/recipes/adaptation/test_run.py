@@ -99,15 +99,15 @@ def test_labels_are_never_opened_and_change_nothing(source, target, tmp_path, mo
     for path in (target / "images").iterdir():
         (noise / "images" / path.name).write_bytes(path.read_bytes())
         (noise / "masks" / path.name).write_bytes(b"not a picture")
-    opened = []
-    own = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self) or own(self, *a, **k))
+    opened, own = [], open
+    for name in ("builtins.open", "io.open"):
+        monkeypatch.setattr(name, lambda file, *a, **k: opened.append(str(file)) or own(file, *a, **k))
     config = DataConfig(path=str(noise), layout="image_mask")
     first = adapt(source, config, tmp_path / "a.graft", SHORT, backbone=toy_backbone())
     (noise / "masks").rename(noise / "gone")
     second = adapt(source, config, tmp_path / "b.graft", SHORT, backbone=toy_backbone())
     assert read_header(first.adapter)["tensors_sha256"] == read_header(second.adapter)["tensors_sha256"]
-    assert not [path for path in opened if path.parent.name == "masks"]
+    assert any("images" in name for name in opened) and not any("masks" in name for name in opened)
 
 
 def test_harm_makes_the_guard_keep_the_source_byte_by_byte(source, target, tmp_path):
@@ -167,12 +167,12 @@ def test_everything_mode_is_kept_on_disk(source, target, tmp_path):
     config = replace(SHORT, everything=3, steps=2)
     result = adapted(source, target, tmp_path, config)
     with np.load(result.work / "regions.npz") as kept:
-        assert kept["regions"].shape == (20, 64, 64) and int(kept["points"]) == 3
+        assert kept["regions"].shape == (16, 64, 64) and int(kept["points"]) == 3
 
 
 def test_a_budget_of_seconds_ends_the_run(source, target, tmp_path):
-    result = adapted(source, target, tmp_path, replace(SHORT, steps=10**6, every=10**6, seconds=1.0))
-    assert result.rounds[-1].step < 10**4 and "1 s of process time were spent" in (
+    result = adapted(source, target, tmp_path, replace(SHORT, steps=10**6, every=10**4, seconds=1.0))
+    assert result.0 < result.rounds[-1].step < 10**4 and "1 s of process time were spent" in (
         result.reason if not result.fell_back else "1 s of process time were spent"
     )
 
@@ -193,7 +193,7 @@ def test_the_command(source, target, tmp_path, monkeypatch, capsys):
     words = ["adapt", "--adapter", str(source), "--data", str(target), "-o", str(tmp_path / "a.graft")]
     assert cli.main([*words, "--backbone", "toy", "--config", str(settings), "--lr", "0.001"]) == 0
     said = capsys.readouterr().out
-    assert "20 images, 20 tiles, of which 4 judge" in said and f"adapter: {tmp_path / 'a.graft'}" in said
+    assert "20 images, 20 tiles: 16 to learn from, 4 judge" in said and f"adapter: {tmp_path / 'a.graft'}" in said
     saved = (tmp_path / "a.adapt" / "config.yaml").read_text()
     assert "lr: 0.001" in saved and "contrast: 0.0" in saved
     assert cli.main([*words, "--backbone", "toy"]) == 2 and "resume it" in capsys.readouterr().err
