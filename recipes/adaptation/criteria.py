@@ -155,7 +155,7 @@ class Judge:
         self.look: Callable[[Tensor], Tensor] = lambda image: image
 
     def look_frozen(self, backbone: Backbone) -> None:
-        """Keep the frozen backbone's features of the tiles, for :meth:`_asked`; grafts must be out of it."""
+        """Keep the frozen backbone's features of the tiles, for :meth:`ask`; grafts must be out of it."""
         with torch.no_grad():
             for index in self._chunks():
                 image, _ = self.tiles.batch(index, self.device)

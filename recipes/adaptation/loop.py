@@ -118,6 +118,8 @@ class Loop:
     """(n, S, S) of everything mode."""
     look: Look | None = None
     """How the source adapter sees tiles when it labels them; None: as they are."""
+    translating: bool = False
+    """Whether the source adapter labels, through its look, and not the teacher; the same for a round."""
     step: int = 0
     number: int = 0
     """Rounds so far."""
@@ -146,6 +148,7 @@ class Loop:
             tick: Called with the number of steps so far.
         """
         began = self.clock.spent()
+        self.translating = self.look is not None and self.clock.progress(self.step) < TRANSLATION
         self.thresholds = self.measure()
         left = min(self.config.every, self.config.steps - self.step)
         sampler = BalancedSampler(
@@ -176,11 +179,6 @@ class Loop:
         chosen = torch.randperm(len(self.tiles), generator=generator)[:SAMPLE].tolist()
         with self.networks.speaking(self.networks.source if self.translating else self.networks.teacher):
             return thresholds_on(self, chosen, portion=portion)
-
-    @property
-    def translating(self) -> bool:
-        """Whether the source adapter labels, through its look, and not yet the teacher."""
-        return self.look is not None and self.clock.progress(self.step) < TRANSLATION
 
     def lesson(self, index: list[int]) -> Lesson:
         """Labels of the teacher and the source on a weak view, and the strong view that the student gets."""
@@ -232,7 +230,7 @@ class Loop:
                 if getattr(weights, name):
                     representation = self.reader.representation
                     found[name] = representation.learn(self.loss, networks.grafted, features, flat, labels)
-        if weights.contrast and features.neck.requires_grad:
+        if weights.contrast and features.neck.requires_grad and len(features.neck) == len(lesson.pseudo):
             own, other = pooled(features.neck, lesson.pseudo), pooled(lesson.source.neck, lesson.weak)
             found["contrast"] = contrast(own, other, temperature=self.config.temperature).to(flat.device)
         return found
