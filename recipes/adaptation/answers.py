@@ -24,6 +24,7 @@ from samgraft.recipes.joining import Piece, paint_pieces, piece_of
 from samgraft.recipes.losses import as_multiclass, at_least_float
 from samgraft.recipes.representations import BorderMaps, ClassMaps, Maps, ObjectMaps, WindowObjects
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
     """What is said of N images of side S."""
@@ -85,7 +86,9 @@ class Reader:
             return answer.labels.cpu()
         area = self.recorded.recipe.min_area
         maps = answer.probabilities.float().cpu().numpy()
-        return torch.stack([torch.from_numpy(self.representation.objects(one, min_area=area)[0]).long() for one in maps])
+        return torch.stack(
+            [torch.from_numpy(self.representation.objects(one, min_area=area)[0]).long() for one in maps]
+        )
 
     def encode(self, image: Tensor) -> tuple[Tensor, Features]:
         """Slabs as slices (N, 3, S, S), and their features."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-
 Look = Callable[[Tensor], Tensor]
 """Images (B, 3, [D,] H, W) in [0, 1] -> the same shape and range."""
 PLAIN = "plain"
@@ -53,5 +52,3 @@ def worth(figures: Mapping[str, float], ratio: float) -> float:
         ratio: Worst ratio of class shares to those of the source's training images; 1 where these are not known.
     """
     return 0.5 * figures["agreement"] + 0.5 * figures["box_iou"] - 0.1 * float(torch.tensor(ratio).log2())
-
-

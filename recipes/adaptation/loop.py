@@ -1,4 +1,4 @@
-"""One step and one round: the teacher labels a weak view, the student learns a strong view of that, the teacher follows.
+"""A step and a round: the teacher labels a weak view, the student learns a strong view of that, the teacher follows.
 
     tile -> weak view -> teacher: pseudo labels, source: where it is confident (maybe through another look)
                       -> strong view of image and labels -> student: loss, step -> teacher moves a little
@@ -37,7 +37,7 @@ SAMPLE = 32
 WARMUP = 0.05
 """Share of the steps with a rising rate."""
 TRANSLATION = 0.5
-"""With a look, the source adapter labels for this share of the run; then the teacher, which has learned the plain one."""
+"""With a look, the source adapter labels for this share of the run; then the teacher, which can by then."""
 ROUNDS = 8
 """A run with a time has at least about so many rounds."""
 FOREGROUND = 0.5

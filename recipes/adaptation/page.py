@@ -33,9 +33,13 @@ def write_page(session: "Session", result: AdaptResult, config: AdaptConfig) -> 
     state = session.best if session.best is not None else session.networks.source
     after, _ = session.judged({name: value.to(session.device) for name, value in state.items()})
     report = Report("samgraft adaptation without labels", subtitle=str(result.adapter.resolve()))
-    decided = f"Source adapter kept. {result.reason}." if result.fell_back else (
-        f"Adapted: step {result.best_step} has the best score of those that the guard trusts. Stopped since "
-        f"{result.reason}."
+    decided = (
+        f"Source adapter kept. {result.reason}."
+        if result.fell_back
+        else (
+            f"Adapted: step {result.best_step} has the best score of those that the guard trusts. Stopped since "
+            f"{result.reason}."
+        )
     )
     report.text("What was decided", decided)
     panels = before_and_after(session, session.before, after)

@@ -23,7 +23,9 @@ BINS = 1000
 """Steps of confidence between 0 and 1."""
 
 
-def class_thresholds(answers: Iterable[tuple[Answer, Tensor]], channels: int, *, portion: float, least: float) -> Tensor:
+def class_thresholds(
+    answers: Iterable[tuple[Answer, Tensor]], channels: int, *, portion: float, least: float
+) -> Tensor:
     """Least confidence per class, so that ``portion`` of its pixels are taken.
 
     Args:

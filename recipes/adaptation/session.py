@@ -41,7 +41,7 @@ MIRRORED = 0.9
 """Tiles are mirrored if the source's agreement on mirror images is at least this share of that on other copies."""
 LOOK_TILES = 10
 """Tiles on which looks are compared."""
-LOOK_MARGIN = 0.05
+LOOK_MARGIN = 0.03
 """How much better than the plain look another one has to be."""
 JUDGING, SURVEY = 0.04, 0.08
 """Shares of the time that judging once, and asking the source adapter about all tiles, may take."""

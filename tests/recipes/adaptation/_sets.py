@@ -31,7 +31,7 @@ def write_discs(root: Path, *, cases: int, gain: float = 1.0, offset: float = 0.
     return root
 
 
-def train_source(root: Path, run: Path, backbone: Backbone, *, steps: int = 150, kind: str = "semantic") -> Path:
+def train_source(root: Path, run: Path, backbone: Backbone, *, steps: int = 100, kind: str = "semantic") -> Path:
     """An adapter of the discs, without augmentation of intensities, so that a shift hurts it."""
     config = FitConfig(
         task=TaskConfig(grafts={"lora": {"rank": 4}}, lr=5e-3, warmup=0.1, kind=kind),  # type: ignore[arg-type]

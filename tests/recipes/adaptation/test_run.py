@@ -1,8 +1,7 @@
-"""Whole adaptations on a toy: what is written, what is left alone, what the guard does, and how a killed run goes on."""
+"""Whole adaptations on a toy: what is written, what is left alone, what the guard does, how a killed run goes on."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,8 @@ from samgraft.recipes.engine.run import load_adapter
 from tests.adapters.toy import toy_backbone
 from tests.recipes.adaptation._sets import train_source, write_discs
 
-SHORT = AdaptConfig(steps=4, every=2, judge_tiles=4, lr=1e-3, progress=False)
-GAIN, OFFSET = 0.45, 60.0
+SHORT = AdaptConfig(steps=4, every=2, judge_tiles=4, tiles=12, lr=1e-3, look="plain", progress=False)
+GAIN, OFFSET = 0.3, 10.0
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +49,25 @@ def mean_dice(adapter, root):
     return float(np.mean(found))
 
 
-def test_adaptation_recovers_what_a_change_of_gain_took(source, target, tmp_path):
-    config = AdaptConfig(steps=150, every=25, judge_tiles=8, lr=2e-3, momentum=0.9, progress=False)
-    lines = []
-    result = adapt(
-        source, DataConfig(path=str(target), layout="image_mask"), tmp_path / "a.graft", config, tell=lines.append,
-        backbone=toy_backbone(),
+@pytest.mark.parametrize(("gain", "offset", "look"), [(GAIN, OFFSET, "plain"), (-0.5, 200.0, "auto")])
+def test_adaptation_recovers_what_another_scanner_took(source, tmp_path, gain, offset, look):
+    target = write_discs(tmp_path / "d", cases=20, gain=gain, offset=offset, seed=1)
+    config = AdaptConfig(
+        steps=60, every=15, judge_tiles=6, lr=2e-3, momentum=0.8, batch_size=4, look=look, progress=False
     )
+    lines = []
+    data = DataConfig(path=str(target), layout="image_mask")
+    result = adapt(source, data, tmp_path / "a.graft", config, tell=lines.append, backbone=toy_backbone())
     before, after = mean_dice(source, target), mean_dice(result.adapter, target)
-    assert not result.fell_back and after > before + 0.1, (before, after, lines)
+    assert not result.fell_back and before < 0.7 and after > before + 0.1, (before, after, lines)
+    chosen = read_meta(result.adapter).extra["adaptation"]["look"]
+    assert chosen == "plain" if look == "plain" else "negative" in chosen
 
 
 def adapted(source, target, folder, config=SHORT, **options):
     """A short run with the toy backbone."""
-    return adapt(source, [target], folder / "a.graft", config, backbone=options.pop("backbone", toy_backbone()), **options)
+    backbone = options.pop("backbone", None) or toy_backbone()
+    return adapt(source, [target], folder / "a.graft", config, backbone=backbone, **options)
 
 
 def test_what_is_written_and_what_is_left_alone(source, target, tmp_path):
@@ -148,7 +152,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(source, target, tmp_p
     assert [dict(a.figures) for a in resumed.rounds] == [dict(b.figures) for b in whole.rounds]
     assert read_header(resumed.adapter)["tensors_sha256"] == read_header(whole.adapter)["tensors_sha256"]
     with pytest.raises(InputError, match="nothing to resume"):
-        adapted(source, target, tmp_path / "x", None, resume=True, work=tmp_path / "nowhere")
+        adapted(source, target, tmp_path, None, resume=True, work=tmp_path / "nowhere")
 
 
 def test_a_new_graft_moves_and_the_old_ones_stay(source, target, tmp_path):
@@ -167,18 +171,18 @@ def test_everything_mode_is_kept_on_disk(source, target, tmp_path):
     config = replace(SHORT, everything=3, steps=2)
     result = adapted(source, target, tmp_path, config)
     with np.load(result.work / "regions.npz") as kept:
-        assert kept["regions"].shape == (16, 64, 64) and int(kept["points"]) == 3
+        assert kept["regions"].shape == (8, 64, 64) and int(kept["points"]) == 3
 
 
 def test_a_budget_of_seconds_ends_the_run(source, target, tmp_path):
-    result = adapted(source, target, tmp_path, replace(SHORT, steps=10**6, every=10**4, seconds=1.0))
-    assert result.0 < result.rounds[-1].step < 10**4 and "1 s of process time were spent" in (
-        result.reason if not result.fell_back else "1 s of process time were spent"
-    )
+    result = adapted(source, target, tmp_path, replace(SHORT, steps=10**6, every=10**4, seconds=3.0))
+    assert 0 < result.rounds[-1].step < 10**4
+    assert result.fell_back or "3 s of process time were spent" in result.reason
 
 
 def test_objects_that_are_separated(target, tmp_path):
-    path = train_source(write_discs(tmp_path / "d", cases=8), tmp_path / "run", toy_backbone(), steps=10, kind="instance")
+    root = write_discs(tmp_path / "d", cases=8)
+    path = train_source(root, tmp_path / "run", toy_backbone(), steps=10, kind="instance")
     config = replace(SHORT, weights=TermWeights(prior=0.0), guard=GuardConfig(margin=-10.0, share_factor=1e6))
     result = adapted(path, target, tmp_path, config)
     assert read_meta(result.adapter).task == "instance" and result.rounds[-1].step == 4
@@ -189,11 +193,11 @@ def test_the_command(source, target, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(hub, "load_backbone", lambda name: toy_backbone())
     settings = tmp_path / "adapt.yaml"
-    settings.write_text("steps: 4\nevery: 2\njudge_tiles: 4\nprogress: false\nweights: {contrast: 0.0}\n")
+    settings.write_text("steps: 4\nevery: 2\njudge_tiles: 4\nprogress: false\ntiles: 12\nlook: plain\nweights: {contrast: 0.0}\n")
     words = ["adapt", "--adapter", str(source), "--data", str(target), "-o", str(tmp_path / "a.graft")]
     assert cli.main([*words, "--backbone", "toy", "--config", str(settings), "--lr", "0.001"]) == 0
     said = capsys.readouterr().out
-    assert "20 images, 20 tiles: 16 to learn from, 4 judge" in said and f"adapter: {tmp_path / 'a.graft'}" in said
+    assert "20 images, 12 tiles: 8 to learn from, 4 judge" in said and f"adapter: {tmp_path / 'a.graft'}" in said
     saved = (tmp_path / "a.adapt" / "config.yaml").read_text()
     assert "lr: 0.001" in saved and "contrast: 0.0" in saved
     assert cli.main([*words, "--backbone", "toy"]) == 2 and "resume it" in capsys.readouterr().err
