@@ -250,7 +250,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if not total.requires_grad:  # no tile of this batch had anything to say
             return {"loss": 0.0}
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(self.networks.parameters.values(), 1.0)
         self.optimizer.step()
         self.networks.follow(self.config.momentum)
