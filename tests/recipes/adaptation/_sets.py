@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,10 +32,10 @@ def write_discs(root: Path, *, cases: int, gain: float = 1.0, offset: float = 0.
     return root
 
 
-def train_source(root: Path, run: Path, backbone: Backbone, *, steps: int = 100, kind: str = "semantic") -> Path:
+def train_source(root: Path, run: Path, backbone: Backbone, *, steps: int = 100, **task: Any) -> Path:
     """An adapter of the discs, without augmentation of intensities, so that a shift hurts it."""
     config = FitConfig(
-        task=TaskConfig(grafts={"lora": {"rank": 4}}, lr=5e-3, warmup=0.1, kind=kind),  # type: ignore[arg-type]
+        task=TaskConfig(grafts={"lora": {"rank": 4}}, lr=5e-3, warmup=0.1, **task),
         data=DataConfig(path=str(root), layout="image_mask", size=64, batch_size=4),
         augment=AugmentConfig(gamma=0.0, contrast=0.0, brightness=0.0, blur=0.0, noise=0.0),
         train=TrainConfig(steps=steps, val_every=steps, progress=False, accelerator="cpu", cache=False),

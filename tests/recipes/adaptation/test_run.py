@@ -180,12 +180,18 @@ def test_a_budget_of_seconds_ends_the_run(source, target, tmp_path):
     assert result.fell_back or "3 s of process time were spent" in result.reason
 
 
-def test_objects_that_are_separated(target, tmp_path):
+@pytest.mark.parametrize("head", ["class_tokens", "distances", "rsprompter_query"])
+def test_heads_that_separate_objects(head, target, tmp_path):
     root = write_discs(tmp_path / "d", cases=8)
-    path = train_source(root, tmp_path / "run", toy_backbone(), steps=10, kind="instance")
-    config = replace(SHORT, weights=TermWeights(prior=0.0), guard=GuardConfig(margin=-10.0, share_factor=1e6))
+    path = train_source(root, tmp_path / "run", toy_backbone(), steps=10, kind="instance", head=head)
+    guard = GuardConfig(margin=-10.0, least_agreement=0.0, share_factor=1e6)
+    config = replace(SHORT, steps=2, everything=3, weights=TermWeights(contrast=0.0), guard=guard)
     result = adapted(path, target, tmp_path, config)
-    assert read_meta(result.adapter).task == "instance" and result.rounds[-1].step == 4
+    old, new = read_header(path), read_header(result.adapter)
+    assert read_meta(result.adapter).task == "instance" and new["prompter"] == old["prompter"]
+    assert result.best_step == 2 and new["tensors_sha256"] != old["tensors_sha256"]
+    losses = {name for name in result.rounds[-1].figures if name.startswith("train_")}
+    assert {"train_loss", "train_pseudo", "train_anchor"} <= losses and "train_prior" not in losses
 
 
 def test_the_command(source, target, tmp_path, monkeypatch, capsys):
