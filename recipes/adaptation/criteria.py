@@ -34,6 +34,8 @@ MOST_OBJECTS = 8
 """Objects per image that are asked of the frozen backbone, the largest first."""
 LEAST_PIXELS = 12
 """Smaller objects are not asked about."""
+SHARE_COST = 0.05
+"""What it costs a score if a class has twice or half the share that is expected."""
 _RARE = 1e-4
 """Classes with a smaller expected share say nothing about shares."""
 
@@ -270,8 +272,12 @@ class Judge:
 
 
 def score(figures: Mapping[str, float]) -> float:
-    """One number to compare states by; larger is better."""
-    return 0.5 * figures["agreement"] + 0.25 * figures["anchor"] + 0.25 * figures["box_iou"]
+    """One number to compare states by; larger is better.
+
+    Boxes count least: they say little of thin or ragged structures.
+    """
+    agreed = 0.6 * figures["agreement"] + 0.3 * figures["anchor"] + 0.1 * figures["box_iou"]
+    return agreed - SHARE_COST * math.log2(max(1.0, figures["share_factor"]))
 
 
 def refusal(figures: Mapping[str, float], source: Mapping[str, float], guard: GuardConfig) -> str:

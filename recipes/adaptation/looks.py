@@ -5,6 +5,7 @@ has on their negative. The look is chosen once, by criteria without labels, and 
 source adapter then labels tiles seen through it, while the student learns the tiles as they are, as they will be used.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -51,4 +52,4 @@ def worth(figures: Mapping[str, float], ratio: float) -> float:
         figures: "agreement" and "box_iou" of the source adapter on tiles seen through it.
         ratio: Worst ratio of class shares to those of the source's training images; 1 where these are not known.
     """
-    return 0.5 * figures["agreement"] + 0.5 * figures["box_iou"] - 0.1 * float(torch.tensor(ratio).log2())
+    return figures["agreement"] + 0.1 * figures["box_iou"] - 0.1 * math.log2(ratio)

@@ -89,7 +89,9 @@ def test_a_source_that_is_far_off_itself_may_be_improved():
     far = SOURCE | {"share_factor": 50.0}
     assert refusal(far | {"score": 0.9, "share_factor": 20.0}, far, GuardConfig()) == ""
     assert "60.0 times" in refusal(far | {"score": 0.9, "share_factor": 60.0}, far, GuardConfig())
-    assert score(SOURCE) == pytest.approx(0.5 * 0.8 + 0.25 + 0.25 * 0.6)
+    even = SOURCE | {"share_factor": 1.0}
+    assert score(even) == pytest.approx(0.6 * 0.8 + 0.3 + 0.1 * 0.6)
+    assert score(even | {"share_factor": 4.0}) == pytest.approx(score(even) - 0.1)
 
 
 def test_settings_go_through_yaml_and_back():

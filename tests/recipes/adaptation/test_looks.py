@@ -46,5 +46,5 @@ def test_gray_mixes_channels_and_slabs_keep_their_shape():
 
 def test_twice_the_expected_share_costs_a_tenth():
     figures = {"agreement": 0.8, "box_iou": 0.6}
-    assert worth(figures, 1.0) == pytest.approx(0.7)
-    assert worth(figures, 2.0) == pytest.approx(0.6)
+    assert worth(figures, 1.0) == pytest.approx(0.86)
+    assert worth(figures, 2.0) == pytest.approx(0.76)

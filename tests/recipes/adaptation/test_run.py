@@ -53,7 +53,7 @@ def mean_dice(adapter, root):
 def test_adaptation_recovers_what_another_scanner_took(source, tmp_path, gain, offset, look):
     target = write_discs(tmp_path / "d", cases=20, gain=gain, offset=offset, seed=1)
     config = AdaptConfig(
-        steps=60, every=15, judge_tiles=6, lr=2e-3, momentum=0.8, batch_size=4, look=look, progress=False
+        steps=40, every=20, judge_tiles=6, lr=2e-3, momentum=0.8, batch_size=4, look=look, progress=False
     )
     lines = []
     data = DataConfig(path=str(target), layout="image_mask")
