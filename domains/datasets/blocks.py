@@ -113,8 +113,10 @@ def draw_blocks(
     ties = rng.random(len(numbers))
     order = numbers[np.lexsort((ties, *_keys(density[numbers])))]
     found = np.zeros(len(density), dtype=np.bool_)
-    for run in np.array_split(order, count):
-        found[run[rng.integers(len(run))]] = True
+    for number, run in enumerate(np.array_split(order, count), start=1):
+        labelled = run[(density[run] > 0).any(axis=1)]
+        chosen = labelled if number == count and len(labelled) else run  # the dense end: something has to be found
+        found[chosen[rng.integers(len(chosen))]] = True
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from samgraft.errors import InputError, ShapeError
 from samgraft.grid import Grid
 from samgraft.recipes.losses import IGNORE
+
+if TYPE_CHECKING:
+    from samgraft.recipes.data.raster_windows import RasterWindows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,6 +119,10 @@ class DataIndex:
     gsd: tuple[float, float] | None = None
     """Metres on the ground from row to row and from column to column of the rasters that train; None where they differ
     by more than a tenth, have no place, or are no rasters."""
+    bands: tuple[int, ...] | None = None
+    """Channels that are shown, for the adapter's header; None leaves it to ``data.bands``."""
+    windows: "RasterWindows | None" = None
+    """Windows that are read when they are drawn, in the place of ``train``."""
 
 
 def choose_cases(refs: Sequence[CaseRef], count: int | None, seed: int) -> tuple[CaseRef, ...]:

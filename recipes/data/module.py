@@ -1,10 +1,11 @@
-"""The Lightning data module: training tiles in memory, validation case by case.
+"""The Lightning data module: training tiles in memory, or read when they are drawn, validation case by case.
 
 One epoch is the stretch between two validations, so that a resumed run continues at an epoch's start.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -18,6 +19,7 @@ from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import index_data
+from samgraft.recipes.data.raster_windows import RasterWindows
 from samgraft.recipes.data.slabs import SlabSet
 from samgraft.recipes.ranks import ALONE, Share, current
 
@@ -160,13 +162,13 @@ class SegmentationData(lightning.LightningDataModule):
         super().__init__()
         self.deal_validation = deal_validation
         self.config, self.kind, self.size, self.steps = config, kind, size or config.size, steps
-        self.index: DataIndex = index_data(config, kind, class_names)
+        self.index: DataIndex = index_data(replace(config, size=self.size), kind, class_names)
         self.val_refs = self.index.val[:val_cases]
         if not self.val_refs:
             raise InputError(
                 f"{config.path} has no validation case to judge training by; add splits.json with a 'val' list"
             )
-        self._tiles: TileSet | SlabSet | None = None
+        self._tiles: TileSet | SlabSet | RasterWindows | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -178,7 +180,9 @@ class SegmentationData(lightning.LightningDataModule):
         if stage == "fit" and self._tiles is None:
             c = self.config
             options: dict[str, Any] = {"size": self.size, "window": c.window, "overlap": c.overlap}
-            if c.slab is None:
+            if self.index.windows is not None:
+                self._tiles = self.index.windows
+            elif c.slab is None:
                 self._tiles = TileSet(self.index.train, **options)
             else:
                 self._tiles = SlabSet(self.index.train, slab=c.slab, **options)
@@ -190,6 +194,10 @@ class SegmentationData(lightning.LightningDataModule):
         tiles = self._tiles
         assert tiles is not None  # noqa: S101 - setup made it
         batch, part = self.config.batch_size, current()
+        if isinstance(tiles, RasterWindows):
+            draws = tiles.sampler(length=self.steps * batch, seed=self.config.seed, batch=batch, part=part)
+            own, workers = batch // part.world, self.config.workers
+            return DataLoader(tiles, own, sampler=draws, drop_last=True, num_workers=workers)
         sampler = BalancedSampler(
             tiles.foreground,
             share=self.config.foreground,
@@ -227,6 +235,7 @@ class SegmentationData(lightning.LightningDataModule):
             "epochs_per_validation": round(self.steps * self.config.batch_size / max(tiles, 1), 3)
             if tiles
             else math.nan,
+            **(self.index.windows.describe() if self.index.windows is not None else {}),
         }
 
 
