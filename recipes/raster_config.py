@@ -27,6 +27,9 @@ class RasterFields:
     """mosaic: one or three bands by name, shown as red, green, blue; instead of ``bands``."""
     label_layer: str | None = None
     """mosaic: layer of the label file, where it has several."""
+    label_classes: tuple[str, ...] | None = None
+    """mosaic: classes of the label file that are learned; others are background. None takes ``task.class_names`` for
+    class maps, and all for objects, which are then one class."""
     aoi: str | None = None
     """mosaic: polygons; windows and labels outside of them do not count."""
     labelled_area: str | None = None

@@ -18,6 +18,7 @@ from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimi
 from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
+from samgraft.recipes.data.split_map import write_split
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.metrics import Summary
@@ -99,6 +100,8 @@ def fit(
     task, data = build(config, backbone=backbone)
     if first:
         write_config(run, config)
+        if data.index.windows is not None:
+            write_split(data.index.windows, run)
     began = time.monotonic()
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True)
     adapter = run / "adapter.graft"

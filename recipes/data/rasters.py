@@ -79,7 +79,7 @@ def index_rasters(config: DataConfig, kind: Kind, class_names: Sequence[str] | N
     return DataIndex(
         train=(),
         val=_val_refs(source, blocks),
-        classes=dict(labels.names),
+        classes=_learned(labels, kind, class_names),
         modality=config.modality,
         intensity=scale,
         gsd=common_gsd([scene]),
@@ -152,17 +152,25 @@ def _labels(scene: GeoScene, config: DataConfig, kind: Kind, class_names: Sequen
             raise InputError("no label file named; add data.labels: .gpkg, .geojson, .fgb, .parquet, COCO .json or .tif")
     else:
         path = below(config, config.labels)
-    several = kind == "semantic" or config.class_field is not None
+    wanted = config.label_classes or (tuple(class_names) if class_names and kind == "semantic" else None)
     choice = LabelChoice(
         kind=kind,
         class_field=config.class_field,
-        classes=tuple(class_names) if class_names and several else None,
+        classes=wanted,
         layer=config.label_layer,
         point_m=config.point_m,
         boxes_as=config.boxes_as,
         least_visible=config.least_visible,
     )
     return read_labels(path, scene, choice)
+
+
+def _learned(labels: LabelSource, kind: Kind, class_names: Sequence[str] | None) -> dict[int, str]:
+    """Classes of the network: those of the labels, or one, since objects are told apart and not what they are."""
+    if kind == "semantic":
+        return dict(labels.names)
+    only = next(iter(labels.names.values())) if len(labels.names) == 1 else "object"
+    return {1: class_names[0] if class_names else only}
 
 
 @dataclass(frozen=True, eq=False)
