@@ -93,19 +93,21 @@ def raster_files(config: DataConfig) -> list[Path]:
 
     Raises:
         InputError: there is none.
+        ConfigError: nothing says where.
     """
     given = [config.rasters] if isinstance(config.rasters, str) else list(config.rasters)
+    others: set[Path] = set()
     if not given:
-        path = Path(config.path)
-        given = [config.path] if path.is_file() else [f"*{suffix}" for suffix in RASTER_SUFFIXES]
-        labels = None if config.labels is None else below(config, config.labels).resolve()
-    else:
-        labels = None
+        if not config.path:
+            raise ConfigError("no raster named; add --data PATH (a raster, or a folder of them), or --data.rasters FILES")
+        given = [config.path] if Path(config.path).is_file() else [f"*{suffix}" for suffix in RASTER_SUFFIXES]
+        named = [name for name in (config.labels, config.labelled_area) if name is not None]
+        others = {below(config, name).resolve() for name in (*_USUAL, *named)}
     found: list[Path] = []
     for one in given:
         path = below(config, one)
         found += sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-    files = [path for path in dict.fromkeys(found) if path.resolve() != labels and path.name not in _USUAL]
+    files = [path for path in dict.fromkeys(found) if path.resolve() not in others]
     if not files:
         raise InputError(
             f"{config.path or 'data.rasters'}: no raster there ({', '.join(RASTER_SUFFIXES)}); name them with "
