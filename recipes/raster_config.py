@@ -44,7 +44,8 @@ class RasterFields:
     least_visible: float = 0.1
     """mosaic, instance: an object of which a window shows a smaller share is unknown there."""
     block_m: float | None = None
-    """mosaic: side in metres of the blocks that train or validate; None takes four windows."""
+    """mosaic: side in metres of the blocks that train or validate; None takes four windows, or a third of a small
+    raster's longer side."""
     buffer_m: float | None = None
     """mosaic: metres between a block that validates and the nearest pixel that trains; None takes one window, which is
     the least."""

@@ -34,7 +34,7 @@ from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 
 BLOCK_WINDOWS = 4
-"""Windows along the side of a block, where nothing is said."""
+"""Windows along the side of a block, where nothing is said; fewer on a raster that has not three such blocks."""
 MOST_WINDOWS = 1_000_000
 """Windows that are kept; of more, so many are drawn by the seed."""
 MOST_SIDE = 4096
@@ -206,15 +206,16 @@ def _blocks(config: DataConfig, source: RasterSource, areas: tuple[Any, ...], in
     scene = source.scene
     rows, cols = scene.grid.shape
     window = int(config.window or 0)
-    side = tuple(_pixels(scene, config.block_m, "block_m", axis, BLOCK_WINDOWS * window) for axis in (0, 1))
-    buffer = tuple(_pixels(scene, config.buffer_m, "buffer_m", axis, window) for axis in (0, 1))
+    usual = max(window, min(BLOCK_WINDOWS * window, max(rows, cols) // 3))
+    side = tuple(round(_pixels(scene, config.block_m, "block_m", axis, usual)) for axis in (0, 1))
+    buffer = tuple(int(np.ceil(_pixels(scene, config.buffer_m, "buffer_m", axis, window))) for axis in (0, 1))
     if min(buffer) < window:
         step = ground_step(scene.grid) or (1.0, 1.0)
         raise ConfigError(
             f"data.buffer_m is {config.buffer_m} m, which is {min(buffer)} pixels; a window has {window}: give "
             f"{window * max(step):.6g} m at least"
         )
-    side = tuple(min(MOST_SIDE, length) for length in side)
+    side = tuple(max(1, min(MOST_SIDE, length)) for length in side)
     shape, block = (rows, cols), (side[0], side[1])
     parts = block_parts(shape, block)
     usable = touches_all(scene, areas, parts)
@@ -230,14 +231,14 @@ def _blocks(config: DataConfig, source: RasterSource, areas: tuple[Any, ...], in
     return Blocks(shape=shape, side=block, buffer=(buffer[0], buffer[1]), val=val.reshape(grid))
 
 
-def _pixels(scene: GeoScene, metres: float | None, name: str, axis: int, default: int) -> int:
-    """Metres as pixels along an axis, rounded up."""
+def _pixels(scene: GeoScene, metres: float | None, name: str, axis: int, default: int) -> float:
+    """Metres as pixels along an axis."""
     if metres is None:
         return default
     step = ground_step(scene.grid)
     if step is None:
         raise ConfigError(f"data.{name} is in metres, and {scene.path.name} has no CRS with a known unit; leave it out")
-    return max(1, int(np.ceil(metres / step[axis] - 1e-6)))
+    return metres / step[axis]
 
 
 def _windows(config: DataConfig, source: RasterSource, blocks: Blocks, areas: tuple[Any, ...]) -> RasterWindows:
