@@ -54,7 +54,8 @@ def read_coco_objects(path: Path, scene: GeoScene) -> CocoObjects:
     extent = shapely.box(0, 0, scene.grid.shape[1], scene.grid.shape[0])
     objects: list[VectorObject] = []
     crowds: list[BaseGeometry] = []
-    for number, entry in enumerate(read_json(path)["annotations"]):
+    content: Any = read_json(path)
+    for number, entry in enumerate(content["annotations"] if isinstance(content, Mapping) else content):
         move = places.get(int(entry.get("image_id", 0)))
         if move is None:
             continue

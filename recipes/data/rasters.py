@@ -37,7 +37,7 @@ BLOCK_WINDOWS = 4
 """Windows along the side of a block, where nothing is said; fewer on a raster that has not three such blocks."""
 MOST_WINDOWS = 1_000_000
 """Windows that are kept; of more, so many are drawn by the seed."""
-MOST_SIDE = 4096
+MOST_SIDE = 2048
 """Longest side of a block in pixels: one that validates is read as a whole."""
 _USUAL = ("labels.gpkg", "labels.geojson", "labels.fgb", "labels.parquet", "labels.tif", "labels.json")
 

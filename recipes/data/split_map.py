@@ -10,9 +10,10 @@ from samgraft.domains.remote_sensing.georeference import point_map, transform_of
 from samgraft.domains.remote_sensing.stream_vector import Batch, VectorFile
 from samgraft.recipes.data.raster_windows import RasterWindows
 from samgraft.recipes.mosaic.drawing import Drawn
+from samgraft.recipes.report import SPLIT
 
-BLOCKS, PICTURE = "split.gpkg", "split.png"
-"""Names of the files in a run folder."""
+BLOCKS = "split.gpkg"
+"""Name of the file in a run folder."""
 _SIDE = 1200
 _VAL = np.array([40, 120, 255], dtype=np.float32)
 _DARK = 0.35
@@ -27,7 +28,7 @@ def write_split(windows: RasterWindows, run: Path) -> tuple[Path, Path]:
     Raises:
         OutputError: a file cannot be written.
     """
-    return _write_blocks(windows, run / BLOCKS), shade(windows).save(run / PICTURE)
+    return _write_blocks(windows, run / BLOCKS), shade(windows).save(run / SPLIT)
 
 
 def _write_blocks(windows: RasterWindows, path: Path) -> Path:
