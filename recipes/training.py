@@ -18,7 +18,7 @@ from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimi
 from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
-from samgraft.recipes.data.split_map import write_split
+from samgraft.recipes.split_map import write_split
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.metrics import Summary

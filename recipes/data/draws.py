@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from samgraft.domains.datasets.label_source import Windows
+from samgraft.domains.labels.source import Windows
 from samgraft.errors import ConfigError
 from samgraft.recipes.ranks import ALONE, Share
 

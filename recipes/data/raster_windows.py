@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from samgraft.domains.datasets.blocks import Blocks
-from samgraft.domains.datasets.label_source import UNKNOWN, LabelSource, Windows, window_of
+from samgraft.domains.labels.blocks import Blocks
+from samgraft.domains.labels.source import UNKNOWN, LabelSource, Windows, window_of
 from samgraft.domains.remote_sensing.geo_scene import GeoScene
 from samgraft.domains.scene import Window
 from samgraft.errors import InputError

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.domains.datasets.blocks import Blocks, block_parts, draw_blocks
-from samgraft.domains.datasets.label_files import RASTER_SUFFIXES, LabelChoice, read_labels, read_mask
-from samgraft.domains.datasets.label_source import LabelSource, Windows, window_of
+from samgraft.domains.labels.blocks import Blocks, block_parts, draw_blocks
+from samgraft.domains.labels.files import RASTER_SUFFIXES, LabelChoice, read_labels, read_mask
+from samgraft.domains.labels.source import LabelSource, Windows, window_of
 from samgraft.domains.remote_sensing.area import read_area
 from samgraft.domains.remote_sensing.geo_scene import GeoScene
 from samgraft.domains.remote_sensing.georeference import ground_step

@@ -18,14 +18,14 @@ from PIL import Image
 
 import samgraft
 from samgraft.adapters.bundle import read_header, read_meta
-from samgraft.domains.datasets.label_source import UNKNOWN, ObjectLabels, window_of
+from samgraft.domains.labels.source import UNKNOWN, ObjectLabels, window_of
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.data.draws import ANYTHING, NOTHING, Draw
 from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.data.raster_windows import RasterWindows
-from samgraft.recipes.data.split_map import shade
+from samgraft.recipes.split_map import shade
 from samgraft.recipes.training import fit
 from tests.adapters.toy import toy_backbone
 from tests.data.rasters import write_raster

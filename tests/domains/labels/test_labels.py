@@ -12,8 +12,8 @@ import shapely
 from affine import Affine
 from rasterio.crs import CRS
 
-from samgraft.domains.datasets.label_files import LabelChoice, read_labels
-from samgraft.domains.datasets.label_source import UNKNOWN, ObjectLabels, windows_of
+from samgraft.domains.labels.files import LabelChoice, read_labels
+from samgraft.domains.labels.source import UNKNOWN, ObjectLabels, windows_of
 from samgraft.domains.remote_sensing.opener import open_raster
 from samgraft.errors import GeometryError, InputError
 from tests.data import rasters

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.domains.datasets.label_source import Windows
+from samgraft.domains.labels.source import Windows
 from samgraft.errors import ConfigError, ShapeError
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from samgraft.domains.datasets.blocks import Blocks, block_parts, draw_blocks, lattice_shape
-from samgraft.domains.datasets.label_source import window_of, windows_of
+from samgraft.domains.labels.blocks import Blocks, block_parts, draw_blocks, lattice_shape
+from samgraft.domains.labels.source import window_of, windows_of
 from samgraft.errors import ConfigError, ShapeError
 
 sides = st.tuples(st.integers(1, 40), st.integers(1, 40))

@@ -1,7 +1,7 @@
 """Label files of a large raster: vector files, COCO, or a raster of labels, brought onto the raster's pixels.
 
 Takes GeoJSON, GeoPackage, FlatGeobuf, GeoParquet or a shapefile in any CRS, a COCO file of the raster's own files, or a
-raster in any CRS and pixel size; gives a :class:`~samgraft.domains.datasets.label_source.LabelSource`.
+raster in any CRS and pixel size; gives a :class:`~samgraft.domains.labels.source.LabelSource`.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from samgraft.domains.datasets.coco_objects import CocoObjects, read_coco_objects
+from samgraft.domains.labels.coco import CocoObjects, read_coco_objects
 from samgraft.domains.datasets.index import LabelKind, read_json
-from samgraft.domains.datasets.label_source import LabelSource, ObjectLabels, RasterLabels
+from samgraft.domains.labels.source import LabelSource, ObjectLabels, RasterLabels
 from samgraft.domains.detections.coco import is_coco
 from samgraft.domains.remote_sensing.geo_scene import GeoScene
 from samgraft.domains.remote_sensing.georeference import crs_of, ground_step
