@@ -4,7 +4,6 @@ Takes GeoJSON, GeoPackage, FlatGeobuf, GeoParquet or a shapefile in any CRS, a C
 raster in any CRS and pixel size; gives a :class:`~samgraft.domains.labels.source.LabelSource`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from samgraft.domains.labels.coco import CocoObjects, read_coco_objects
+from samgraft.domains.labels.coco import read_coco_objects
 from samgraft.domains.datasets.index import LabelKind, read_json
 from samgraft.domains.labels.source import LabelSource, ObjectLabels, RasterLabels
 from samgraft.domains.detections.coco import is_coco
@@ -25,6 +24,7 @@ from samgraft.domains.remote_sensing.warp import Warp, WarpedScene
 from samgraft.errors import GeometryError, InputError
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".jp2")
+VECTOR_SUFFIXES = (".geojson", ".gpkg", ".fgb", ".parquet", ".geoparquet", ".shp", ".json")
 BoxShape = Literal["box", "ellipse"]
 _MOST_VALUES = 256
 _CIRCLE = np.linspace(0.0, 2.0 * np.pi, 33)[:-1]
@@ -44,7 +44,8 @@ class LabelChoice:
     """Layer of a vector file, where it has several."""
     point_m: float | None = None
     """Radius in metres of the disc that a point stands for, and half the width of a line."""
-    boxes_as: BoxShape = "box"
+    boxes_as: VECTOR_SUFFIXES = (".geojson", ".gpkg", ".fgb", ".parquet", ".geoparquet", ".shp", ".json")
+BoxShape = "box"
     """"ellipse" draws what fills the box that is drawn around every outline: for boxes around round things."""
     least_visible: float = 0.1
     """See :class:`ObjectLabels`."""
@@ -54,7 +55,7 @@ def read_labels(path: Path, scene: GeoScene, choice: LabelChoice) -> LabelSource
     """Open the labels of a raster.
 
     Args:
-        path: The label file.
+        path: The label file, or a folder of vector and COCO files that are taken together.
         scene: The raster.
         choice: What is wanted.
 
@@ -64,28 +65,32 @@ def read_labels(path: Path, scene: GeoScene, choice: LabelChoice) -> LabelSource
     """
     if path.suffix.lower() in RASTER_SUFFIXES:
         return _raster_labels(path, scene, choice)
-    if path.suffix.lower() == ".json" and path.is_file() and is_coco(read_json(path)):
-        objects, unknown = _of_coco(read_coco_objects(path, scene))
-    else:
-        layer = read_layer(path, class_field=choice.class_field, layer=choice.layer)
-        objects, unknown = layer.on(scene.grid), np.zeros(0, dtype=object)
+    objects: list[VectorObject] = []
+    crowds: list[Any] = []
+    for file in _members(path):
+        if file.suffix.lower() == ".json" and file.is_file() and is_coco(read_json(file)):
+            found = read_coco_objects(file, scene)
+            objects += found.objects
+            crowds += found.crowds
+        else:
+            objects += read_layer(file, class_field=choice.class_field, layer=choice.layer).on(scene.grid)
     names = choice.classes if choice.classes is not None else sorted({o.class_name for o in objects})
     if choice.classes is not None and {o.class_name for o in objects} == {DEFAULT_CLASS} and len(names) == 1:
         objects = [_renamed(one, names[0]) for one in objects]
     table = {name: number for number, name in enumerate(names, start=1)}
     wanted = [one for one in objects if one.class_name in table]
     if not wanted:
-        found = sorted({o.class_name for o in objects})
+        there = sorted({o.class_name for o in objects})
         raise InputError(
             f"{path}: none of its objects of {', '.join(names) or 'any class'} touches {scene.path.name}"
-            + (f"; it has {', '.join(found)}" if found else "; are both of the same place?")
+            + (f"; it has {', '.join(there)}" if there else "; are both of the same place?")
         )
     geometries = _polygons(np.array([one.geometry for one in wanted], dtype=object), path, scene, choice)
     return ObjectLabels(
         geometries,
         np.array([table[one.class_name] for one in wanted], dtype=np.int32),
         {number: name for name, number in table.items()},
-        unknown=unknown,
+        unknown=np.array(crowds, dtype=object),
         least_visible=choice.least_visible,
     )
 
@@ -104,8 +109,14 @@ def _renamed(one: VectorObject, name: str) -> VectorObject:
     return VectorObject(geometry=one.geometry, class_name=name, source_id=one.source_id)
 
 
-def _of_coco(found: CocoObjects) -> tuple[Sequence[VectorObject], NDArray[Any]]:
-    return found.objects, np.array(found.crowds, dtype=object)
+def _members(path: Path) -> list[Path]:
+    """The file, or all label files of a folder by name."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(one for one in path.iterdir() if one.suffix.lower() in VECTOR_SUFFIXES)
+    if not found:
+        raise InputError(f"{path} holds no label file; expected {', '.join(VECTOR_SUFFIXES)}")
+    return found
 
 
 def _polygons(geometries: NDArray[Any], path: Path, scene: GeoScene, choice: LabelChoice) -> NDArray[Any]:

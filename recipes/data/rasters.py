@@ -57,6 +57,8 @@ def index_rasters(config: DataConfig, kind: Kind, class_names: Sequence[str] | N
     """
     if config.window is None:
         raise ConfigError("data.window is not set; rasters are learned in windows: give their side in pixels")
+    if config.cases is not None:
+        raise ConfigError(f"data.cases is {config.cases}; a mosaic has no cases: name a smaller data.aoi, or leave it out")
     scene = open_raster(raster_files(config), RasterOptions(**config.reading))
     look = _look(scene, config)
     labels = _labels(scene, config, kind, class_names)

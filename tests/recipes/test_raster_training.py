@@ -19,6 +19,7 @@ from PIL import Image
 import samgraft
 from samgraft.adapters.bundle import read_header, read_meta
 from samgraft.domains.labels.source import UNKNOWN, ObjectLabels, window_of
+from samgraft.domains.remote_sensing.georeference import transform_of
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.data.draws import ANYTHING, NOTHING, Draw
@@ -26,7 +27,7 @@ from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.data.raster_windows import RasterWindows
 from samgraft.recipes.split_map import shade
-from samgraft.recipes.training import fit
+from samgraft.recipes.training import fit, load_adapted
 from tests.adapters.toy import toy_backbone
 from tests.data.rasters import write_raster
 from tests.recipes import _mosaics as mosaics
@@ -206,6 +207,7 @@ def test_a_window_without_data_is_replaced(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"window": None}, ConfigError, "data.window is not set"),
+        ({"cases": 3}, ConfigError, "a mosaic has no cases"),
         ({"buffer_m": 10.0}, ConfigError, r"data.buffer_m is 10.0 m, which is 2\d pixels; a window has 32"),
         ({"labels": "nothing.gpkg"}, InputError, "does not exist"),
         ({"rasters": "nothing*.tif"}, InputError, "no raster there"),
@@ -340,6 +342,13 @@ def test_adapter_is_used_on_the_raster(roofs: Path, tmp_path: Path) -> None:
         options=samgraft.MosaicOptions(tile=128, overlap=32),
     )
     assert figures["dice/building"] > 0.8
+    task, data = load_adapted(small, result.adapter)
+    case = data.val_refs[0].load()
+    block = write_raster(
+        tmp_path / "block.tif", case.image[0], transform=transform_of(case.grid), crs=mosaics.CRS
+    )
+    used = samgraft.segment(samgraft.open(block), adapter=result.adapter, progress=False)
+    assert np.array_equal(used.labels > 0, task.objects(case)[0] > 0) and used.labels.any()
     frame = pyogrio.read_dataframe(tmp_path / "out.gpkg")
     assert frame.crs.to_epsg() == 32645 and found.tiles > 4
     truth = mosaics.frame(mosaics.boxes_on((320, 384)), GSD)

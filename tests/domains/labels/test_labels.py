@@ -155,6 +155,17 @@ def test_only_wanted_classes_are_kept(tmp_path: Path) -> None:
         read_labels(path, scene(tmp_path), LabelChoice(class_field="k", classes=("boat",)))
 
 
+def test_a_folder_of_label_files_is_one(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for number, place in enumerate([(3, 5, 11, 12), (20, 8, 45, 30)]):
+        rasters.write_geojson(folder / f"{number}.geojson", [polygon(PLACE, *place)])
+    drawn = read_labels(folder, scene(tmp_path), LabelChoice()).draw((slice(0, 40), slice(0, 60)), "semantic")
+    assert drawn.sum() == 8 * 7 + 25 * 22
+    with pytest.raises(InputError, match="holds no label file"):
+        read_labels(tmp_path, scene(tmp_path), LabelChoice())
+
+
 def test_coco_of_two_chips_becomes_one_mosaic(tmp_path: Path) -> None:
     east = PLACE @ Affine.translation(60, 0)
     files = [scene(tmp_path, name="west.tif").path, scene(tmp_path, transform=east, name="east.tif").path]
