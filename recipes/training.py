@@ -18,13 +18,13 @@ from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimi
 from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
-from samgraft.recipes.split_map import write_split
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.metrics import Summary
 from samgraft.recipes.optimiser import require_optimizer
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
+from samgraft.recipes.split_map import write_split
 from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask
 

@@ -12,10 +12,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from samgraft.domains.labels.coco import read_coco_objects
 from samgraft.domains.datasets.index import LabelKind, read_json
-from samgraft.domains.labels.source import LabelSource, ObjectLabels, RasterLabels
 from samgraft.domains.detections.coco import is_coco
+from samgraft.domains.labels.coco import read_coco_objects
+from samgraft.domains.labels.source import LabelSource, ObjectLabels, RasterLabels
 from samgraft.domains.remote_sensing.geo_scene import GeoScene
 from samgraft.domains.remote_sensing.georeference import crs_of, ground_step
 from samgraft.domains.remote_sensing.raster import RasterScene
@@ -44,8 +44,7 @@ class LabelChoice:
     """Layer of a vector file, where it has several."""
     point_m: float | None = None
     """Radius in metres of the disc that a point stands for, and half the width of a line."""
-    boxes_as: VECTOR_SUFFIXES = (".geojson", ".gpkg", ".fgb", ".parquet", ".geoparquet", ".shp", ".json")
-BoxShape = "box"
+    boxes_as: BoxShape = "box"
     """"ellipse" draws what fills the box that is drawn around every outline: for boxes around round things."""
     least_visible: float = 0.1
     """See :class:`ObjectLabels`."""
@@ -152,9 +151,7 @@ def _ellipses(geometries: NDArray[Any]) -> NDArray[Any]:
         corners = shapely.get_coordinates(frame)[:4]
         middle = corners.mean(axis=0)
         along, across = (corners[1] - corners[0]) / 2, (corners[2] - corners[1]) / 2
-        found[number] = shapely.polygons(
-            middle + np.cos(_CIRCLE)[:, None] * along + np.sin(_CIRCLE)[:, None] * across
-        )
+        found[number] = shapely.polygons(middle + np.cos(_CIRCLE)[:, None] * along + np.sin(_CIRCLE)[:, None] * across)
     return found
 
 

@@ -58,7 +58,9 @@ def index_rasters(config: DataConfig, kind: Kind, class_names: Sequence[str] | N
     if config.window is None:
         raise ConfigError("data.window is not set; rasters are learned in windows: give their side in pixels")
     if config.cases is not None:
-        raise ConfigError(f"data.cases is {config.cases}; a mosaic has no cases: name a smaller data.aoi, or leave it out")
+        raise ConfigError(
+            f"data.cases is {config.cases}; a mosaic has no cases: name a smaller data.aoi, or leave it out"
+        )
     scene = open_raster(raster_files(config), RasterOptions(**config.reading))
     look = _look(scene, config)
     labels = _labels(scene, config, kind, class_names)
@@ -101,7 +103,9 @@ def raster_files(config: DataConfig) -> list[Path]:
     others: set[Path] = set()
     if not given:
         if not config.path:
-            raise ConfigError("no raster named; add --data PATH (a raster, or a folder of them), or --data.rasters FILES")
+            raise ConfigError(
+                "no raster named; add --data PATH (a raster, or a folder of them), or --data.rasters FILES"
+            )
         given = [config.path] if Path(config.path).is_file() else [f"*{suffix}" for suffix in RASTER_SUFFIXES]
         named = [name for name in (config.labels, config.labelled_area) if name is not None]
         others = {below(config, name).resolve() for name in (*_USUAL, *named)}
@@ -153,7 +157,9 @@ def _labels(scene: GeoScene, config: DataConfig, kind: Kind, class_names: Sequen
     if config.labels is None:
         path = next((one for name in _USUAL if (one := below(config, name)).is_file()), None)
         if path is None:
-            raise InputError("no label file named; add data.labels: .gpkg, .geojson, .fgb, .parquet, COCO .json or .tif")
+            raise InputError(
+                "no label file named; add data.labels: .gpkg, .geojson, .fgb, .parquet, COCO .json or .tif"
+            )
     else:
         path = below(config, config.labels)
     wanted = config.label_classes or (tuple(class_names) if class_names and kind == "semantic" else None)

@@ -56,7 +56,9 @@ def index_samples(config: DataConfig, kind: Kind, class_names: Sequence[str] | N
         MissingDependencyError: its package is not installed.
     """
     if not config.dataset:
-        raise ConfigError("data.dataset is empty; name a data set: {class_path: torchgeo.datasets.VHR10, init_args: {}}")
+        raise ConfigError(
+            "data.dataset is empty; name a data set: {class_path: torchgeo.datasets.VHR10, init_args: {}}"
+        )
     dataset = make(config.dataset, "dataset")
     places = places_of(dataset, config)
     if config.val_dataset:
@@ -113,7 +115,9 @@ def make(what: Mapping[str, Any], name: str, *first: Any) -> Any:
     module, _, attribute = path.rpartition(".")
     unknown = sorted(set(what) - {"class_path", "init_args"})
     if not module or unknown:
-        raise ConfigError(f"data.{name} is {dict(what)}; expected class_path such as torchgeo.datasets.VHR10, init_args")
+        raise ConfigError(
+            f"data.{name} is {dict(what)}; expected class_path such as torchgeo.datasets.VHR10, init_args"
+        )
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
@@ -198,7 +202,9 @@ def _labels(
         return _of_map(array, kind, classes) if array.ndim == 2 else _of_objects(array > 0, sample, kind)
     boxes = next((np.asarray(sample[key]) for key in _BOXES if key in sample), None)
     if boxes is None:
-        raise InputError(f"sample {name} has the keys {', '.join(sorted(sample))}; expected mask or {', '.join(_BOXES)}")
+        raise InputError(
+            f"sample {name} has the keys {', '.join(sorted(sample))}; expected mask or {', '.join(_BOXES)}"
+        )
     rows, cols = np.ogrid[: shape[0], : shape[1]]
     inside = [
         (rows + 0.5 >= y0) & (rows + 0.5 < y1) & (cols + 0.5 >= x0) & (cols + 0.5 < x1)

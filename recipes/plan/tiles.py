@@ -55,4 +55,10 @@ def count_tiles(config: FitConfig, size: int) -> TileCount:
         val += case.num_slices * len(windows(case.plane, window, overlap))
         kept += 0 if drawn is not None else case.image.nbytes + case.labels.nbytes
     classes = len(names or data.class_names)
-    return TileCount(train=tiles, val=val, bytes=kept + (0 if drawn is not None else 7 * size**2 * tiles), classes=classes, counted=True)
+    return TileCount(
+        train=tiles,
+        val=val,
+        bytes=kept + (0 if drawn is not None else 7 * size**2 * tiles),
+        classes=classes,
+        counted=True,
+    )

@@ -1,4 +1,4 @@
-"""Every recipe for mosaics from files to files: ``samgraft fit`` for a few steps, then ``samgraft segment`` by tiles."""
+"""Recipes for mosaics from files to files: ``samgraft fit`` for a few steps, then ``samgraft segment`` by tiles."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -159,7 +159,9 @@ def test_named_area_validates(roofs: Path, tmp_path: Path) -> None:
     mosaics.frame([(250, 0, 384, 320)], GSD).to_file(east, driver="GeoJSON")
     index = index_data(config(roofs, **ROOFS, val_area=str(east), block_m=32.0, least_visible=0.0), "instance")
     assert index.windows is not None
-    assert index.windows.blocks.val.tolist() == [[False] * 3 + [True] * 3] * 5  # blocks of 64 pixels; 250 lies in the 4th
+    assert (
+        index.windows.blocks.val.tolist() == [[False] * 3 + [True] * 3] * 5
+    )  # blocks of 64 pixels; 250 lies in the 4th
     assert index.windows.windows[:, 3].max() <= 192 - 32
     case = index.val[0].load()
     assert case.plane == (64, 64) and case.image.shape == (1, 3, 64, 64) and case is not index.val[0].load()
@@ -344,9 +346,7 @@ def test_adapter_is_used_on_the_raster(roofs: Path, tmp_path: Path) -> None:
     assert figures["dice/building"] > 0.8
     task, data = load_adapted(small, result.adapter)
     case = data.val_refs[0].load()
-    block = write_raster(
-        tmp_path / "block.tif", case.image[0], transform=transform_of(case.grid), crs=mosaics.CRS
-    )
+    block = write_raster(tmp_path / "block.tif", case.image[0], transform=transform_of(case.grid), crs=mosaics.CRS)
     used = samgraft.segment(samgraft.open(block), adapter=result.adapter, progress=False)
     assert np.array_equal(used.labels > 0, task.objects(case)[0] > 0) and used.labels.any()
     frame = pyogrio.read_dataframe(tmp_path / "out.gpkg")
@@ -354,4 +354,3 @@ def test_adapter_is_used_on_the_raster(roofs: Path, tmp_path: Path) -> None:
     truth = mosaics.frame(mosaics.boxes_on((320, 384)), GSD)
     covered = frame.union_all().intersection(truth.union_all()).area / truth.union_all().area
     assert covered > 0.8
-
