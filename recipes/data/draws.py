@@ -86,6 +86,7 @@ class WindowSampler(Sampler[Draw]):
         fits: Asked of a moved window; after four refusals the window stays where it is.
         batch: Windows of a batch, over all processes.
         part: Which run of every batch this process takes.
+        follow: Gives the epoch's number when an epoch begins, or None for what :meth:`set_epoch` was told.
 
     Raises:
         ConfigError: a batch that cannot be dealt to the processes.
@@ -104,6 +105,7 @@ class WindowSampler(Sampler[Draw]):
         fits: Fits | None = None,
         batch: int = 1,
         part: Share = ALONE,
+        follow: Callable[[], int | None] | None = None,
     ) -> None:
         """Sort the windows into groups."""
         if batch % part.world or (length % batch and part.world > 1):
@@ -114,7 +116,7 @@ class WindowSampler(Sampler[Draw]):
         self.windows, self.rates, self.shape, self.jitter, self.fits = windows, dict(rates), shape, jitter, fits
         self.groups = {group: members(presence, group) for group in rates}
         self.length, self.seed, self.epoch = length, seed, 0
-        self.own, self.part = batch // part.world, part
+        self.own, self.part, self.follow = batch // part.world, part, follow
 
     def __len__(self) -> int:
         """Draws of this process per epoch."""
@@ -126,12 +128,14 @@ class WindowSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         """Draws of one epoch that are this process's."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+        now = self.follow() if self.follow is not None else None
+        epoch = self.epoch if now is None else now
+        rng = np.random.default_rng([self.seed, epoch])
         kinds = rng.permutation(_shared_out(self.rates, self.length))
         queues = {group: _endless(numbers, rng) for group, numbers in self.groups.items()}
         for place, group in enumerate(kinds.tolist()):
             number = next(queues[group])
-            window = self._moved(number, group, np.random.default_rng([self.seed, self.epoch, place]))
+            window = self._moved(number, group, np.random.default_rng([self.seed, epoch, place]))
             if place // self.own % self.part.world == self.part.rank:
                 yield Draw(group, number, window)
 

@@ -4,7 +4,7 @@ One epoch is the stretch between two validations, so that a resumed run continue
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,6 +81,7 @@ class BalancedSampler(Sampler[int]):
         seed: With the epoch's number, decides everything.
         batch: Tiles of a batch, over all processes; a multiple of their number.
         part: Which run of every batch this process takes.
+        follow: Gives the epoch's number when an epoch begins, or None for what :meth:`set_epoch` was told.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class BalancedSampler(Sampler[int]):
         seed: int,
         batch: int = 1,
         part: Share = ALONE,
+        follow: Callable[[], int | None] | None = None,
     ) -> None:
         """Split the tiles."""
         if batch % part.world or length % batch and part.world > 1:
@@ -104,7 +106,7 @@ class BalancedSampler(Sampler[int]):
         natural = float(flags.mean())
         self.share = max(share, natural) if 0 < natural < 1 else natural
         self.length, self.seed, self.epoch = length, seed, 0
-        self.own, self.part = batch // part.world, part
+        self.own, self.part, self.follow = batch // part.world, part, follow
 
     def __len__(self) -> int:
         """Draws of this process per epoch."""
@@ -116,7 +118,8 @@ class BalancedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Indices of one epoch that are this process's."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+        now = self.follow() if self.follow is not None else None
+        rng = np.random.default_rng([self.seed, self.epoch if now is None else now])
         wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(
             np.arange(self.length) * self.share + 1e-9
         )
@@ -195,7 +198,8 @@ class SegmentationData(lightning.LightningDataModule):
         assert tiles is not None  # noqa: S101 - setup made it
         batch, part = self.config.batch_size, current()
         if isinstance(tiles, RasterWindows):
-            draws = tiles.sampler(length=self.steps * batch, seed=self.config.seed, batch=batch, part=part)
+            options = {"length": self.steps * batch, "seed": self.config.seed, "batch": batch}
+            draws = tiles.sampler(**options, part=part, follow=self._epoch)
             own, workers = batch // part.world, self.config.workers
             return DataLoader(tiles, own, sampler=draws, drop_last=True, num_workers=workers)
         sampler = BalancedSampler(
@@ -205,8 +209,19 @@ class SegmentationData(lightning.LightningDataModule):
             seed=self.config.seed,
             batch=batch,
             part=part,
+            follow=self._epoch,
         )
         return DataLoader(tiles, batch_size=batch // part.world, sampler=sampler, drop_last=True)
+
+    def _epoch(self) -> int | None:
+        """How many epochs lie behind, by the steps that were taken; None outside of training.
+
+        Lightning tells samplers of a resumed run the number of an epoch that was finished already.
+        """
+        trainer = self.trainer
+        if trainer is None or not trainer.training:
+            return None
+        return int(trainer.global_step * trainer.accumulate_grad_batches // self.steps)
 
     def val_dataloader(self) -> DataLoader[CaseArrays | None]:
         """One whole case at a time, native resolution; kept in memory after the first read.

@@ -126,7 +126,15 @@ class RasterWindows(Dataset[tuple[Tensor, Tensor]]):
             f"{draw.window}; check nodata, data.aoi and data.labelled_area"
         )
 
-    def sampler(self, *, length: int, seed: int, batch: int, part: Share = ALONE) -> WindowSampler:
+    def sampler(
+        self,
+        *,
+        length: int,
+        seed: int,
+        batch: int,
+        part: Share = ALONE,
+        follow: Callable[[], int | None] | None = None,
+    ) -> WindowSampler:
         """What draws from these windows; arguments as for :class:`WindowSampler`."""
         return WindowSampler(
             self.windows,
@@ -139,6 +147,7 @@ class RasterWindows(Dataset[tuple[Tensor, Tensor]]):
             fits=self._fits,
             batch=batch,
             part=part,
+            follow=follow,
         )
 
     def describe(self) -> dict[str, object]:
