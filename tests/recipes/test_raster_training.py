@@ -291,7 +291,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(roofs: Path, tmp_path: 
     assert process.exitcode == 9
     assert torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
     fit(run_config(roofs), cut, resume=True, backbone=toy_backbone(), report=False)
-    one, two = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in (whole, cut))
+    ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, cut)]
+    assert [end["global_step"] for end in ends] == [6, 6]
+    one, two = (end["state_dict"] for end in ends)
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
