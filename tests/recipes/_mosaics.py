@@ -65,7 +65,7 @@ def buildings(root: Path, *, shape: tuple[int, int] = (320, 384), gsd: float = 0
 def crowns(root: Path) -> list[str]:
     """One file, boxes around round crowns as FlatGeobuf."""
     root.mkdir()
-    shape = (288, 320)
+    shape = (192, 192)
     boxes = boxes_on(shape, step=24, side=(14, 14))
     image = np.random.default_rng(1).integers(40, 90, (3, *shape)).astype(np.uint8)
     y, x = np.ogrid[: shape[0], : shape[1]]
@@ -80,16 +80,16 @@ def crowns(root: Path) -> list[str]:
 def fields(root: Path) -> list[str]:
     """uint16 with four named bands, touching parcels as GeoParquet, and the area that was surveyed."""
     root.mkdir()
-    shape, step = (320, 320), 20
+    shape, step = (200, 200), 20
     rng = np.random.default_rng(2)
     levels = rng.integers(600, 3000, (4, shape[0] // step, shape[1] // step))
     image = levels.repeat(step, axis=1).repeat(step, axis=2) + rng.integers(0, 90, (4, *shape))
     image[:, ::step] = image[:, :, ::step] = 300  # a dark line between two
     names = ("blue", "green", "red", "nir")
     write_raster(root / "scene.tif", image.astype(np.uint16), transform=place(10.0), crs=CRS, names=names)
-    parcels = [(c + 1, r + 1, c + step, r + step) for r in range(0, 320, step) for c in range(0, 320, step)]
-    frame([p for p in parcels if p[0] < 260], 10.0).to_parquet(root / "parcels.parquet")
-    frame([(0, 0, 260, 320)], 10.0).to_file(root / "surveyed.geojson", driver="GeoJSON")
+    parcels = [(c + 1, r + 1, c + step, r + step) for r in range(0, 200, step) for c in range(0, 200, step)]
+    frame([p for p in parcels if p[0] < 180], 10.0).to_parquet(root / "parcels.parquet")
+    frame([(0, 0, 180, 200)], 10.0).to_file(root / "surveyed.geojson", driver="GeoJSON")
     words = ["--data", str(root / "scene.tif"), "--data.labels", str(root / "parcels.parquet")]
     words += ["--data.labelled_area", str(root / "surveyed.geojson")]
     return [*words, "--data.band_names", "[nir, red, green]"]
@@ -100,15 +100,15 @@ def ships(root: Path) -> list[str]:
     root.mkdir()
     images, notes = [], []
     for number, (row, col) in enumerate(np.ndindex(2, 3)):
-        boxes = boxes_on((128, 64), step=32, side=(8, 16))
-        image = painted((128, 128), boxes, seed=number)
+        boxes = boxes_on((64, 32), step=32, side=(8, 16))
+        image = painted((64, 64), boxes, seed=number)
         name = f"chip_{number}.tif"
-        write_raster(root / name, image, transform=place(3.0, 128 * col, 128 * row), crs=CRS)
-        images.append({"id": number, "file_name": name, "width": 128, "height": 128})
+        write_raster(root / name, image, transform=place(3.0, 64 * col, 64 * row), crs=CRS)
+        images.append({"id": number, "file_name": name, "width": 64, "height": 64})
         for x0, y0, x1, y1 in boxes:
             note = {"id": len(notes), "image_id": number, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
             notes.append(note)
-        notes.append({"id": len(notes), "image_id": number, "category_id": 2, "bbox": [100, 100, 3, 3]})
+        notes.append({"id": len(notes), "image_id": number, "category_id": 2, "bbox": [50, 50, 3, 3]})
     categories = [{"id": 1, "name": "ship"}, {"id": 2, "name": "buoy"}]
     content = {"images": images, "categories": categories, "annotations": notes}
     (root / "ships.json").write_text(json.dumps(content))
@@ -118,7 +118,7 @@ def ships(root: Path) -> list[str]:
 def water(root: Path) -> list[str]:
     """Radar in decibels and optical reflectance in one float32 stack, labels as a raster with unknown pixels."""
     root.mkdir()
-    shape = (256, 320)
+    shape = (192, 192)
     rng = np.random.default_rng(3)
     y, x = np.mgrid[: shape[0], : shape[1]]
     wet = np.sin(x / 23.0) + np.cos(y / 31.0) > 0.5
@@ -128,7 +128,7 @@ def water(root: Path) -> list[str]:
     names = ("vv", "vh", "red", "nir")
     write_raster(root / "stack.tif", stack, transform=place(10.0), crs=CRS, names=names, nodata=-9999.0)
     labels = wet.astype(np.uint8)[None]
-    labels[:, :, 300:] = 255
+    labels[:, :, 180:] = 255
     write_raster(root / "water.tif", labels, transform=place(10.0), crs=CRS, nodata=255)
     words = ["--data", str(root / "stack.tif"), "--data.labels", str(root / "water.tif")]
     return [*words, "--data.band_names", "[vv, vh, nir]"]

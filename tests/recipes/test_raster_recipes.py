@@ -17,7 +17,7 @@ SMALL = ["--size", "64", "--data.window", "32", "--batch-size", "2", "--steps", 
 SMALL += ["--train.progress", "false", "--train.accelerator", "cpu", "--train.val_cases", "1", "--train.cache", "false"]
 
 RECIPES: dict[str, tuple[Callable[[Path], list[str]], tuple[int, ...], float]] = {
-    "buildings_mosaic": (mosaics.buildings, (0, 1, 2), 0.5),
+    "buildings_mosaic": (lambda root: mosaics.buildings(root, shape=(192, 192)), (0, 1, 2), 0.5),
     "tree_crowns": (mosaics.crowns, (0, 1, 2), 0.1),
     "fields": (mosaics.fields, (3, 2, 1), 10.0),
     "ships_vehicles": (mosaics.ships, (0, 1, 2), 3.0),
@@ -46,7 +46,7 @@ def test_from_files_to_files(name: str, tmp_path: Path) -> None:
 
     semantic = meta.task == "semantic"
     target = tmp_path / ("classes.tif" if semantic else "objects.gpkg")
-    tiles = ["--tile", "128"] + ([] if semantic else ["--overlap", "32"])
+    tiles = ["--tile", "96"] + ([] if semantic else ["--overlap", "32"])
     adapter = ["--adapter", str(run / "adapter.graft")]
     assert cli.main(["segment", *mosaics.inputs(words), *adapter, *tiles, "-o", str(target)]) == 0
     if semantic:
