@@ -162,8 +162,8 @@ def save_adapter(
 def checkpoints(run: Path, kind: str) -> list[ModelCheckpoint]:
     """``checkpoints/best.ckpt`` by the validation figure, and ``checkpoints/last.ckpt`` to resume from.
 
-    They are two callbacks, since Lightning writes the "last" one of a monitored callback only where the figure improved:
-    a killed run would go on from its best validation, however long ago that was.
+    They are two callbacks, since Lightning writes the "last" one of a monitored callback only where the figure
+    improved: a killed run would go on from its best validation, however long ago that was.
     """
     common: dict[str, Any] = {"dirpath": run / "checkpoints", "save_top_k": 1, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor=MONITOR[kind], mode="max", **common)

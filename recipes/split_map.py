@@ -6,11 +6,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from samgraft.domains.atomic import atomic_path
 from samgraft.domains.remote_sensing.georeference import point_map, transform_of
 from samgraft.domains.remote_sensing.stream_vector import Batch, VectorFile
 from samgraft.recipes.data.raster_windows import RasterWindows
-from samgraft.recipes.mosaic.drawing import Drawn
-from samgraft.recipes.report import SPLIT
+from samgraft.recipes.report import SPLIT, png
 
 BLOCKS = "split.gpkg"
 """Name of the file in a run folder."""
@@ -28,7 +28,9 @@ def write_split(windows: RasterWindows, run: Path) -> tuple[Path, Path]:
     Raises:
         OutputError: a file cannot be written.
     """
-    return _write_blocks(windows, run / BLOCKS), shade(windows).save(run / SPLIT)
+    with atomic_path(run / SPLIT) as temporary:
+        temporary.write_bytes(png(shade(windows)))
+    return _write_blocks(windows, run / BLOCKS), run / SPLIT
 
 
 def _write_blocks(windows: RasterWindows, path: Path) -> Path:
@@ -66,8 +68,8 @@ def _windows_inside(windows: RasterWindows) -> NDArray[np.int64]:
     return counts.ravel()
 
 
-def shade(windows: RasterWindows, *, side: int = _SIDE) -> Drawn:
-    """The raster at reduced size, with what validates in blue and what is never seen in the dark.
+def shade(windows: RasterWindows, *, side: int = _SIDE) -> NDArray[np.uint8]:
+    """The raster at reduced size (h, w, 3), with what validates in blue and what is never seen in the dark.
 
     Args:
         windows: What trains.
@@ -85,7 +87,7 @@ def shade(windows: RasterWindows, *, side: int = _SIDE) -> Drawn:
     picture[~val & ~_seen(windows, rows, cols)] *= _DARK
     factor = max(1, side // (2 * max(picture.shape[:2])))
     whole = (picture + 0.5).clip(0, 255).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
-    return Drawn(picture=np.ascontiguousarray(whole), shown=int(windows.blocks.val.sum()))
+    return np.ascontiguousarray(whole)
 
 
 def _seen(windows: RasterWindows, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.bool_]:

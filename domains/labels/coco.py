@@ -83,9 +83,9 @@ def _places(path: Path, images: Sequence[CocoImage], scene: GeoScene) -> Mapping
     found: dict[int, PointMap] = {}
     for image in images:
         name = Path(image.file_name)
-        file = files.get(name.name) or files.get(name.stem)
-        if file is not None:
-            found[image.id] = _move(path, image, file, scene)
+        own = files.get(name.name) or files.get(name.stem)
+        if own is not None:
+            found[image.id] = _move(path, image, own, scene)
         elif len(images) == 1 and (image.height, image.width) == scene.grid.shape:
             found[image.id] = lambda points: points
     if not found:

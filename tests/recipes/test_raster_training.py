@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
-import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def test_same_seed_same_split_and_other_processes(roofs: Path) -> None:
     one, two = (trained_on(roofs, **ROOFS, seed=7) for _ in range(2))
     assert np.array_equal(one.blocks.val, two.blocks.val) and np.array_equal(one.windows, two.windows)
     assert any(not np.array_equal(one.blocks.val, trained_on(roofs, **ROOFS, seed=s).blocks.val) for s in range(8, 12))
-    sent = pickle.loads(pickle.dumps(one))  # noqa: S301 - our own bytes, as a worker process gets them
+    sent = ForkingPickler.loads(ForkingPickler.dumps(one))  # as a worker process gets it
     draw = next(iter(one.sampler(length=4, seed=0, batch=4)))
     for a, b in zip(one[draw], sent[draw], strict=True):
         assert torch.equal(a, b)
@@ -259,7 +259,7 @@ def test_header_split_and_use_on_the_same_pixels(roofs: Path, tmp_path: Path) ->
 
 def test_picture_of_a_split(roofs: Path) -> None:
     windows = trained_on(roofs, **ROOFS, jitter=False)
-    picture = shade(windows, side=384).picture.astype(int)
+    picture = shade(windows, side=384).astype(int)
     assert picture.shape == (320, 384, 3)
     val = windows.blocks.val_parts()[0]
     blue = picture[val[0] : val[1], val[2] : val[3]].reshape(-1, 3).mean(axis=0)
