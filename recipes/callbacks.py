@@ -160,17 +160,14 @@ def save_adapter(
 
 
 def checkpoints(run: Path, figure: str) -> list[ModelCheckpoint]:
-    """``checkpoints/best.ckpt`` by the validation figure, and ``checkpoints/last.ckpt`` to resume from."""
-    best = ModelCheckpoint(
-        dirpath=run / "checkpoints",
-        filename="best",
-        monitor=figure,
-        mode="max",
-        save_top_k=1,
-        save_last=True,
-        enable_version_counter=False,
-    )
-    return [best]
+    """``checkpoints/best.ckpt`` by the validation figure, and ``checkpoints/last.ckpt`` to resume from.
+
+    They are two callbacks, since Lightning writes the "last" one of a monitored callback only where the figure
+    improved: a killed run would go on from its best validation, however long ago that was.
+    """
+    common: dict[str, Any] = {"dirpath": run / "checkpoints", "save_top_k": 1, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor=figure, mode="max", **common)
+    return [best, ModelCheckpoint(filename="last", **common)]
 
 
 class Progress(TQDMProgressBar):

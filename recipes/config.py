@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from samgraft.errors import ConfigError
+from samgraft.recipes.raster_config import RasterFields
 from samgraft.recipes.weak.config import SUPERVISIONS, Supervision, WeakConfig
 
 Kind = Literal["semantic", "instance"]
-Layout = Literal["nnunet", "image_mask", "raster_vector"]
+Layout = Literal["nnunet", "image_mask", "raster_vector", "mosaic", "samples"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 OptimizerName = Literal["adamw", "adafactor", "adamw_8bit", "paged_adamw_8bit"]
 
@@ -102,12 +103,12 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the images are and how they become network inputs."""
+class DataConfig(RasterFields):
+    """Where the images are and how they become network inputs; layout "mosaic" has further fields."""
 
     layout: Layout = "nnunet"
     """"nnunet": imagesTr/ and labelsTr/ volumes; "image_mask": images/ and masks/ or instances/; "raster_vector":
-    rasters with polygons."""
+    rasters with polygons; "mosaic": windows of rasters larger than memory; "samples": torchgeo data sets."""
     path: str = ""
     """Folder of the data set; on the command line ``--data PATH``."""
     labels: str | None = None
@@ -171,6 +172,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        super().__post_init__()
         _check(self.size >= 16, f"data.size is {self.size}; expected at least 16 pixels")
         _check(
             self.cases is None or self.cases >= 1, f"data.cases is {self.cases}; expected at least 1, or null for all"

@@ -29,7 +29,11 @@ def common_gsd(scenes: Sequence[Scene]) -> tuple[float, float] | None:
     """
     from samgraft.domains.remote_sensing.georeference import ground_step
 
-    steps = [ground_step(scene.grid) if scene.kind == "raster" else None for scene in scenes]
+    return common_step([ground_step(scene.grid) if scene.kind == "raster" else None for scene in scenes])
+
+
+def common_step(steps: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """Medians of (row step, column step) in metres; None where one is unknown or a tenth off, or there is none."""
     known = np.array([step for step in steps if step is not None], dtype=np.float64)
     if not len(known) or len(known) < len(steps):
         return None

@@ -84,7 +84,7 @@ def bundle_meta(
         neighbours=config.data.neighbours,
         slab=config.data.slab,
         slab_overlap=config.data.slab_overlap,
-        bands=config.data.bands,
+        bands=config.data.bands if index is None or index.bands is None else index.bands,
         min_area=config.task.min_area,
         gsd=index.gsd if index is not None else None,
         spacing=data.seen.network_spacing(task.size) if data is not None else None,

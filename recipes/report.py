@@ -292,6 +292,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+SPLIT = "split.png"
+"""Picture in the run folder of what trains and what validates, where they are parts of one raster."""
+
+
 def report_run(run: Path | str, output: Path | str | None = None) -> Path:
     """Write the report of a training run from what its folder holds.
 
@@ -314,6 +318,9 @@ def report_run(run: Path | str, output: Path | str | None = None) -> Path:
     if panels:
         classes = {int(k): v for k, v in metrics.get("classes", {}).items()}
         report.panels("Validation samples", panels, classes=classes)
+    if (run / SPLIT).is_file():
+        caption = "blue validates, dark is not seen in training"
+        report.figure("Where it trained", (run / SPLIT).read_bytes(), caption=caption)
     picture = curves(history)
     if picture is not None:
         report.figure("Training curves", picture, caption="metrics are of validation cases only")

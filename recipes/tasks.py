@@ -48,6 +48,8 @@ INSTANCE_CLASSES = ("interior", "border")
 CACHED_VIEWS = 32
 """Views of an image where the features of a frozen encoder are kept; few are soon learned by heart."""
 _SAMPLES = 8
+_MOST_PANEL = 1536
+"""Pixels along a side of a picture that is kept for the report."""
 
 
 def monitor(config: FitConfig) -> str:
@@ -288,12 +290,13 @@ class SegmentationTask(lightning.LightningModule):
     def _panel(self, case: CaseArrays, index: int, predicted: Any, title: str, caption: str) -> Panel:
         image = case.picture(index)
         image = image[1] if case.neighbours and case.image.shape[1] == 1 else image
+        step = -(-max(case.plane) // _MOST_PANEL)
         instances = self.config.task.kind == "instance"
         return Panel(
             title=title,
-            image=image,
-            predicted=predicted,
-            truth=case.labels[index],
+            image=image[..., ::step, ::step],
+            predicted=predicted[::step, ::step],
+            truth=case.labels[index, ::step, ::step],
             instances=instances,
             caption=caption,
         )

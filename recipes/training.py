@@ -26,6 +26,7 @@ from samgraft.recipes.metrics import Summary
 from samgraft.recipes.optimiser import require_optimizer
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
+from samgraft.recipes.split_map import write_split
 from samgraft.recipes.starting import start_from
 from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask, monitor
@@ -117,6 +118,8 @@ def fit(
         write_config(run, config)
         if isinstance(data, WeakData):
             data.picture(run / "weak_labels.png")
+        if data.index.windows is not None:
+            write_split(data.index.windows, run)
     began = time.monotonic()
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True)
     adapter = run / "adapter.graft"

@@ -15,6 +15,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
 from samgraft.domains.remote_sensing.note import KEY
 from samgraft.errors import InputError, MissingDependencyError, OutputError
@@ -172,6 +173,24 @@ def read_features(
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as GeoParquet: {error}; is it complete?") from error
     return np.concatenate(geometries)[:most], np.concatenate(values)[:most]
+
+
+def read_crs(path: Path) -> CRS | None:
+    """CRS of the geometries: WGS84 longitude and latitude where the footer names none; None where it says unknown.
+
+    Raises:
+        InputError: damaged, no GeoParquet, or a CRS that PROJ does not know.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    geo = json.loads((_footer(path).metadata or {}).get(b"geo", b"{}"))
+    column = geo.get("columns", {}).get(geo.get("primary_column"), None)
+    if column is None:
+        raise InputError(f"{path} is Parquet without geometries; expected GeoParquet")
+    known = column.get("crs", "OGC:CRS84")
+    try:
+        return None if known is None else CRS.from_user_input(known)
+    except CRSError as error:
+        raise InputError(f"{path}: its CRS is none that PROJ knows ({error}); write the file anew") from error
 
 
 def read_provenance(path: Path) -> str | None:

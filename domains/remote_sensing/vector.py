@@ -20,11 +20,14 @@ from rasterio import features
 from rasterio.crs import CRS
 from shapely.geometry.base import BaseGeometry
 
+from samgraft.domains.remote_sensing.geoparquet import read_crs, read_facts, read_features
 from samgraft.domains.remote_sensing.georeference import PointMap, crs_of, point_map, transform_of, transformed
 from samgraft.domains.scene import Window, explicit_window
 from samgraft.errors import GeometryError, InputError
 from samgraft.grid import Grid
 
+PARQUET = (".parquet", ".geoparquet")
+"""Suffixes of GeoParquet."""
 DEFAULT_CLASS = "object"
 """Class name of features when no class field is named."""
 _WGS84 = CRS.from_epsg(4326)
@@ -100,6 +103,8 @@ def field_names(path: Path | str, layer: str | None = None) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing or damaged.
     """
+    if Path(path).suffix.lower() in PARQUET:
+        return tuple(read_facts(Path(path))["fields"])
     try:
         return tuple(str(name) for name in pyogrio.read_info(path, layer=layer)["fields"])
     except (DataSourceError, RuntimeError, ValueError) as error:
@@ -109,7 +114,7 @@ def field_names(path: Path | str, layer: str | None = None) -> tuple[str, ...]:
 def read_layer(
     path: Path | str, *, class_field: str | None = None, layer: str | None = None, score_field: str | None = None
 ) -> VectorLayer:
-    """Read a vector file (GeoJSON, GeoPackage, shapefile, or what else OGR knows) completely.
+    """Read a vector file (GeoJSON, GeoPackage, FlatGeobuf, GeoParquet, or what else OGR knows) completely.
 
     Null and empty geometries are left out, Z is dropped, invalid polygons are repaired.
 
@@ -125,6 +130,8 @@ def read_layer(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
+    if path.suffix.lower() in PARQUET:
+        return _read_parquet(path, class_field, score_field)
     try:
         layers = [str(name) for name, _ in pyogrio.list_layers(path)]
         if layer is None and len(layers) > 1:
@@ -151,6 +158,26 @@ def read_layer(
         ids=tuple(int(ids[i]) for i in keep),
         crs=crs,
         scores=() if score_field not in fields else _scores(path, field_data[fields.index(str(score_field))][keep]),
+    )
+
+
+def _read_parquet(path: Path, class_field: str | None, score_field: str | None) -> VectorLayer:
+    """The same of GeoParquet, which the GDAL of pyogrio's wheels cannot read; ids are row numbers."""
+    known = read_facts(path)["fields"]
+    for field in (class_field, score_field):
+        if field is not None and field not in known:
+            raise InputError(f"{path} has no field {field!r}; it has {', '.join(known) or 'no fields'}")
+    geometries, values = read_features(path, class_field)
+    geometries = shapely.force_2d(geometries)
+    keep = np.flatnonzero(~(shapely.is_missing(geometries) | shapely.is_empty(geometries)))
+    scores = () if score_field is None else _scores(path, read_features(path, score_field)[1][keep])
+    return VectorLayer(
+        path=path,
+        geometries=np.array([_repair(geometries[i]) for i in keep], dtype=object),
+        class_names=tuple(DEFAULT_CLASS if values[i] is None else str(values[i]) for i in keep),
+        ids=tuple(keep.tolist()),
+        crs=read_crs(path),
+        scores=scores,
     )
 
 

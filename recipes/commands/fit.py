@@ -23,9 +23,10 @@ def run(arguments: Sequence[str]) -> None:
     words = fit_words(arguments)
     namespace = parse(parser, words)
     config = to_fit_config(parser, namespace)
-    if not config.data.path:
+    if not (config.data.path or config.data.rasters or config.data.dataset):
         raise ConfigError(
-            "no data set named; add --data PATH (a folder with imagesTr/labelsTr, or images and masks, or rasters)"
+            "no data set named; add --data PATH (a folder with imagesTr/labelsTr, or images and masks, or rasters), or "
+            "--data.rasters FILES"
         )
     folder = shared_folder(words, namespace.output, config.train)
 

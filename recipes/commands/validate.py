@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"no adapter file {str(adapter)!r}; add --adapter A.graft, or --run with the folder of samgraft fit"
         )
-    if not config.data.path:
+    if not (config.data.path or config.data.rasters or config.data.dataset):
         raise ConfigError("no data set named; add --data PATH, or --run with the folder of samgraft fit")
     score(config, adapter, None if values.output is None else Path(values.output))
 

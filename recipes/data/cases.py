@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from samgraft.errors import InputError, ShapeError
 from samgraft.grid import Grid
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.weak.labels import WeakLabels
+
+if TYPE_CHECKING:
+    from samgraft.recipes.data.raster_windows import RasterWindows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,6 +128,10 @@ class DataIndex:
     by more than a tenth, have no place, or are no rasters."""
     band_names: tuple[str, ...] | None = None
     """Common names of the channels that the network sees, in order, where all rasters that train have the same ones."""
+    bands: tuple[int, ...] | None = None
+    """Channels that are shown, for the adapter's header; None leaves it to ``data.bands``."""
+    windows: "RasterWindows | None" = None
+    """Windows that are read when they are drawn, in the place of ``train``."""
 
 
 def choose_cases(refs: Sequence[CaseRef], count: int | None, seed: int) -> tuple[CaseRef, ...]:

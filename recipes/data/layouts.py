@@ -1,4 +1,4 @@
-"""From a folder on disk to training and validation cases, for the three layouts; pixels are read when a case is loaded.
+"""From a folder on disk to training and validation cases, for all layouts; pixels are read when a case is loaded.
 
 How intensities become [0, 1] is decided by ``samgraft.recipes.look.look_at``, the very function that
 ``samgraft segment`` uses.
@@ -23,6 +23,8 @@ from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
+from samgraft.recipes.data.rasters import index_rasters
+from samgraft.recipes.data.samples import index_samples
 from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis
@@ -45,6 +47,10 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
         InputError: the folder is not in that layout.
         ConfigError: options that contradict each other.
     """
+    if config.layout == "mosaic":
+        return index_rasters(config, kind, class_names)
+    if config.layout == "samples":
+        return index_samples(config, kind, class_names)
     if not config.path:
         raise ConfigError("data.path is empty; name the folder of the data set (--data PATH)")
     data = _READERS[config.layout](config, kind, class_names)

@@ -1,10 +1,11 @@
-"""The Lightning data module: training tiles in memory, validation case by case.
+"""The Lightning data module: training tiles in memory, or read when they are drawn, validation case by case.
 
 One epoch is the stretch between two validations, so that a resumed run continues at an epoch's start.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.alignment import evenly
 from samgraft.recipes.config import AugmentConfig, DataConfig, Kind
 from samgraft.recipes.data.amplitudes import bank_of_files, bank_of_tiles
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import choose_look, index_data
-from samgraft.recipes.data.seen import Seen
+from samgraft.recipes.data.raster_windows import RasterWindows
+from samgraft.recipes.data.seen import SLICES, Seen
 from samgraft.recipes.data.shares import class_shares
 from samgraft.recipes.data.slabs import SlabSet
 from samgraft.recipes.prompting import coarsest_axis
@@ -89,6 +92,7 @@ class BalancedSampler(Sampler[int]):
         seed: With the epoch's number, decides everything.
         batch: Tiles of a batch, over all processes; a multiple of their number.
         part: Which run of every batch this process takes.
+        follow: Gives the epoch's number when an epoch begins, or None for what :meth:`set_epoch` was told.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class BalancedSampler(Sampler[int]):
         seed: int,
         batch: int = 1,
         part: Share = ALONE,
+        follow: Callable[[], int | None] | None = None,
     ) -> None:
         """Split the tiles."""
         if batch % part.world or length % batch and part.world > 1:
@@ -112,7 +117,7 @@ class BalancedSampler(Sampler[int]):
         natural = float(flags.mean())
         self.share = max(share, natural) if 0 < natural < 1 else natural
         self.length, self.seed, self.epoch = length, seed, 0
-        self.own, self.part = batch // part.world, part
+        self.own, self.part, self.follow = batch // part.world, part, follow
 
     def __len__(self) -> int:
         """Draws of this process per epoch."""
@@ -124,7 +129,8 @@ class BalancedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Indices of one epoch that are this process's."""
-        rng = np.random.default_rng([self.seed, self.epoch])
+        now = self.follow() if self.follow is not None else None
+        rng = np.random.default_rng([self.seed, self.epoch if now is None else now])
         wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(
             np.arange(self.length) * self.share + 1e-9
         )
@@ -170,14 +176,14 @@ class SegmentationData(lightning.LightningDataModule):
         super().__init__()
         self.deal_validation = deal_validation
         self.config, self.kind, self.size, self.steps = config, kind, size or config.size, steps
-        self.index: DataIndex = index_data(config, kind, class_names)
+        self.index: DataIndex = index_data(replace(config, size=self.size), kind, class_names)
         self.val_refs = self.index.val[:val_cases]
         if not self.val_refs:
             raise InputError(
                 f"{config.path} has no validation case to judge training by; add splits.json with a 'val' list"
             )
-        self._tiles: TileSet | SlabSet | None = None
-        self.seen = Seen(window=config.window, rasters=config.layout == "raster_vector")
+        self._tiles: TileSet | SlabSet | RasterWindows | None = None
+        self.seen = Seen(window=config.window, rasters=config.layout in ("raster_vector", "mosaic"))
         self._shares: list[float] | None = None
 
     @property
@@ -190,10 +196,18 @@ class SegmentationData(lightning.LightningDataModule):
         if stage == "fit" and self._tiles is None:
             c = self.config
             options: dict[str, Any] = {"size": self.size, "window": c.window, "overlap": c.overlap}
-            cases = self.seen.watching(self.index.train)
-            self._tiles = TileSet(cases, **options) if c.slab is None else SlabSet(cases, slab=c.slab, **options)
+            raster, cases = self.index.windows, self.seen.watching(self.index.train)
+            labels: Iterable[Tensor]
+            if raster is not None:
+                shown = [raster.case(number) for number in evenly(len(raster), SLICES)]
+                for case in shown:
+                    self.seen.add(case)
+                self._tiles, labels = raster, [torch.from_numpy(case.labels) for case in shown]
+            else:
+                tiles = TileSet(cases, **options) if c.slab is None else SlabSet(cases, slab=c.slab, **options)
+                self._tiles, labels = tiles, tiles.label_maps()
             channels = 2 if self.kind == "instance" else 1 + len(self.class_names)
-            self._shares = class_shares(self._tiles.label_maps(), channels)
+            self._shares = class_shares(labels, channels)
 
     def train_dataloader(self) -> DataLoader[Tile]:
         """Batches of (image (B, 3, S, S) uint8, label (B, S, S) int32), with ``data.slab`` slices D before S."""
@@ -202,6 +216,11 @@ class SegmentationData(lightning.LightningDataModule):
         tiles = self._tiles
         assert tiles is not None  # noqa: S101 - setup made it
         batch, part = self.config.batch_size, current()
+        if isinstance(tiles, RasterWindows):
+            options = {"length": self.steps * batch, "seed": self.config.seed, "batch": batch}
+            draws = tiles.sampler(**options, part=part, follow=self._epoch)
+            own, workers = batch // part.world, self.config.workers
+            return DataLoader(tiles, own, sampler=draws, drop_last=True, num_workers=workers)
         sampler = BalancedSampler(
             tiles.foreground,
             share=self.config.foreground,
@@ -209,8 +228,19 @@ class SegmentationData(lightning.LightningDataModule):
             seed=self.config.seed,
             batch=batch,
             part=part,
+            follow=self._epoch,
         )
         return DataLoader(tiles, batch_size=batch // part.world, sampler=sampler, drop_last=True)
+
+    def _epoch(self) -> int | None:
+        """How many epochs lie behind, by the steps that were taken; None outside of training.
+
+        Lightning tells samplers of a resumed run the number of an epoch that was finished already.
+        """
+        trainer = self.trainer
+        if trainer is None or not trainer.training:
+            return None
+        return int(trainer.global_step * trainer.accumulate_grad_batches // self.steps)
 
     def val_dataloader(self) -> DataLoader[CaseArrays | None]:
         """One whole case at a time, native resolution; kept in memory after the first read.
@@ -265,6 +295,7 @@ class SegmentationData(lightning.LightningDataModule):
             "epochs_per_validation": round(self.steps * self.config.batch_size / max(tiles, 1), 3)
             if tiles
             else math.nan,
+            **(self.index.windows.describe() if self.index.windows is not None else {}),
         }
 
 

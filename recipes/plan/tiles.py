@@ -44,7 +44,8 @@ def count_tiles(config: FitConfig, size: int) -> TileCount:
     names, train = config.task.class_names, config.train
     data = SegmentationData(config.data, kind=config.task.kind, size=size, val_cases=train.val_cases, class_names=names)
     window, overlap = config.data.window, config.data.overlap
-    tiles = val = kept = 0
+    drawn = data.index.windows
+    tiles, val, kept = 0 if drawn is None else len(drawn), 0, 0
     for ref in data.index.train:
         case = ref.read()
         for rows, cols in windows(case.plane, window, overlap):
@@ -52,6 +53,12 @@ def count_tiles(config: FitConfig, size: int) -> TileCount:
     for ref in data.val_refs:
         case = ref.read()
         val += case.num_slices * len(windows(case.plane, window, overlap))
-        kept += case.image.nbytes + case.labels.nbytes
+        kept += 0 if drawn is not None else case.image.nbytes + case.labels.nbytes
     classes = len(names or data.class_names)
-    return TileCount(train=tiles, val=val, bytes=kept + 7 * size**2 * tiles, classes=classes, counted=True)
+    return TileCount(
+        train=tiles,
+        val=val,
+        bytes=kept + (0 if drawn is not None else 7 * size**2 * tiles),
+        classes=classes,
+        counted=True,
+    )
