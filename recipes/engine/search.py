@@ -119,7 +119,7 @@ def crops_of(shape: tuple[int, int], size: int, config: EverythingConfig) -> lis
     """The whole picture or its tiles, then the layers of crops."""
     tile = 2 * size if config.tile is None else config.tile
     whole = tile == 0 or max(shape) <= (1.5 * tile if config.tile is None else tile)
-    places = [(slice(0, shape[0]), slice(0, shape[1]))] if whole else tiling(shape, tile, config.overlap)
+    places = [(slice(0, shape[0]), slice(0, shape[1]))] if whole else tiling(shape, tile, config.overlap_of(tile))
     first = [
         Crop(top=r.start, left=c.start, height=r.stop - r.start, width=c.stop - c.start, tile=len(places) > 1)
         for r, c in places

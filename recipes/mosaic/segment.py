@@ -51,8 +51,9 @@ class MosaicOptions:
     """Vector file whose polygons say where results are wanted."""
     tile: int | None = None
     """Side of a tile in pixels; None chooses by the network's window."""
-    overlap: int | None = None
-    """Pixels that neighbouring tiles share; None chooses: as wide as a network window for objects."""
+    overlap: float | None = None
+    """What neighbouring tiles share: pixels, or below 1 a share of their side; None chooses: as wide as a network
+    window for objects."""
     largest_m: float | None = None
     """Longest object in metres, from which tile and overlap are chosen."""
     engine: Literal["local", "dask"] = "local"
@@ -78,6 +79,11 @@ class MosaicOptions:
         if self.scheduler is not None and self.engine != "dask":
             raise ConfigError(
                 f"scheduler {self.scheduler} belongs to the Dask engine; add engine='dask' (--engine dask)"
+            )
+        if self.overlap is not None and (self.overlap <= 0 or (self.overlap > 1 and self.overlap != int(self.overlap))):
+            raise ConfigError(
+                f"overlap is {self.overlap:g}; expected whole pixels that neighbouring tiles share, such as 256, or a "
+                "share of the tile below 1, such as 0.25"
             )
         if self.largest_m is not None and (self.tile is not None or self.overlap is not None):
             raise ConfigError("largest_m chooses tile and overlap; leave these two out, or largest_m")
@@ -199,7 +205,10 @@ def planned(scene: Scene, view: int, asked: MosaicOptions, *, kind: str, area: A
             )
         side, overlap = plan_for_objects(min(step), asked.largest_m, window=view)
     side = side if asked.tile is None else asked.tile
-    overlap = min(overlap, side // 2) if asked.overlap is None else asked.overlap
+    if asked.overlap is None:
+        overlap = min(overlap, side // 2)
+    else:
+        overlap = int(asked.overlap) if asked.overlap >= 1 else max(1, round(asked.overlap * side))
     plan = plan_tiles((height, width), side, overlap)
     if area is None:
         return plan

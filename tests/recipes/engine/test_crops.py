@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from samgraft.errors import ConfigError
 from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import Crop, crop_layers, crop_points, is_cut
 from samgraft.recipes.engine.runs import runs_of
@@ -38,6 +39,25 @@ def test_tiles_are_twice_as_large_as_the_network_input() -> None:
     assert [crop.box for crop in crops_of((192, 100), 64, EverythingConfig())] == [(0, 0, 100, 192)]
     assert [crop.box for crop in crops_of((193, 100), 64, EverythingConfig())] == [(0, 0, 100, 128), (0, 65, 100, 128)]
     assert [crop.box for crop in crops_of((193, 100), 64, EverythingConfig(tile=0))] == [(0, 0, 100, 193)]
+
+
+@pytest.mark.parametrize("overlap", [0.25, 32])
+def test_tiles_share_pixels_or_a_part_of_their_side(overlap: float) -> None:
+    config = EverythingConfig(tile=128, overlap=overlap)
+    assert [crop.box for crop in crops_of((320, 100), 64, config)] == [
+        (0, 0, 100, 128),
+        (0, 96, 100, 128),
+        (0, 192, 100, 128),
+    ]
+
+
+def test_an_overlap_as_large_as_the_tile_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"overlap is 128; .* fewer than a tile has \(128\)"):
+        EverythingConfig(tile=128, overlap=128)
+    with pytest.raises(ConfigError, match=r"overlap is 200; .* fewer than a tile has \(128\)"):
+        crops_of((500, 500), 64, EverythingConfig(overlap=200))  # of its own the tile is twice the network input
+    with pytest.raises(ConfigError, match=r"overlap is 2\.5"):
+        EverythingConfig(overlap=2.5)
 
 
 def test_points_lie_at_cell_centres_and_thin_out() -> None:

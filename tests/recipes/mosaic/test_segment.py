@@ -207,6 +207,8 @@ def test_tiles_by_window_object_and_area(tmp_path: Path) -> None:
     assert plan.overlap >= 200 and plan.side >= 4 * 200
     plan = planned(scene, 128, MosaicOptions(tile=300), kind="instance")
     assert (plan.side, plan.overlap) == (300, 128)
+    plan = planned(scene, 128, MosaicOptions(tile=300, overlap=0.25), kind="instance")
+    assert (plan.side, plan.overlap) == (300, 75)
     nowhere = open_scene(write_raster(tmp_path / "n.tif", np.zeros((1, 300, 500), np.uint8), crs=None))
     with pytest.raises(ConfigError, match="has no CRS, so nothing is known about metres"):
         planned(nowhere, 128, MosaicOptions(largest_m=10.0), kind="instance")
@@ -262,7 +264,8 @@ def test_small_rasters_without_such_options_stay_as_they_are(
     ("words", "message"),
     [
         (["--box", "1", "1", "9", "9", "--aoi", "a.geojson"], "--aoi: for rasters with --adapter or --everything, not"),
-        (["--adapter", "a.graft", "--overlap", "0.25"], "--overlap 0.25: expected pixels"),
+        (["--adapter", "a.graft", "--overlap", "64.5"], "overlap is 64.5; expected whole pixels"),
+        (["--everything", "--tile", "64", "--overlap", "64"], "fewer than a tile has (64)"),
         (["--adapter", "a.graft", "--scheduler", "tcp://x:1"], "belongs to the Dask engine"),
         (["--adapter", "/nowhere/a.graft", "--keep-work"], "CheckpointError"),
     ],
@@ -304,6 +307,17 @@ def test_everything_goes_through_tiles(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     assert cli.main([*words, "--pred-iou-thresh", "0.3", "--stability-score-thresh", "0.3"]) == 0
     assert (tmp_path / "o.parquet").exists()
+
+
+@pytest.mark.parametrize(("overlap", "tiles"), [("48", 6), ("0.375", 6), ("64", 6), ("16", 4)])
+def test_everything_takes_the_overlap_in_pixels_and_as_a_share(
+    tmp_path: Path, overlap: str, tiles: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """150 x 230 pixels in tiles of 128: a stride of 80 or 64 needs 2 x 3 tiles, one of 112 only 2 x 2."""
+    path = write_raster(tmp_path / "r.tif", colours())
+    words = ["segment", str(path), "--everything", "--points-per-side", "2", "-o", str(tmp_path / "o.fgb")]
+    assert cli.main([*words, "--tile", "128", "--overlap", overlap]) == 0
+    assert f"in {tiles} tiles" in capsys.readouterr().out
 
 
 def test_volumes_are_refused(tmp_path: Path) -> None:
