@@ -20,6 +20,7 @@ from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import DICOM_SUFFIXES, SUFFIXES, Segmentation, require_series
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.automatic import segment_automatic
+from samgraft.recipes.engine.clicked import clicked, clicks_for, require_slabs
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
 from samgraft.recipes.engine.flipped import segment_flipped
 from samgraft.recipes.engine.focus import CONTEXTS
@@ -61,9 +62,9 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts); with ``references``,
-    what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for; with none of
-    them, everything that looks like an object (pictures and rasters).
+    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts or clicks); with
+    ``references``, what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for;
+    with none of them, everything that looks like an object (pictures and rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
@@ -98,14 +99,15 @@ def segment(
     _check_asked(prompts, references, better, records, adapter, volume)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     targets = _targets(output, source)
+    told = None if prompts is None else _asked(prompts, source)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
-        if prompts is not None:
+        if told is not None:
             common |= {"context": context, "fit": tight_boxes, "better": better}
-            result = _answer(source, _asker(network, grafted), prompts, volume, common)
+            result = _answer(source, network, grafted, meta, told, volume, common, track)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
@@ -174,13 +176,23 @@ def _asker(network: Backbone, grafted: Grafted | None) -> Promptable:
 
 def _answer(
     scene: Scene,
-    asked: Promptable,
-    prompts: UserPrompts | ObjectPrompts | VolumePrompts | str | PathLike[str],
+    network: Backbone,
+    grafted: Grafted | None,
+    meta: BundleMeta,
+    told: UserPrompts | ObjectPrompts | VolumePrompts,
     volume: VolumeOptions | None,
     options: dict[str, Any],
+    track: Any,
 ) -> Segmentation:
     """Answer prompts on the prompted slices, or in the whole volume."""
-    told = _asked(prompts, scene)
+    clicks = clicks_for(grafted, told, scene) if volume is None else ()
+    if clicks and grafted is not None:
+        said = _header(grafted, meta, options["size"], options["bands"])
+        require_slabs(said, scene, told.axis)
+        named = {name: options[name] for name in ("batch", "depth")}
+        result = segment_automatic(scene, grafted, said, clicks=clicks, track=track, **named)
+        return clicked(result, told, len(clicks))
+    asked = _asker(network, grafted)
     if volume is None and not isinstance(told, VolumePrompts):
         return segment_prompted(scene, asked, told, **options)
     found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
@@ -199,7 +211,7 @@ def _asked(
         return read_volume_prompts(Path(prompts), scene)
     found = prompts_from_file(prompts, scene)
     if found.left_out:
-        warnings.warn(found.remark(), stacklevel=4)
+        warnings.warn(found.remark(), stacklevel=3)
     return found.prompts
 
 
