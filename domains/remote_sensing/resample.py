@@ -61,6 +61,18 @@ class ResampledScene(ViewScene):
         rows, cols = (slice(int(place[0]), int(place[-1]) + 1) for place in places)
         return rows, cols
 
+    def source_window(self, part: Window) -> tuple[slice, slice]:
+        """The pixels of the source whose centres lie in a part of this scene; the inverse of :meth:`covering`.
+
+        Parts that cover this scene without overlapping give windows that cover the source so; small ones may be empty.
+        """
+        sides = zip(explicit_window(part, self.grid.shape), self.source.grid.shape, self.grid.shape, strict=True)
+        # pixel i lies in places[i] = ((2 i + 1) own) // (2 before): the least i with places[i] >= edge
+        rows, cols = (
+            slice(*(-((own - 2 * edge * before) // (2 * own)) for edge in (p.start, p.stop))) for p, before, own in sides
+        )
+        return rows, cols
+
     def to_source(self, labels: Array, window: Window | None = None) -> Array:
         """Bring labels back to the pixels of the source: each takes the label of the pixel that holds its centre.
 

@@ -14,6 +14,7 @@ from samgraft.recipes.commands.volume_options import add_volume, volume_options,
 
 if TYPE_CHECKING:
     from samgraft.domains.scene import Scene
+    from samgraft.domains.segmentation import Segmentation
     from samgraft.recipes.engine.referenced import Examples
     from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
     from samgraft.recipes.volume_prompts import VolumePrompts
@@ -27,9 +28,7 @@ def run(arguments: Sequence[str]) -> None:
     values = _parser().parse_args(list(arguments))
     _check(values)
 
-    from samgraft.adapters.prompts.improve import Improvement
     from samgraft.domains.opening import open_scene
-    from samgraft.recipes.api import segment
     from samgraft.recipes.heap import keep_memory
 
     keep_memory()
@@ -43,19 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     if tiled or scene is None:
         run_tiles(values, options.get("everything"))
         return
-    better = Improvement(augment=values.augment_points, refine=values.refine)
-    result = segment(
-        scene,
-        adapter=values.adapter,
-        prompts=_prompts(values, scene),
-        volume=volume_options(values),
-        references=_references(values),
-        better=better or None,
-        output=[path for path in values.output if not _is_seg(path)],
-        **options,
-    )
-    for path in filter(_is_seg, values.output):
-        result.save(path, dicom=seg_options(values))
+    result = _written(values, scene, options)
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -68,6 +55,32 @@ def run(arguments: Sequence[str]) -> None:
         say(f"nothing found: {result.meta['masks']}; lower those thresholds")
     for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
+
+
+def _written(values: argparse.Namespace, scene: "Scene", options: dict[str, Any]) -> "Segmentation":
+    """Segment, bring labels to the file's own pixels, and write all outputs, or none."""
+    from samgraft.adapters.prompts.improve import Improvement
+    from samgraft.domains.atomic import all_or_none
+    from samgraft.recipes.api import segment
+    from samgraft.recipes.engine.run import output_paths
+    from samgraft.recipes.ground import on_source
+
+    targets = output_paths(values.output, scene)
+    better = Improvement(augment=values.augment_points, refine=values.refine)
+    with all_or_none():
+        result = segment(
+            scene,
+            adapter=values.adapter,
+            prompts=_prompts(values, scene),
+            volume=volume_options(values),
+            references=_references(values),
+            better=better or None,
+            **options,
+        )
+        result = on_source(result, scene)
+        for path in targets:
+            result.save(path, dicom=seg_options(values) if _is_seg(str(path)) else None)
+    return result
 
 
 def _look_before(values: argparse.Namespace, scene: "Scene") -> None:

@@ -13,7 +13,7 @@ from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
 from samgraft.adapters.graft import Grafted
 from samgraft.adapters.prompts.improve import Improvement
-from samgraft.domains.atomic import full_suffix
+from samgraft.domains.atomic import all_or_none, full_suffix
 from samgraft.domains.medical.dicom import DicomScene
 from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
@@ -98,7 +98,7 @@ def segment(
     """
     _check_asked(prompts, references, better, records, adapter, volume)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
-    targets = _targets(output, source)
+    targets = output_paths(output, source)
     told = None if prompts is None else _asked(prompts, source)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
@@ -294,12 +294,13 @@ def _finished(
     if adapter is not None and not isinstance(adapter, Grafted):
         facts = {"adapter": Path(adapter).name, "adapter_sha256": str(read_header(adapter).get("tensors_sha256", ""))}
     result = result.about(source=source if isinstance(source, DicomScene) else None, meta=facts)
-    for path in targets:
-        result.save(path)
+    with all_or_none():
+        for path in targets:
+            result.save(path)
     return result
 
 
-def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
+def output_paths(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
     """Outputs as paths; what cannot be written is said before the work begins.
 
     Raises:

@@ -17,6 +17,7 @@ from samgraft.adapters.graft import Grafted
 from samgraft.domains.atomic import remove_leftovers
 from samgraft.domains.remote_sensing.area import Area, read_area
 from samgraft.domains.remote_sensing.georeference import ground_step
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.engine.everything import EverythingConfig
@@ -153,6 +154,7 @@ def segment_mosaic(
         kind=infer.kind,
         scores=None if scores is None else Path(scores),
         simplify=simplify,
+        view=scene if isinstance(scene, ResampledScene) else None,
     )
     facts = infer.facts()
     provenance = _provenance(scene, infer, plan, facts, adapter)

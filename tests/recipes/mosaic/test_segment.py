@@ -13,6 +13,7 @@ from pyogrio import raw
 
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.provenance import read_provenance
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes import cli
 from samgraft.recipes.api import MosaicOptions, segment, segment_mosaic
@@ -91,11 +92,49 @@ def test_other_pixel_sizes_than_in_training_are_a_choice(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"pixels of 0\.5\d* m, .* trained on pixels of 1 m.* --gsd 1 .* --gsd 0\.5"):
         segment_mosaic(path, tmp_path / "out.tif", adapter=adapter)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coarse.graft", "r.tif"]
-    shapes = []
     for gsd in (1.0, 0.5):
         segment_mosaic(path, tmp_path / "out.tif", adapter=adapter, reading={"gsd": gsd})
-        shapes.append(labels_of(tmp_path / "out.tif").shape)
-    assert shapes == [(75, 115), SHAPE]
+        with rasterio.open(tmp_path / "out.tif") as written, rasterio.open(path) as given:
+            assert written.shape == SHAPE and written.transform == given.transform
+
+
+@pytest.mark.parametrize(("gsd", "shape"), [(1.0, (75, 115)), (0.7, (107, 164)), (0.3, (250, 383))])
+def test_what_was_seen_at_another_pixel_size_comes_back_to_the_pixels_of_the_file(
+    tmp_path: Path, classes: Path, gsd: float, shape: tuple[int, int]
+) -> None:
+    image = colours()
+    image[:, 40:61, 100:151] = 0
+    path = write_raster(tmp_path / "r.tif", image, nodata=0)
+    view = open_scene(path, gsd=gsd)
+    assert view.grid.shape == shape and isinstance(view, ResampledScene)
+    expected = view.to_source(segment(view, adapter=classes, progress=False).labels) * (image[0] > 0)
+    found = []
+    for tile in (64, 100, 400):
+        options, scores = MosaicOptions(tile=tile), tmp_path / "s.tif"
+        outputs = [tmp_path / "out.tif", tmp_path / "out.gpkg"]
+        segment_mosaic(path, outputs, adapter=classes, options=options, reading={"gsd": gsd}, scores=scores)
+        assert np.array_equal(labels_of(tmp_path / "out.tif"), expected) and len(np.unique(expected)) >= 2
+        with rasterio.open(tmp_path / "out.tif") as written, rasterio.open(path) as given:
+            assert written.transform == given.transform and written.crs == given.crs
+            assert np.array_equal(written.read(1) == 255, image[0] == 0)  # nodata, and only there
+        with rasterio.open(scores) as written:
+            found.append(written.read(1))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2]) and found[0].any()
+
+
+def test_numbers_of_objects_come_back_too_and_the_page_shows_them(
+    tmp_path: Path, objects: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_raster(tmp_path / "r.tif", colours())
+    words = ["segment", str(path), "--adapter", str(objects), "-o", str(tmp_path / "out.tif"), "--gsd", "1"]
+    assert cli.main([*words, "--tile", "64", "--overlap", "32", "--report"]) == 0
+    found = labels_of(tmp_path / "out.tif")
+    assert found.shape == SHAPE and found.max() > 2
+    assert (found[::2, ::2] == found[1::2, 1::2]).all()  # four pixels of half a metre are one of a metre
+    assert "Segmentation of r.tif" in (tmp_path / "out.tif.report.html").read_text()
+    whole = [*words[:5], str(tmp_path / "whole.tif"), "--gsd", "1"]
+    assert cli.main(whole) == 0
+    assert labels_of(tmp_path / "whole.tif").shape == SHAPE
 
 
 def test_provenance_is_in_the_file_and_knows_no_machine(tmp_path: Path, objects: Path) -> None:
