@@ -122,7 +122,7 @@ def save_bundle(
         "meta": (meta or BundleMeta()).to_dict(),
     }
     try:
-        text = json.dumps(header, allow_nan=False, sort_keys=True)
+        text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"adapter header is not plain JSON: {error}; put numbers, strings, lists and mappings in meta"
@@ -159,7 +159,7 @@ def replace_meta(path: str | os.PathLike[str], meta: BundleMeta) -> None:
     source = Path(path)
     header = {**_parse_header(source), "meta": meta.to_dict()}
     try:
-        text = json.dumps(header, allow_nan=False, sort_keys=True)
+        text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"adapter header is not plain JSON: {error}; put numbers and strings in meta") from error
     write_atomic(source, safetensors.torch.save(safetensors.torch.load_file(source), metadata={_KEY: text}))
