@@ -1,9 +1,8 @@
 """One file per adapter (``*.graft``): safetensors with a JSON header; a few MB, bound to one set of backbone weights.
 
 The header (key "samgraft" of the safetensors metadata) says how to rebuild the parts, which backbone they belong to,
-how
-images were normalised, what the classes are and how well it did. Nothing is ever unpickled, and what does not fit is
-refused by name.
+how images were normalised, what the classes are and how well it did. Nothing is ever unpickled, and what does not fit
+is refused by name. Names keep their order: parts at one place are added up in it, and sums depend on it.
 """
 
 import hashlib
