@@ -134,8 +134,8 @@ def predict(
 
     Raises:
         CheckpointError: the adapter is damaged or belongs to another backbone.
-        ConfigError: the output folder holds masks of another adapter, or is one of the input folders, or a suffix that is
-            not written for volumes.
+        ConfigError: the output folder holds masks of another adapter, or is one of the input folders; or a suffix that
+            is not written for volumes.
         OutputError: the output folder cannot be made.
     """
     if suffix is not None and suffix not in (*VOLUME_SUFFIXES, *DICOM_SUFFIXES):

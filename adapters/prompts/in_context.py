@@ -16,8 +16,8 @@ Source:
     Hummingbird, arXiv:2306.01667, section 3 (nearest-neighbour read-out of dense features; k 30, temperature 0.02).
 Deviations:
     Cells keep the labels of ``detail`` x ``detail`` parts, so the map is finer than the features. No learned pooling
-    and no pretraining for it; features may be centred and extended by place and look. Prompts are this project's, and so
-    is the cleaning of islands and small holes (``islands``, ``fill_holes``).
+    and no pretraining for it; features may be centred and extended by place and look. Prompts are this project's, and
+    so is the cleaning of islands and small holes (``islands``, ``fill_holes``).
 """
 
 from collections.abc import Mapping

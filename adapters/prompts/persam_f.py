@@ -15,8 +15,8 @@ Deviations:
     The loss is taken at the resolution of the decoder, against the share of every pixel that is object. Several
     references and several kinds of objects, each with numbers of its own, are possible. The mask is not refined unless
     asked for (twice is published); ``mixed`` lets refinements use the trained mixture instead of the mask with the
-    highest predicted IoU. Features come from any block, may be centred, and are compared by place too. Islands and small
-    holes of the mask go (``islands``, ``fill_holes``).
+    highest predicted IoU. Features come from any block, may be centred, and are compared by place too. Islands and
+    small holes of the mask go (``islands``, ``fill_holes``).
 """
 
 from collections.abc import Mapping

@@ -69,7 +69,8 @@ class ResampledScene(ViewScene):
         sides = zip(explicit_window(part, self.grid.shape), self.source.grid.shape, self.grid.shape, strict=True)
         # pixel i lies in places[i] = ((2 i + 1) own) // (2 before): the least i with places[i] >= edge
         rows, cols = (
-            slice(*(-((own - 2 * edge * before) // (2 * own)) for edge in (p.start, p.stop))) for p, before, own in sides
+            slice(*(-((own - 2 * edge * before) // (2 * own)) for edge in (side.start, side.stop)))
+            for side, before, own in sides
         )
         return rows, cols
 

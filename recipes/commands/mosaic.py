@@ -66,7 +66,7 @@ def add_mosaic(parser: PlainParser) -> None:
     )
     reading.add_argument("--sensor", default=None, help="names the bands: sentinel2, landsat8, naip, planetscope, ...")
     reading.add_argument(
-        "--gsd", type=float, default=None, help="metres per pixel to work at; labels come back on the pixels of the file"
+        "--gsd", type=float, default=None, help="metres per pixel to work at; labels come back on the file's own pixels"
     )
     reading.add_argument("--crs", default=None, help="coordinate system to bring the raster to, such as EPSG:32633")
     reading.add_argument("--nodata", type=float, default=None, help="missing pixels, where the file does not say so")

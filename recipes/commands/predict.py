@@ -71,7 +71,7 @@ def _parser() -> PlainParser:
     parser.add_argument(
         "--suffix",
         default=None,
-        help="of the masks of volumes: .nii.gz, .mha, .nrrd, .dcm; by default the input's, .dcm (DICOM-SEG) for DICOM series",
+        help="of the masks of volumes: .nii.gz, .mha, .nrrd, .dcm; by default the input's, and .dcm for a DICOM series",
     )
     parser.add_argument("--batch", type=int, default=16, help="network inputs computed together")
     parser.add_argument("--device", default="auto", help="auto, cpu, or cuda:0")

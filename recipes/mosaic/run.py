@@ -3,8 +3,8 @@
 Two passes. The first computes what the journal does not have; as soon as a tile and all before it are there, its
 objects are linked with those of its neighbours, while later tiles are computed. When all are there, the number of
 every object is known, and the second pass reads the artifacts again and writes: objects as they close, rows as they
-are decided. Files come under their names when all of them are complete, all or none (``all_or_none``). A run that is killed in the second pass begins
-it anew; what the first one found stays.
+are decided. Files come under their names when all of them are complete, all or none (``all_or_none``). A run that is
+killed in the second pass begins it anew; what the first one found stays.
 """
 
 import io

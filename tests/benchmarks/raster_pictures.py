@@ -108,26 +108,32 @@ def rio(data: Path, work: Path, minutes: float, target: Path) -> str:
 def crowns(data: Path, work: Path, minutes: float, target: Path) -> str:
     """Two thirds of OSBS_029 to the last one; the labels are boxes."""
     source = data / "geo" / "tree_crowns_neon"
-    with (source / "OSBS_029.csv").open() as file:
-        boxes = [[float(row[name]) for name in ("xmin", "ymin", "xmax", "ymax")] for row in csv.DictReader(file)]
     parts = thirds(source / "OSBS_029.tif", work / "images")
-    edges = np.linspace(0, 400, 4).round()
-    coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "crown"}]}  # type: dict[str, list[object]]
-    for number, part in enumerate(parts[:2]):
-        left, right = edges[number], edges[number + 1]
-        width = int(right - left)
-        coco["images"].append({"id": number + 1, "file_name": part.name, "width": width, "height": 400})
-        for x0, y0, x1, y1 in boxes:
-            if left <= (x0 + x1) / 2 < right:
-                x0, x1 = max(x0, left) - left, min(x1, right) - left
-                box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
-                coco["annotations"].append({"id": len(coco["annotations"]) + 1, "image_id": number + 1} | box | {"category_id": 1})
-    (work / "boxes.json").write_text(json.dumps(coco))
+    (work / "boxes.json").write_text(json.dumps(boxes_of(source / "OSBS_029.csv", parts[:2])))
     call("boxes-to-masks", work / "boxes.json", "--images", work / "images", "-o", work / "masks")
     view = ("--data.window", 128, "--size", 256, "--task.class_names", "[crown]")
     adapter = trained(work, minutes, "--config", "nuclei", "--data", work / "masks", *view)
     call("segment", parts[2], "--adapter", adapter, "-o", work / "found.gpkg", "--restart")
     return f"{drawn(parts[2:], work / 'found.gpkg', None, target)} outlines"
+
+
+def boxes_of(table: Path, parts: Sequence[Path]) -> dict[str, list[dict[str, object]]]:
+    """The boxes of an image as a COCO set of its first parts, which lie beside each other."""
+    with table.open() as file:
+        boxes = [[float(row[name]) for name in ("xmin", "ymin", "xmax", "ymax")] for row in csv.DictReader(file)]
+    images: list[dict[str, object]] = []
+    found: list[dict[str, object]] = []
+    left = 0
+    for number, part in enumerate(parts, start=1):
+        height, width = open_scene(part).grid.shape
+        images.append({"id": number, "file_name": part.name, "width": width, "height": height})
+        for x0, y0, x1, y1 in boxes:
+            if left <= (x0 + x1) / 2 < left + width:
+                low, high = max(x0 - left, 0.0), min(x1 - left, float(width))
+                box = {"bbox": [low, y0, high - low, y1 - y0], "area": (high - low) * (y1 - y0), "iscrowd": 0}
+                found.append({"id": len(found) + 1, "image_id": number, "category_id": 1, **box})
+        left += width
+    return {"images": images, "annotations": found, "categories": [{"id": 1, "name": "crown"}]}
 
 
 def thirds(path: Path, folder: Path) -> list[Path]:
