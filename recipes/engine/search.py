@@ -85,6 +85,7 @@ def search(
     crops = crops_of(shape, size, config)
     device = next(backbone.parameters()).device
     count = encode_batch(backbone, size, batch)
+    dropped: Counter[str] = Counter()
 
     def encode(looks: list[_Look]) -> list[_Look]:
         asked = [look for look in looks if len(look.points)]
@@ -113,7 +114,6 @@ def search(
                 dropped.update(look.dropped)
         return found
 
-    dropped: Counter[str] = Counter()
     found = answers([(crop, None) for crop in crops], track)
     if len(crops) == 1:
         return found, dropped

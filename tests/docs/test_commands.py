@@ -61,6 +61,7 @@ INLINE = sorted({(page.name, span) for page in PAGES for span in SPAN.findall(pa
 def stopping(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bool], None]:
     """Make every parser throw what it read; or, before it reads anything, itself."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("samgraft.recipes.commands.validate.read_fit_config", lambda path: None)
 
     def stop(after: bool) -> None:
         for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
