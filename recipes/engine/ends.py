@@ -21,6 +21,8 @@ GOES_ON = 0.5
 """Share of a straight side beyond which the mask must go on."""
 ROOM = 0.5
 """A view leaves this share of a part's longer side free around it, but at the edge of the picture."""
+WIDEST = 4
+"""A view is at most so many tiles wide; larger objects would be drawn too coarsely, and are left out."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def views(pieces: Sequence[Piece], side: int, most: int) -> list[tuple[Crop, Ten
         most: Views at most; the best pieces come first, what is left is not looked at again.
     """
     found: list[_View] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.mask.iou):
+    fitting = [piece for piece in pieces if _needed(piece, side) <= WIDEST * side]
+    for piece in sorted(fitting, key=lambda piece: -piece.mask.iou):
         home = next((view for view in found if view.shows(piece, side)), None)
         if home is None and len(found) < most:
             home = _View(_centred(piece, _needed(piece, side)))
