@@ -195,6 +195,16 @@ def _check(values: argparse.Namespace) -> None:
         raise ConfigError("--box and --point, --line, and --prompts exclude each other; run them one after the other")
     if not kinds and (values.refine or values.augment_points):
         raise ConfigError("--refine and --augment-points improve answers to prompts; add --box, --point or --prompts")
+    _check_places(values)
+
+
+def _check_places(values: argparse.Namespace) -> None:
+    """Refuse points and boxes that cannot be what is meant."""
+    if values.gsd is not None and (values.box or values.point or values.line):
+        raise ConfigError(
+            "--box, --point and --line count pixels of the file, and --gsd makes other ones of them; leave one of them "
+            "out, or give places in map coordinates (--prompts FILE.geojson)"
+        )
     fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
     if fractional:
         raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")

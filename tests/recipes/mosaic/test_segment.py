@@ -306,6 +306,7 @@ def test_small_rasters_without_such_options_stay_as_they_are(
         (["--box", "1", "1", "9", "9", "--aoi", "a.geojson"], "--aoi: for rasters with --adapter or --everything, not"),
         (["--adapter", "a.graft", "--overlap", "64.5"], "overlap is 64.5; expected whole pixels"),
         (["--everything", "--tile", "64", "--overlap", "64"], "fewer than a tile has (64)"),
+        (["--box", "1", "1", "9", "9", "--gsd", "1"], "count pixels of the file, and --gsd makes other ones"),
         (["--adapter", "a.graft", "--scheduler", "tcp://x:1"], "belongs to the Dask engine"),
         (["--adapter", "/nowhere/a.graft", "--keep-work"], "CheckpointError"),
     ],
