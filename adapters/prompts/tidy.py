@@ -30,14 +30,20 @@ Cells = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class IslandsConfig(ReferenceConfig):
-    """Base of methods whose masks are cleaned."""
+    """Base of methods whose masks are cleaned.
+
+    Dice on 40 training slices of cardiac_mr at 256 pixels, one reference, mean of four (slices of its patient left out):
+    persam_f 0.414 with islands and 0.461 without, in_context 0.453 and 0.465.
+    """
 
     islands: bool | None = None
     """Keep all parts of a mask (True) or one (False); None keeps one of an object that every reference shows in one
     part.
     """
-    fill_holes: float = 0.05
-    """Holes up to this share of the mask's area are filled; 0 fills none."""
+    fill_holes: float = 0.0
+    """Holes up to this share of the mask's area are filled; 0 fills none (0.05 changed Dice by 0.001 at most, down for
+    persam_f).
+    """
 
     def __post_init__(self) -> None:
         """Check the share."""

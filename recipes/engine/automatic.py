@@ -107,7 +107,8 @@ def segment_automatic(
     plane = Plane(view, recorded.look(view))
     result = _plane(plane, grafted, recorded, batch=chosen, depth=depth, track=track)
     seen = plane.look.describe(scene) if scene.kind == "raster" else {}
-    return on_source(replace(result, meta={**result.meta, **seen}), view)
+    result = replace(result, meta={**result.meta, **seen})
+    return result if view is scene else on_source(result, view)
 
 
 def _plane(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samgraft.adapters.prompts.clicks import deepest_point
 from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import Crop
 from samgraft.recipes.engine.runs import RunMask
@@ -57,6 +58,13 @@ class Piece:
         """Longer side of its box in pixels."""
         x0, y0, x1, y1 = self.mask.runs.box
         return max(x1 - x0, y1 - y0) + 1
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """(x, y) of its deepest pixel: as sure a place as there is, where a point at its rim was asked before."""
+        rows, cols = self.mask.runs.place
+        x, y = deepest_point(self.mask.runs.crop())
+        return float(x + cols.start), float(y + rows.start)
 
     def ends_openly(self) -> bool:
         """Whether a part stops at an inner edge of its tile where the mask does not go on."""
@@ -106,7 +114,7 @@ def views(pieces: Sequence[Piece], side: int, most: int) -> list[tuple[Crop, Ten
             home = _View(_centred(piece, _needed(piece, side)))
             found.append(home)
         if home is not None:
-            home.asked += [part.point for part in piece.parts]
+            home.asked += [piece.middle, *(part.point for part in piece.parts)]
     found.sort(key=lambda view: (view.crop.top, view.crop.left))
     return [(view.crop, view.points()) for view in found]
 

@@ -145,7 +145,8 @@ def test_views_show_pieces_whole_and_are_shared() -> None:
         pieces.append(Piece(mask=one, parts=(one, one)))
     found = views(pieces, side=60, most=9)
     assert [crop.box for crop, _ in found] == [(0, 0, 100, 50), (25, 0, 60, 50)]
-    assert [points.tolist() for _, points in found] == [[[10, 5]], [[25, 5], [37, 20]]]
+    # the deepest pixels of 50 x 16, 10 x 10 and 6 x 8 pixels, and the points that were asked before
+    assert [points.tolist() for _, points in found] == [[[17, 12], [10, 5]], [[29, 9], [25, 5], [39, 22], [37, 20]]]
     assert [crop.box for crop, _ in views(pieces, side=60, most=1)] == [(25, 0, 60, 50)]
     assert [crop.box for crop, _ in views(pieces, side=24, most=9)] == [(43, 0, 24, 24), (53, 12, 24, 24)]  # 100 > 4 * 24
 
