@@ -32,7 +32,8 @@ Cells = NDArray[np.bool_]
 class IslandsConfig(ReferenceConfig):
     """Base of methods whose masks are cleaned.
 
-    Dice on 40 training slices of cardiac_mr at 256 pixels, one reference, mean of four (slices of its patient left out):
+    Dice on 40 training slices of cardiac_mr at 256 pixels, mean of four runs with one reference each (the slices of its
+    patient left out):
     persam_f 0.414 with islands and 0.461 without, in_context 0.453 and 0.465.
     """
 

@@ -108,9 +108,7 @@ def _inside(value: float, part: slice) -> bool:
     return bool(part.start - 0.5 <= value <= part.stop - 0.5)
 
 
-def clicked(
-    result: Segmentation, prompts: UserPrompts | ObjectPrompts | VolumePrompts, count: int
-) -> Segmentation:
+def clicked(result: Segmentation, prompts: UserPrompts | ObjectPrompts | VolumePrompts, count: int) -> Segmentation:
     """The result, which says that it was told clicks, and whether those came from a label."""
     meta = {**result.meta, "mode": "clicked", "clicks": str(count)}
     return replace(result, meta=meta, from_ground_truth=prompts.from_ground_truth)

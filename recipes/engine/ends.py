@@ -18,7 +18,7 @@ from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import Crop
 from samgraft.recipes.engine.runs import RunMask
 
-GOES_ON = 0.5
+GOES_ON = 0.75
 """Share of a straight side beyond which the mask must go on."""
 ROOM = 0.5
 """A view leaves this share of a part's longer side free around it, but at the edge of the picture."""
