@@ -42,7 +42,7 @@ class _Side:
     def seen(self, mask: RunMask, depth: slice) -> NDArray[np.bool_]:
         """For every place along the edge whether the mask has a pixel at that depth."""
         window = (depth, self.along) if self.axis == 0 else (self.along, depth)
-        found: NDArray[np.bool_] = mask.crop(*window).any(axis=self.axis)
+        found: NDArray[np.bool_] = np.asarray(mask.crop(*window).any(axis=self.axis))
         return found
 
 
