@@ -125,7 +125,7 @@ def segment_mosaic(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         options: Tiles, area, engine, and what to do about what went wrong.
         everything: Without an adapter: what is asked and kept.
-        reading: Options of ``samgraft.open`` for the raster.
+        reading: Options of ``samgraft.open``; rasters that are written lie on the file's own pixels whatever ``gsd`` is.
         scores: File for a raster of scores.
         simplify: Tolerance for polygons in map units; 0 keeps the outlines of pixels.
         batch: Network inputs per call; None chooses by their size.
@@ -139,8 +139,7 @@ def segment_mosaic(
         MissingDependencyError: an engine or a format needs a package that is not installed.
     """
     asked, outputs = options or MosaicOptions(), [Path(one) for one in _many(output)]
-    engine = asked.runner()
-    source = Source.of(*_many(raster), **dict(reading or {}))
+    engine, source = asked.runner(), Source.of(*_many(raster), **dict(reading or {}))
     scene = source.open()
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
