@@ -125,7 +125,7 @@ def segment_mosaic(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         options: Tiles, area, engine, and what to do about what went wrong.
         everything: Without an adapter: what is asked and kept.
-        reading: Options of ``samgraft.open``; rasters that are written lie on the file's own pixels whatever ``gsd`` is.
+        reading: Options of ``samgraft.open``; label rasters lie on the pixels of the file whatever ``gsd`` is.
         scores: File for a raster of scores.
         simplify: Tolerance for polygons in map units; 0 keeps the outlines of pixels.
         batch: Network inputs per call; None chooses by their size.
