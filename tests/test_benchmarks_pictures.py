@@ -35,7 +35,8 @@ def test_boxes_go_to_the_part_that_holds_their_middle(tmp_path: Path) -> None:
     """90 columns make thirds of 30: boxes with middles at 15 and 29.5 lie in the first, one at 31 in the second."""
     parts = pictures.thirds(write_raster(tmp_path / "r.tif", np.zeros((3, 20, 90), np.uint8)), tmp_path / "parts")
     assert [open_scene(part).grid.shape for part in parts] == [(20, 30)] * 3
-    (tmp_path / "b.csv").write_text("image_path,xmin,ymin,xmax,ymax,label\nr,10,2,20,8,T\nr,25,3,34,9,T\nr,28,1,34,5,T\n")
+    rows = "r,10,2,20,8,T\nr,25,3,34,9,T\nr,28,1,34,5,T\n"
+    (tmp_path / "b.csv").write_text(f"image_path,xmin,ymin,xmax,ymax,label\n{rows}")
     found = pictures.boxes_of(tmp_path / "b.csv", parts[:2])
     assert [(one["image_id"], one["bbox"]) for one in found["annotations"]] == [
         (1, [10.0, 2.0, 10.0, 6.0]),
