@@ -1,9 +1,8 @@
 """One file per adapter (``*.graft``): safetensors with a JSON header; a few MB, bound to one set of backbone weights.
 
 The header (key "samgraft" of the safetensors metadata) says how to rebuild the parts, which backbone they belong to,
-how
-images were normalised, what the classes are and how well it did. Nothing is ever unpickled, and what does not fit is
-refused by name.
+how images were normalised, what the classes are and how well it did. Nothing is ever unpickled, and what does not fit
+is refused by name. Names keep their order: parts at one place are added up in it, and sums depend on it.
 """
 
 import hashlib
@@ -122,7 +121,7 @@ def save_bundle(
         "meta": (meta or BundleMeta()).to_dict(),
     }
     try:
-        text = json.dumps(header, allow_nan=False, sort_keys=True)
+        text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"adapter header is not plain JSON: {error}; put numbers, strings, lists and mappings in meta"
@@ -159,7 +158,7 @@ def replace_meta(path: str | os.PathLike[str], meta: BundleMeta) -> None:
     source = Path(path)
     header = {**_parse_header(source), "meta": meta.to_dict()}
     try:
-        text = json.dumps(header, allow_nan=False, sort_keys=True)
+        text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"adapter header is not plain JSON: {error}; put numbers and strings in meta") from error
     write_atomic(source, safetensors.torch.save(safetensors.torch.load_file(source), metadata={_KEY: text}))

@@ -218,6 +218,7 @@ def require_series(source: Scene | None, path: Path) -> None:
 
     Raises:
         GeometryError: names what there is, and where the labels can go instead.
+        MissingDependencyError: highdicom is not installed.
     """
     from samgraft.domains.medical.dicom import DicomScene
 
@@ -229,3 +230,6 @@ def require_series(source: Scene | None, path: Path) -> None:
             f"{path.name}: a DICOM segmentation object refers to the series that was segmented; {what}; "
             "segment the DICOM folder itself, or write .nii.gz"
         )
+    from samgraft.domains.medical.dicom_seg_write import require_highdicom
+
+    require_highdicom()

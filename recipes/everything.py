@@ -1,5 +1,6 @@
 """The options of "everything": those of the original generator under their names, and a few of our own."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class EverythingConfig:
     twice the network size, or the whole if that is little more. What serves best is a few times the largest object.
     """
     overlap: float = 0.25
-    """Overlap of tiles as a share of their side."""
+    """What neighbouring tiles share: below 1 a share of their side, from 1 on pixels."""
     max_share: float = 0.6
     """Largest share of a crop that a mask may cover; more is background. 1 allows all."""
     min_network_area: int = 12
@@ -66,12 +67,26 @@ class EverythingConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name} is {value}; expected at least {low}")
-        for name in ("overlap", "crop_overlap_ratio"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 up to, not including, 1")
+        if not 0 <= self.crop_overlap_ratio < 1:
+            raise ConfigError(f"crop_overlap_ratio is {self.crop_overlap_ratio}; expected 0 up to, not including, 1")
+        self.overlap_of(self.tile or math.inf)
         if self.stability_score_offset < 0:
             raise ConfigError(f"stability_score_offset is {self.stability_score_offset}; expected at least 0")
         check_choice("everything", "nms", self.nms, ("mask", "box"))
+
+    def overlap_of(self, tile: float) -> float:
+        """``overlap`` as a share of the side of tiles of ``tile`` pixels.
+
+        Raises:
+            ConfigError: it is negative, no number of pixels, or not smaller than the tile.
+        """
+        share = self.overlap if self.overlap < 1 else self.overlap / tile
+        if not 0 <= share < 1 or (self.overlap >= 1 and self.overlap != int(self.overlap)):
+            raise ConfigError(
+                f"overlap is {self.overlap:g}; expected a share of a tile's side (0 up to, not including, 1), or whole "
+                f"pixels, fewer than a tile has{'' if math.isinf(tile) else f' ({tile:g})'}"
+            )
+        return share
 
     def _check_grids(self) -> None:
         grids: Any = self.point_grids

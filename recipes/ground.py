@@ -83,15 +83,15 @@ def require_trained_gsd(scene: Scene, gsd: tuple[float, float] | None) -> None:
     wanted, kept = (f"{float(np.mean(size)):.6g}" for size in (gsd, own))
     raise ConfigError(
         f"{scene.path.name} has pixels of {kept} m, and the adapter was trained on pixels of {wanted} m; it knows "
-        f"objects by their size in pixels. Add --gsd {wanted} to see the raster at that size (results lie on "
-        f"those pixels), or --gsd {kept} to use the raster's own"
+        f"objects by their size in pixels. Add --gsd {wanted} to see the raster at that size (labels come back on "
+        f"its own pixels), or --gsd {kept} to use the raster as it is"
     )
 
 
 def on_source(result: Segmentation, view: Scene) -> Segmentation:
     """Bring a result that was found on a resampled view back to the pixels of the raster.
 
-    An object that covers no centre of the raster's pixels is lost.
+    What has no data there is 0, and an object that covers no centre of a pixel with data is lost.
 
     Args:
         result: On the grid of ``view``.
@@ -101,7 +101,7 @@ def on_source(result: Segmentation, view: Scene) -> Segmentation:
 
     if not isinstance(view, ResampledScene):
         return result
-    labels = view.to_source(result.labels)
+    labels = view.to_source(result.labels) * view.source.valid()
     rows, cols = view.grid.spacing
     meta = {**result.meta, "seen_at": f"{view.grid.shape[0]} x {view.grid.shape[1]} pixels of {rows:.6g} x {cols:.6g}"}
     places = ndimage.find_objects(labels) if result.instances else []

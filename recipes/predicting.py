@@ -21,10 +21,10 @@ import torch
 from samgraft.adapters.bundle import read_header
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.atomic import full_suffix
-from samgraft.domains.medical.dicom import is_dicom
+from samgraft.domains.medical.dicom import DicomScene, is_dicom
 from samgraft.domains.opening import IMAGE_SUFFIXES, open_scene
 from samgraft.domains.scene import Scene
-from samgraft.domains.segmentation import VOLUME_SUFFIXES
+from samgraft.domains.segmentation import DICOM_SUFFIXES, VOLUME_SUFFIXES
 from samgraft.errors import ConfigError, InputError, OutputError
 from samgraft.recipes.engine.run import load_adapter, segment
 from samgraft.recipes.ranks import ALONE, Share
@@ -81,10 +81,20 @@ def deal(inputs: Sequence[Path], share: Share) -> list[Path]:
     return share.dealt(sorted(inputs, key=lambda path: (-_size(path), str(path))))
 
 
-def mask_suffix(scene: Scene) -> str:
-    """Suffix of the mask of ``scene``: a format that keeps its grid, the input's own where that can be written."""
+def mask_suffix(scene: Scene, volumes: str | None = None) -> str:
+    """Suffix of the mask of ``scene``: a format that keeps its grid, the input's own where that can be written.
+
+    Args:
+        scene: The input.
+        volumes: Suffix for all volumes; None takes the input's, ``.dcm`` (DICOM-SEG) for a DICOM series, and else
+            ``.nii.gz``.
+    """
     suffix = full_suffix(scene.path)
     if scene.kind == "volume":
+        if volumes is not None:
+            return volumes
+        if isinstance(scene, DicomScene):
+            return ".dcm"
         return suffix if suffix in VOLUME_SUFFIXES else ".nii.gz"
     if scene.kind == "raster" or suffix in (".tif", ".tiff"):
         return ".tif"
@@ -99,6 +109,7 @@ def predict(
     backbone: str | PathLike[str] | None = None,
     share: Share = ALONE,
     overwrite: bool = False,
+    suffix: str | None = None,
     batch: int = 16,
     device: str = "auto",
     align: str | None = None,
@@ -115,6 +126,7 @@ def predict(
         backbone: Name, folder or file; None takes the adapter's.
         share: Which of how many processes this is.
         overwrite: Compute masks again that are there already.
+        suffix: Of the masks of volumes; None: see :func:`mask_suffix`.
         batch: Network inputs computed together.
         device: Where the network runs: "cpu", "cuda:1"; "auto" deals out the GPUs, or takes the CPU.
         align: As of ``samgraft.segment``; fitted to each input by itself.
@@ -128,9 +140,13 @@ def predict(
 
     Raises:
         CheckpointError: the adapter is damaged or belongs to another backbone.
-        ConfigError: the output folder holds masks of another adapter, or is one of the input folders.
+        ConfigError: the output folder holds masks of another adapter, or is one of the input folders; or a suffix that
+            is not written for volumes.
         OutputError: the output folder cannot be made.
     """
+    if suffix is not None and suffix not in (*VOLUME_SUFFIXES, *DICOM_SUFFIXES):
+        known = ", ".join((*VOLUME_SUFFIXES, *DICOM_SUFFIXES))
+        raise ConfigError(f"suffix {suffix!r} is not written for volumes; expected one of {known}")
     file = None if isinstance(adapter, Grafted) else Path(adapter)
     moved = {name: v for name, v in (("align", align), ("spacing", spacing)) if v is not None}
     since = claim_output(output, inputs, file, overwrite=overwrite, moved=moved)
@@ -139,14 +155,16 @@ def predict(
     network.to(_device(device, share))
     outcomes = []
     for path in deal(inputs, share):
-        outcome = _one(path, output, network, options, since=math.inf if overwrite else since)
+        outcome = _one(path, output, network, options, since=math.inf if overwrite else since, suffix=suffix)
         outcomes.append(outcome)
         if tell is not None:
             tell(outcome)
     return tuple(outcomes)
 
 
-def _one(path: Path, output: Path, network: Grafted, options: Mapping[str, Any], *, since: float) -> Outcome:
+def _one(
+    path: Path, output: Path, network: Grafted, options: Mapping[str, Any], *, since: float, suffix: str | None
+) -> Outcome:
     """Segment one input, unless its mask is younger than ``since``.
 
     Whatever goes wrong is part of the outcome, since the other inputs are waiting.
@@ -154,7 +172,7 @@ def _one(path: Path, output: Path, network: Grafted, options: Mapping[str, Any],
     began = time.monotonic()
     try:
         scene = open_scene(path)
-        target = output / f"{_stem(path)}{mask_suffix(scene)}"
+        target = output / f"{_stem(path)}{mask_suffix(scene, suffix)}"
         if target.is_file() and target.stat().st_mtime >= since:
             return Outcome(source=path, state="skipped", mask=target)
         segment(scene, adapter=network, output=target, progress=False, **options)

@@ -16,7 +16,8 @@ Source:
     Hummingbird, arXiv:2306.01667, section 3 (nearest-neighbour read-out of dense features; k 30, temperature 0.02).
 Deviations:
     Cells keep the labels of ``detail`` x ``detail`` parts, so the map is finer than the features. No learned pooling
-    and no pretraining for it; features may be centred and extended by place and look. Prompts are this project's.
+    and no pretraining for it; features may be centred and extended by place and look. Prompts are this project's, and
+    so is the cleaning of islands and small holes (``islands``, ``fill_holes``).
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,6 @@ from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.matching import (
     MEMORY,
     NECK,
-    ReferenceConfig,
     ReferencePrompter,
     image_major,
     nearest,
@@ -45,6 +45,7 @@ from samgraft.adapters.prompts.matching import (
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.references import References, references_of
 from samgraft.adapters.prompts.refining import decode_refined, found_objects, tight_boxes
+from samgraft.adapters.prompts.tidy import IslandsConfig
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ LIMIT = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class InContextConfig(ReferenceConfig):
+class InContextConfig(IslandsConfig):
     """Nearest-neighbour labels from a memory of labelled images; nothing is trained."""
 
     method: ClassVar[str] = "in_context"
@@ -149,10 +150,14 @@ class InContextPrompter(ReferencePrompter):
             logits = log_odds(soft)
             if self.config.relative:
                 logits = logits - log_odds(border(soft, self.config.least))
-            return found_objects(prompts, logits.flatten(0, 1), scores, references.num_objects)
+            tidy = self.config.tidy(logits.flatten(0, 1), references, None, size_of(image))
+            return found_objects(prompts, tidy, scores, references.num_objects)
         rounds = self.config.refinements
-        found = decode_refined(backbone, features, prompts, size_of(image), multimask=self.multimask, rounds=rounds)
-        return found_objects(prompts, *found, references.num_objects)
+        size = size_of(image)
+        logits, scores = decode_refined(backbone, features, prompts, size, multimask=self.multimask, rounds=rounds)
+        point = None if prompts.points is None else prompts.points[:, 0]
+        logits = self.config.tidy(logits, references, point, size)
+        return found_objects(prompts, logits, scores, references.num_objects)
 
     def _soft(self, features: Features, image: Tensor, context: Mapping[str, Any]) -> Tensor:
         soft = self.read_out(features, image, references_of(context))

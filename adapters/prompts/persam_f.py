@@ -15,7 +15,8 @@ Deviations:
     The loss is taken at the resolution of the decoder, against the share of every pixel that is object. Several
     references and several kinds of objects, each with numbers of its own, are possible. The mask is not refined unless
     asked for (twice is published); ``mixed`` lets refinements use the trained mixture instead of the mask with the
-    highest predicted IoU. Features come from any block, may be centred, and are compared by place too.
+    highest predicted IoU. Features come from any block, may be centred, and are compared by place too. Islands and
+    small holes of the mask go (``islands``, ``fill_holes``).
 """
 
 from collections.abc import Mapping
@@ -29,11 +30,12 @@ from torch.nn import functional
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.config import check_positive
 from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.matching import ReferenceConfig, ReferencePrompter, size_of, valid_cells
+from samgraft.adapters.prompts.matching import ReferencePrompter, size_of, valid_cells
 from samgraft.adapters.prompts.objects import FoundObjects
 from samgraft.adapters.prompts.persam import location_prior
 from samgraft.adapters.prompts.references import References, prototypes, references_of
 from samgraft.adapters.prompts.refining import decode_refined, found_objects
+from samgraft.adapters.prompts.tidy import IslandsConfig
 from samgraft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ ALPHA, GAMMA = 0.25, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PersamFConfig(ReferenceConfig):
+class PersamFConfig(IslandsConfig):
     """One point and a trained mixture of three masks."""
 
     method: ClassVar[str] = "persam_f"
@@ -142,7 +144,7 @@ class PersamFPrompter(ReferencePrompter):
     ) -> FoundObjects:
         """One object for each image and kind: the mixture of the decoder's three masks."""
         prompts: Prompts = self(features, image, context)
-        found = decode_refined(
+        logits, scores = decode_refined(
             backbone,
             features,
             prompts,
@@ -152,7 +154,9 @@ class PersamFPrompter(ReferencePrompter):
             mix=self.mixture(len(image)),
             mixed=self.config.mixed,
         )
-        return found_objects(prompts, *found, self.config.objects)
+        point = None if prompts.points is None else prompts.points[:, 0]
+        logits = self.config.tidy(logits, references_of(context), point, size_of(image))
+        return found_objects(prompts, logits, scores, self.config.objects)
 
     def _checked(self, references: References) -> References:
         if references.num_objects != self.config.objects:

@@ -146,7 +146,7 @@ def _slices_with_a_file(scene: DicomScene, labels: Array, path: Path) -> list[in
 
 def _build(labels: Array, slices: list[Slice], scene: DicomScene, described: list[Any], options: SegOptions) -> Any:
     """The object, made by highdicom."""
-    hd = _highdicom()
+    hd = require_highdicom()
     uids = import_pydicom().uid
     rle = options.kind == "LABELMAP"
     try:
@@ -182,7 +182,7 @@ def _build(labels: Array, slices: list[Slice], scene: DicomScene, described: lis
 
 def _descriptions(names: Mapping[int, str], segmentation: "Segmentation") -> list[Any]:
     """One segment description per segment number."""
-    hd = _highdicom()
+    hd = require_highdicom()
     return [_describe(hd, number, name, segmentation) for number, name in names.items()]
 
 
@@ -288,7 +288,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _highdicom() -> Any:
+def require_highdicom() -> Any:
     """Import highdicom when it is needed."""
     try:
         import highdicom

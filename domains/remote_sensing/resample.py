@@ -61,11 +61,24 @@ class ResampledScene(ViewScene):
         rows, cols = (slice(int(place[0]), int(place[-1]) + 1) for place in places)
         return rows, cols
 
+    def source_window(self, part: Window) -> tuple[slice, slice]:
+        """The pixels of the source whose centres lie in a part of this scene; the inverse of :meth:`covering`.
+
+        Parts that cover this scene without overlapping give windows that cover the source so; small ones may be empty.
+        """
+        sides = zip(explicit_window(part, self.grid.shape), self.source.grid.shape, self.grid.shape, strict=True)
+        # pixel i lies in places[i] = ((2 i + 1) own) // (2 before): the least i with places[i] >= edge
+        rows, cols = (
+            slice(*(-((own - 2 * edge * before) // (2 * own)) for edge in (side.start, side.stop)))
+            for side, before, own in sides
+        )
+        return rows, cols
+
     def to_source(self, labels: Array, window: Window | None = None) -> Array:
         """Bring labels back to the pixels of the source: each takes the label of the pixel that holds its centre.
 
         Args:
-            labels: (h, w) of ``covering(window)``.
+            labels: (h, w) of ``covering(window)``, or of this whole scene with ``window`` None.
             window: Rows and columns of the source; None is all of it.
 
         Returns:
@@ -76,6 +89,8 @@ class ResampledScene(ViewScene):
         """
         parts = explicit_window(window, self.source.grid.shape)
         rows, cols = (self._places(axis, part) for axis, part in enumerate(parts))
+        if window is None and labels.shape == self.grid.shape:  # all of it; of small pixels the last may hold no centre
+            return labels[np.ix_(rows, cols)]
         expected = (int(rows[-1] - rows[0]) + 1, int(cols[-1] - cols[0]) + 1)
         if labels.shape != expected:
             raise ShapeError(f"labels are {labels.shape}; this window is covered by {expected} pixels")

@@ -24,7 +24,7 @@ _HELP = {
     "min_mask_region_area": "fill holes and remove islands with fewer pixels (0)",
     "nms": "what doubles are told by: mask or box",
     "tile": "side of tiles of a large picture in pixels; a few times the largest object; 0 never cuts",
-    "overlap": "overlap of tiles as a share of their side (0.25)",
+    "overlap": "what tiles share: below 1 a share of their side, else pixels (0.25)",
     "max_share": "largest share of a crop that an object covers (0.6)",
     "min_network_area": "smallest object, pixels of the network's input (12)",
     "min_diameter": "least diameter of a disc of the same area: 20m, 3mm, 15px",

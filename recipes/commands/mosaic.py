@@ -39,7 +39,7 @@ def add_mosaic(parser: PlainParser) -> None:
         "large rasters",
         f"A raster of more than {LARGE:,} pixels, several files (one mosaic), and every call with one of these options "
         "or with .parquet or .fgb as output goes tile by tile: memory follows the tile, and the same call goes on "
-        "after a crash. --tile (pixels) and --overlap (pixels) change the tiles.",
+        "after a crash. --tile (pixels) and --overlap (pixels, or a share of the tile) change the tiles.",
     )
     group.add_argument("--aoi", default=None, metavar="FILE", help="polygons that say where results are wanted")
     group.add_argument(
@@ -66,7 +66,7 @@ def add_mosaic(parser: PlainParser) -> None:
     )
     reading.add_argument("--sensor", default=None, help="names the bands: sentinel2, landsat8, naip, planetscope, ...")
     reading.add_argument(
-        "--gsd", type=float, default=None, help="metres per pixel to work at; results lie on that grid"
+        "--gsd", type=float, default=None, help="metres per pixel to work at; labels come back on the file's own pixels"
     )
     reading.add_argument("--crs", default=None, help="coordinate system to bring the raster to, such as EPSG:32633")
     reading.add_argument("--nodata", type=float, default=None, help="missing pixels, where the file does not say so")
@@ -159,11 +159,4 @@ def _options(values: argparse.Namespace) -> dict[str, Any]:
     names = ("aoi", "engine", "scheduler", "workers", "restart", "on_bad_tile", "keep_work", "tile")
     named = {name: name for name in names} | {"largest_m": "object_size"}
     found = {name: v for name, option in named.items() if (v := getattr(values, option)) is not None}
-    overlap = values.overlap
-    if overlap is None:
-        return found
-    if overlap < 1 and values.everything and values.tile:
-        overlap = round(overlap * values.tile)
-    if overlap < 1 or overlap != int(overlap):
-        raise ConfigError(f"--overlap {values.overlap:g}: expected pixels that neighbouring tiles share, such as 256")
-    return found | {"overlap": int(overlap)}
+    return found if values.overlap is None else found | {"overlap": values.overlap}

@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     part = f", part {rank} of {world}" if world > 1 else ""
     say(f"{own} of {len(inputs)} inputs{part}, {values.devices} process{'es' * (values.devices > 1)}")
     options = {"adapter": values.adapter, "backbone": values.backbone, "overwrite": values.overwrite}
-    options |= {"batch": values.batch, "device": values.device} | align_options(values)
+    options |= {"batch": values.batch, "device": values.device, "suffix": values.suffix} | align_options(values)
     outcomes: list[Outcome] = []
 
     def tell(outcome: "Outcome") -> None:
@@ -70,6 +70,11 @@ def _parser() -> PlainParser:
     parser.add_argument("--backbone", default=None, help="name, folder or file; by default the adapter's")
     parser.add_argument("--devices", type=int, default=1, help="processes on this machine, a GPU each if there are any")
     parser.add_argument("--overwrite", action="store_true", help="compute masks again that are there already")
+    parser.add_argument(
+        "--suffix",
+        default=None,
+        help="of the masks of volumes: .nii.gz, .mha, .nrrd, .dcm; by default the input's, and .dcm for a DICOM series",
+    )
     parser.add_argument("--batch", type=int, default=16, help="network inputs computed together")
     parser.add_argument("--device", default="auto", help="auto, cpu, or cuda:0")
     parser.add_argument(

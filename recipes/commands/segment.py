@@ -22,6 +22,7 @@ from samgraft.recipes.commands.volume_options import add_volume, volume_options,
 
 if TYPE_CHECKING:
     from samgraft.domains.scene import Scene
+    from samgraft.domains.segmentation import Segmentation
     from samgraft.recipes.engine.referenced import Examples
     from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
     from samgraft.recipes.volume_prompts import VolumePrompts
@@ -37,7 +38,6 @@ def run(arguments: Sequence[str]) -> None:
     values.adapter = choose_adapter(values)
     segment = test_time_segment(test_time_method(values))
 
-    from samgraft.adapters.prompts.improve import Improvement
     from samgraft.domains.opening import open_scene
     from samgraft.recipes.heap import keep_memory
 
@@ -53,19 +53,7 @@ def run(arguments: Sequence[str]) -> None:
         values.adapter = test_time_adapter(values, scene, reading_options(values))
         run_tiles(values, options.get("everything"))
         return
-    better = Improvement(augment=values.augment_points, refine=values.refine)
-    result = segment(
-        scene,
-        adapter=values.adapter,
-        prompts=_prompts(values, scene),
-        volume=volume_options(values),
-        references=_references(values),
-        better=better or None,
-        output=[path for path in values.output if not _is_seg(path)],
-        **options,
-    )
-    for path in filter(_is_seg, values.output):
-        result.save(path, dicom=seg_options(values))
+    result = _written(values, scene, options)
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -81,6 +69,32 @@ def run(arguments: Sequence[str]) -> None:
         say(f"nothing found: {result.meta['masks']}; lower those thresholds")
     for path in [*values.output, *([values.records] if values.records else [])]:
         say(f"wrote {path}")
+
+
+def _written(values: argparse.Namespace, scene: "Scene", options: dict[str, Any]) -> "Segmentation":
+    """Segment, bring labels to the file's own pixels, and write all outputs, or none."""
+    from samgraft.adapters.prompts.improve import Improvement
+    from samgraft.domains.atomic import all_or_none
+    from samgraft.recipes.api import segment
+    from samgraft.recipes.engine.run import output_paths
+    from samgraft.recipes.ground import on_source
+
+    targets = output_paths(values.output, scene)
+    better = Improvement(augment=values.augment_points, refine=values.refine)
+    with all_or_none():
+        result = segment(
+            scene,
+            adapter=values.adapter,
+            prompts=_prompts(values, scene),
+            volume=volume_options(values),
+            references=_references(values),
+            better=better or None,
+            **options,
+        )
+        result = on_source(result, scene)
+        for path in targets:
+            result.save(path, dicom=seg_options(values) if _is_seg(str(path)) else None)
+    return result
 
 
 def _look_before(values: argparse.Namespace, scene: "Scene") -> None:
@@ -197,6 +211,16 @@ def _check(values: argparse.Namespace) -> None:
         raise ConfigError("--box and --point, --line, and --prompts exclude each other; run them one after the other")
     if not kinds and (values.refine or values.augment_points):
         raise ConfigError("--refine and --augment-points improve answers to prompts; add --box, --point or --prompts")
+    _check_places(values)
+
+
+def _check_places(values: argparse.Namespace) -> None:
+    """Refuse points and boxes that cannot be what is meant."""
+    if values.gsd is not None and (values.box or values.point or values.line):
+        raise ConfigError(
+            "--box, --point and --line count pixels of the file, and --gsd makes other ones of them; leave one of them "
+            "out, or give places in map coordinates (--prompts FILE.geojson)"
+        )
     fractional = [p[2] for p in values.point if p[2] not in (0.0, 1.0)]
     if fractional:
         raise PromptError(f"point label {fractional[0]:g}; expected 1 (on the object) or 0 (off it)")

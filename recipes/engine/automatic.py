@@ -26,6 +26,7 @@ from samgraft.errors import ConfigError
 from samgraft.recipes.data.cases import to_bytes
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
 from samgraft.recipes.data.slabs import Slabs, flat_slabs, slab_maps, slab_squares
+from samgraft.recipes.engine.clicked import click_head, slab_clicks
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
@@ -37,6 +38,8 @@ from samgraft.recipes.plan.volume import require_memory
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 from samgraft.recipes.representations.classes import class_probabilities
+from samgraft.recipes.volume_prompts import Point
+from samgraft.volumetric.heads.clicks import VolumeClicks
 
 T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
@@ -77,6 +80,7 @@ def segment_automatic(
     batch: int | None = None,
     depth: int = DEPTH,
     track: Track | None = None,
+    clicks: Sequence[Point] = (),
 ) -> Segmentation:
     """Class map or instance map of a scene.
 
@@ -87,6 +91,7 @@ def segment_automatic(
         batch: Network inputs per call; None chooses by their size.
         depth: Batches that may wait between reading, encoding and decoding; 0 does one after the other.
         track: Wraps the loop over slices or windows.
+        clicks: In a volume, for a head that takes them: (x, y, slice, label), see ``clicked.py``.
 
     Raises:
         ConfigError: an adapter for objects on a volume.
@@ -97,12 +102,13 @@ def segment_automatic(
     grafted.eval()
     chosen = encode_batch(grafted.backbone, recorded.size, batch)
     if scene.kind == "volume":
-        return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track)
+        return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track, clicks=clicks)
     view = at_trained_gsd(scene, recorded.recipe.gsd)
     plane = Plane(view, recorded.look(view))
     result = _plane(plane, grafted, recorded, batch=chosen, depth=depth, track=track)
     seen = plane.look.describe(scene) if scene.kind == "raster" else {}
-    return on_source(replace(result, meta={**result.meta, **seen}), view)
+    result = replace(result, meta={**result.meta, **seen})
+    return result if view is scene else on_source(result, view)
 
 
 def _plane(
@@ -125,8 +131,11 @@ def _plane(
     return _semantic(scene, labels, recorded)
 
 
-def steps(grafted: Grafted, representation: Maps | WindowObjects) -> Steps:
-    """The network, encoder and decoder apart; logits as in training."""
+def steps(
+    grafted: Grafted, representation: Maps | WindowObjects, clicks: Iterator[VolumeClicks | None] | None = None
+) -> Steps:
+    """The network, encoder and decoder apart; logits as in training. ``clicks``: those of every input, in order."""
+    head = None if clicks is None else click_head(grafted)
     device = next(grafted.backbone.parameters()).device
 
     def encode(image: Tensor) -> tuple[Tensor, Features]:
@@ -141,26 +150,39 @@ def steps(grafted: Grafted, representation: Maps | WindowObjects) -> Steps:
             if isinstance(representation, WindowObjects):
                 found = representation.find(grafted, features, image)
                 return [found.select(found.image_index == number) for number in range(len(image))]
-            output = grafted.predict(image, features=features)
+            told = None if clicks is None else next(clicks)
+            if told is None or head is None:
+                output = grafted.predict(image, features=features)
+            else:
+                output = head.answer(features, image, told.to(device))
         return representation.logits(output).float().cpu()
 
     return Steps(encode, decode)
 
 
 def _volume(
-    scene: Scene, grafted: Grafted, recorded: Recorded, *, batch: int, depth: int, track: Track | None
+    scene: Scene,
+    grafted: Grafted,
+    recorded: Recorded,
+    *,
+    batch: int,
+    depth: int,
+    track: Track | None,
+    clicks: Sequence[Point] = (),
 ) -> Segmentation:
     """Slice by slice along the recorded axis, or slab by slab with logits blended where they overlap."""
     axis = coarsest_axis(scene.grid) if recorded.recipe.slice_axis is None else recorded.recipe.slice_axis
     require_memory(scene, axis, classes=max(recorded.classes))
     labels = np.zeros(scene.grid.shape, dtype=label_dtype(max(recorded.classes)))
     stack = np.moveaxis(labels, axis, 0)  # a view: writing into it writes into labels
-    shape, network = plane_shape(scene.grid.shape, axis), steps(grafted, recorded.maps)
+    shape = plane_shape(scene.grid.shape, axis)
     places = windows(shape, recorded.window, recorded.overlap)
     known: deque[NDArray[np.bool_]] = deque()  # the reading thread puts in a slice before its answer comes out
     shown = pictures(scene, recorded.look(scene), axis, neighbours=recorded.recipe.neighbours, known=known)
     size, slab = recorded.size, recorded.recipe.slab
     cut = Slabs(count=len(stack), slab=slab or 1, overlap=recorded.recipe.slab_overlap)
+    told = slab_clicks(clicks, cut, places, size) if clicks else None
+    network = steps(grafted, recorded.maps, told)
     if slab is None:
         source = squares(shown, places, size=size, batch=batch)
     else:

@@ -19,3 +19,5 @@ class Candidate:
     crop: Crop
     cut: bool = False
     """Ends at the edge of a tile, so that it is probably a part."""
+    margin: int = 1
+    """Pixels from an edge within which it counts as ending there."""

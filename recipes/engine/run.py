@@ -13,7 +13,7 @@ from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
 from samgraft.adapters.graft import Grafted
 from samgraft.adapters.prompts.improve import Improvement
-from samgraft.domains.atomic import full_suffix
+from samgraft.domains.atomic import all_or_none, full_suffix
 from samgraft.domains.medical.dicom import DicomScene
 from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
@@ -21,6 +21,7 @@ from samgraft.domains.segmentation import DICOM_SUFFIXES, SUFFIXES, Segmentation
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.aligned import aligned, at_trained_spacing
 from samgraft.recipes.engine.automatic import segment_automatic
+from samgraft.recipes.engine.clicked import clicked, clicks_for, require_slabs
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
 from samgraft.recipes.engine.flipped import segment_flipped
 from samgraft.recipes.engine.focus import CONTEXTS
@@ -65,9 +66,9 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts); with ``references``,
-    what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for; with none of
-    them, everything that looks like an object (pictures and rasters).
+    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts or clicks); with
+    ``references``, what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for;
+    with none of them, everything that looks like an object (pictures and rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
@@ -107,14 +108,15 @@ def segment(
     _check_moved(align, align_source, spacing, automatic=adapter is not None and prompts is None and references is None)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     targets = output_paths(output, source)
+    told = None if prompts is None else _asked(prompts, source)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
-        if prompts is not None:
+        if told is not None:
             common |= {"context": context, "fit": tight_boxes, "better": better}
-            result = _answer(source, _asker(network, grafted), prompts, volume, common)
+            result = _answer(source, network, grafted, meta, told, volume, common, track)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
@@ -195,13 +197,23 @@ def _asker(network: Backbone, grafted: Grafted | None) -> Promptable:
 
 def _answer(
     scene: Scene,
-    asked: Promptable,
-    prompts: UserPrompts | ObjectPrompts | VolumePrompts | str | PathLike[str],
+    network: Backbone,
+    grafted: Grafted | None,
+    meta: BundleMeta,
+    told: UserPrompts | ObjectPrompts | VolumePrompts,
     volume: VolumeOptions | None,
     options: dict[str, Any],
+    track: Any,
 ) -> Segmentation:
     """Answer prompts on the prompted slices, or in the whole volume."""
-    told = _asked(prompts, scene)
+    clicks = clicks_for(grafted, told, scene) if volume is None else ()
+    if clicks and grafted is not None:
+        said = _header(grafted, meta, options["size"], options["bands"])
+        require_slabs(said, scene, told.axis)
+        named = {name: options[name] for name in ("batch", "depth")}
+        result = segment_automatic(scene, grafted, said, clicks=clicks, track=track, **named)
+        return clicked(result, told, len(clicks))
+    asked = _asker(network, grafted)
     if volume is None and not isinstance(told, VolumePrompts):
         return segment_prompted(scene, asked, told, **options)
     found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
@@ -220,7 +232,7 @@ def _asked(
         return read_volume_prompts(Path(prompts), scene)
     found = prompts_from_file(prompts, scene)
     if found.left_out:
-        warnings.warn(found.remark(), stacklevel=4)
+        warnings.warn(found.remark(), stacklevel=3)
     return found.prompts
 
 
@@ -303,8 +315,9 @@ def _finished(
     if adapter is not None and not isinstance(adapter, Grafted):
         facts = {"adapter": Path(adapter).name, "adapter_sha256": str(read_header(adapter).get("tensors_sha256", ""))}
     result = result.about(source=source if isinstance(source, DicomScene) else None, meta=facts)
-    for path in targets:
-        result.save(path)
+    with all_or_none():
+        for path in targets:
+            result.save(path)
     return result
 
 

@@ -1,17 +1,19 @@
 """Masks of different crops and tiles become one list: doubles go, and parts that tiles cut an object into are joined.
 
 Whole masks come first. A part that a whole mask mostly covers is dropped. Of the others, two from different tiles are
-one object if they agree where both tiles look; they are joined, over as many tiles as it takes.
+one object if they agree where both tiles look; they are joined, over as many tiles as it takes. What still ends at an
+inner edge of a tile is no object and is given back apart, so that it can be looked at again (``ends.py``).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import Crop
+from samgraft.recipes.engine.ends import Piece
 from samgraft.recipes.engine.runs import RunMask, runs_of
 from samgraft.recipes.engine.suppress import keep_best
 
@@ -22,7 +24,16 @@ AGREE = 0.5
 Boxes = NDArray[np.int64]
 
 
-def join_crops(found: Sequence[Candidate], threshold: float, by: str) -> list[Candidate]:
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Masks of all crops as one list."""
+
+    kept: list[Candidate]
+    open: list[Piece]
+    """What stops at an inner edge of a tile; not among ``kept``."""
+
+
+def join_crops(found: Sequence[Candidate], threshold: float, by: str) -> Joined:
     """One list of the masks of all crops: those of smaller crops before those of larger ones, then the better first.
 
     Args:
@@ -32,13 +43,16 @@ def join_crops(found: Sequence[Candidate], threshold: float, by: str) -> list[Ca
     """
     whole = _best([one for one in found if not one.cut], threshold, by)
     parts = [one for one in found if one.cut]
-    if not parts:
-        return whole
     free = [one for one, covered in zip(parts, _covered(parts, whole), strict=True) if not covered]
-    return _best(whole + _joined(free), threshold, by)
+    pieces = _joined(free)
+    ends = [piece.ends_openly() for piece in pieces]
+    complete = [piece.mask for piece, end in zip(pieces, ends, strict=True) if not end]
+    kept = _best(whole + complete, threshold, by) if complete else whole
+    return Joined(kept=kept, open=[piece for piece, end in zip(pieces, ends, strict=True) if end])
 
 
 def _best(found: list[Candidate], threshold: float, by: str) -> list[Candidate]:
+    """Masks without doubles; those that no tile cut before joined ones, smaller crops before larger ones, then IoU."""
     order = sorted(range(len(found)), key=lambda i: (found[i].cut, found[i].crop.area, -found[i].iou))
     return [found[i] for i in keep_best([one.runs for one in found], order, threshold, by=by)]
 
@@ -53,8 +67,8 @@ def _covered(parts: Sequence[Candidate], whole: Sequence[Candidate]) -> list[boo
     ]
 
 
-def _joined(parts: Sequence[Candidate]) -> list[Candidate]:
-    """Parts of one object as one mask each."""
+def _joined(parts: Sequence[Candidate]) -> list[Piece]:
+    """Parts of one object together."""
     boxes, owner = _boxes(parts), list(range(len(parts)))
 
     def root(i: int) -> int:
@@ -70,7 +84,7 @@ def _joined(parts: Sequence[Candidate]) -> list[Candidate]:
     groups: dict[int, list[Candidate]] = {}
     for i, part in enumerate(parts):
         groups.setdefault(root(i), []).append(part)
-    return [_union(group) for group in groups.values()]
+    return [Piece(mask=_union(group), parts=tuple(group)) for group in groups.values()]
 
 
 def _same(one: Candidate, other: Candidate) -> bool:

@@ -23,6 +23,7 @@ from samgraft.adapters.prompts.objects import boxes_of
 from samgraft.recipes.data.fit import windows as tiling
 from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import EDGE, Crop, crop_layers, crop_points, is_cut
+from samgraft.recipes.engine.ends import views
 from samgraft.recipes.engine.enlarge import Enlarger
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import fill_window
@@ -39,6 +40,8 @@ SLACK = 0.1
 """A mask whose stability on the small mask is this much too low is dropped without a closer look ..."""
 SURE = 64
 """... if it has at least this many cells there."""
+ROUNDS = 3
+"""Times that what tiles cut is looked at again at most; all rounds together have no more views than there are tiles."""
 
 
 @dataclass(eq=False)
@@ -81,7 +84,8 @@ def search(
     """
     crops = crops_of(shape, size, config)
     device = next(backbone.parameters()).device
-    source = _looks(read, crops, config, size, encode_batch(backbone, size, batch))
+    count = encode_batch(backbone, size, batch)
+    dropped: Counter[str] = Counter()
 
     def encode(looks: list[_Look]) -> list[_Look]:
         asked = [look for look in looks if len(look.points)]
@@ -100,26 +104,49 @@ def search(
             look.content = None
         return looks
 
-    found: list[Candidate] = []
-    dropped: Counter[str] = Counter()
-    with closing(pipeline(source, encode, decode, depth=depth)) as batches:
-        answers = (look for looks in batches for look in looks)
-        for _ in track(crops, "windows") if track else crops:
-            look = next(answers)
-            found += look.found
-            dropped += look.dropped
-    if len(crops) > 1:
-        kept = join_crops(found, config.crop_nms_thresh, config.nms)
-        dropped["doubles of another crop"] += len(found) - len(kept)
-        found = kept
-    return found, dropped
+    def answers(asked: Sequence[tuple[Crop, Tensor | None]], track: Track | None) -> list[Candidate]:
+        found: list[Candidate] = []
+        with closing(pipeline(_looks(read, asked, config, size, count), encode, decode, depth=depth)) as batches:
+            looks = (look for looks in batches for look in looks)
+            for _ in track(asked, "windows") if track else asked:
+                look = next(looks)
+                found += look.found
+                dropped.update(look.dropped)
+        return found
+
+    found = answers([(crop, None) for crop in crops], track)
+    if len(crops) == 1:
+        return found, dropped
+    return _completed(found, [crop for crop in crops if crop.tile], config, answers, dropped), dropped
+
+
+def _completed(
+    found: list[Candidate],
+    tiles: Sequence[Crop],
+    config: EverythingConfig,
+    answers: Callable[[Sequence[tuple[Crop, Tensor]], None], list[Candidate]],
+    dropped: Counter[str],
+) -> list[Candidate]:
+    """Masks of all crops as one list; what a tile cut and no neighbour completes is looked at again, and again."""
+    side, left = max((max(tile.height, tile.width) for tile in tiles), default=0), len(tiles)
+    joined, latest = join_crops(found, config.crop_nms_thresh, config.nms), set(found)
+    for _ in range(ROUNDS):
+        again = views([piece for piece in joined.open if not latest.isdisjoint(piece.parts)], side, left)
+        if not again:
+            break
+        more = answers(again, None)
+        left, latest, found = left - len(again), set(more), found + more
+        joined = join_crops(found, config.crop_nms_thresh, config.nms)
+    dropped["cut by a tile"] += len(joined.open)
+    dropped["doubles of another crop"] += len(found) - len(joined.open) - len(joined.kept)
+    return joined.kept
 
 
 def crops_of(shape: tuple[int, int], size: int, config: EverythingConfig) -> list[Crop]:
     """The whole picture or its tiles, then the layers of crops."""
     tile = 2 * size if config.tile is None else config.tile
     whole = tile == 0 or max(shape) <= (1.5 * tile if config.tile is None else tile)
-    places = [(slice(0, shape[0]), slice(0, shape[1]))] if whole else tiling(shape, tile, config.overlap)
+    places = [(slice(0, shape[0]), slice(0, shape[1]))] if whole else tiling(shape, tile, config.overlap_of(tile))
     first = [
         Crop(top=r.start, left=c.start, height=r.stop - r.start, width=c.stop - c.start, tile=len(places) > 1)
         for r, c in places
@@ -127,13 +154,16 @@ def crops_of(shape: tuple[int, int], size: int, config: EverythingConfig) -> lis
     return first + crop_layers(shape, config.crop_n_layers, config.crop_overlap_ratio)
 
 
-def _looks(read: Read, crops: Sequence[Crop], config: EverythingConfig, size: int, batch: int) -> Iterator[list[_Look]]:
-    """Crops in order, ``batch`` with points at a time."""
+def _looks(
+    read: Read, asked: Sequence[tuple[Crop, Tensor | None]], config: EverythingConfig, size: int, batch: int
+) -> Iterator[list[_Look]]:
+    """Crops in order, ``batch`` with points at a time; without points of its own a crop has a grid of them."""
     waiting: list[_Look] = []
-    for crop in crops:
+    for crop, points in asked:
         pixels, valid = read(*crop.place)
-        side, factor = config.points_per_side, config.crop_n_points_downscale_factor
-        points = crop_points(crop, side, factor, config.point_grids)
+        if points is None:
+            side, factor = config.points_per_side, config.crop_n_points_downscale_factor
+            points = crop_points(crop, side, factor, config.point_grids)
         place = points.round().long()
         look = _Look(crop, points[torch.from_numpy(valid)[place[:, 1], place[:, 0]]])
         if len(look.points):
@@ -181,6 +211,7 @@ def _answer(look: _Look, backbone: Backbone, config: EverythingConfig, size: int
                     point=(x + crop.left, y + crop.top),
                     crop=crop,
                     cut=crop.tile and is_cut(mask.box, crop, shape, _cell(enlarger)),
+                    margin=_cell(enlarger),
                 )
             )
     order = sorted(range(len(look.found)), key=lambda i: -look.found[i].iou)

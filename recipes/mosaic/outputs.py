@@ -13,6 +13,7 @@ from typing import Literal
 from samgraft.domains.atomic import full_suffix, require_folder
 from samgraft.domains.remote_sensing.cog import SUFFIXES as RASTER_SUFFIXES
 from samgraft.domains.remote_sensing.cog import Content
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.domains.remote_sensing.stream_vector import FORMATS
 from samgraft.errors import ConfigError, OutputError
 from samgraft.grid import Grid
@@ -33,18 +34,21 @@ def plan_sinks(
     scores: Path | str | None = None,
     simplify: float = 0.0,
     style: bool = True,
+    view: ResampledScene | None = None,
 ) -> tuple[Sink, ...]:
     """Make the sinks for some output files, and check all that can be checked beforehand.
 
     Args:
         outputs: Vector files (``.gpkg``, ``.fgb``, ``.parquet``, ``.geojson``) and label rasters (``.tif``).
-        grid: Grid of the raster.
+        grid: Grid of what is segmented: the raster's, or that of ``view``.
         classes: Class label -> name.
         kind: A raster of a "semantic" result holds classes, one of an "instance" result ids.
         scores: Where a raster of scores goes, or None.
         simplify: Tolerance for polygons in map units; 0 keeps the outlines of the pixels.
         style: Whether a ``.qml`` goes beside the files, with which QGIS shows classes at once. Files that differ in
             their suffix only share it.
+        view: The raster at another pixel size, if that is what is segmented; rasters come back to its source's pixels,
+            polygons are the outlines of the view's.
 
     Raises:
         ConfigError: no output, the same one twice, an unknown suffix, labels or a tolerance that cannot be.
@@ -61,22 +65,22 @@ def plan_sinks(
     if twice:
         raise ConfigError(f"{', '.join(twice)}: named twice as output; give each result a file of its own")
     content: Content = "classes" if kind == "semantic" else "ids"
-    sinks = [_sink(path, content, simplify) for path in files]
+    sinks = [_sink(path, content, simplify, view) for path in files]
     if scores is not None:
-        sinks.append(RasterSink(scores, "scores"))
+        sinks.append(RasterSink(scores, "scores", view=view))
     for sink in sinks:
         sink.check(grid, classes)
         require_writable(sink.path)
     return (*sinks, *(StyleSink.beside(sinks) if style else ()))
 
 
-def _sink(path: Path, content: Content, simplify: float) -> VectorSink | RasterSink:
+def _sink(path: Path, content: Content, simplify: float, view: ResampledScene | None) -> VectorSink | RasterSink:
     """The sink of one file."""
     suffix = full_suffix(path)
     if suffix in FORMATS:
         return VectorSink(path, simplify=simplify)
     if suffix in RASTER_SUFFIXES:
-        return RasterSink(path, content)
+        return RasterSink(path, content, view=view)
     known = ", ".join(sorted((*FORMATS, *RASTER_SUFFIXES)))
     raise ConfigError(f"{path.name}: unknown suffix {suffix!r}; a mosaic is written as {known}")
 

@@ -1,15 +1,20 @@
-"""Labels or scores of a mosaic as a Cloud Optimized GeoTIFF on exactly the grid of the input."""
+"""Labels or scores of a mosaic as a Cloud Optimized GeoTIFF on exactly the grid of the input.
+
+Where the input was seen with other pixels than its own, values come back to its own while they are painted.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.remote_sensing.cog import CogFile, Content, layout_of
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.errors import OutputError
 from samgraft.grid import Grid
-from samgraft.recipes.mosaic.plan import Part
+from samgraft.recipes.mosaic.plan import Part, within
 from samgraft.recipes.mosaic.sink import RefusingSink, Takes
 
 _BANDS: Mapping[Content, str] = {"classes": "class", "ids": "id", "scores": "score"}
@@ -20,16 +25,19 @@ class RasterSink(RefusingSink):
 
     takes: Takes = "rows"
 
-    def __init__(self, path: Path | str, content: Content) -> None:
+    def __init__(self, path: Path | str, content: Content, *, view: ResampledScene | None = None) -> None:
         """Say what is wanted.
 
         Args:
             path: ``.tif``.
             content: "classes" or "ids" are painted from labels, "scores" from scores; dtypes and nodata as in
                 ``samgraft.domains.remote_sensing.cog.layout_of``.
+            view: What was segmented, if that is a raster at another pixel size: parts are counted on its grid, and the
+                file lies on that of its source, where each pixel takes the label of the pixel that holds its centre.
         """
         self.path = Path(path)
         self.content: Content = content
+        self.view = view
         self._file: CogFile | None = None
         self._provenance: dict[str, object] = {}
 
@@ -43,9 +51,10 @@ class RasterSink(RefusingSink):
         self._made(grid, classes, None)
 
     def _made(self, grid: Grid, classes: Mapping[int, str], count: int | None) -> CogFile:
+        own = grid if self.view is None else self.view.source.grid
         layout = layout_of(self.content, classes, count)
         named = classes if self.content == "classes" else None
-        return CogFile(self.path, grid, layout, name=_BANDS[self.content], classes=named)
+        return CogFile(self.path, own, layout, name=_BANDS[self.content], classes=named)
 
     def start(
         self, grid: Grid, classes: Mapping[int, str], provenance: Mapping[str, object], *, count: int | None = None
@@ -65,7 +74,23 @@ class RasterSink(RefusingSink):
         """Take decided pixels; see :class:`Sink`."""
         if self._file is None:
             raise OutputError(f"{self.path} was not started, or is finished; call start() first")
-        self._file.paint(part, scores if self.content == "scores" else labels, valid)
+        values: NDArray[np.integer] | None = scores if self.content == "scores" else labels
+        if self.view is not None:
+            own = self.view.source_window(part)
+            if not all(side.stop > side.start for side in own):
+                return
+            known = self.view.source.valid(own)
+            values = None if values is None else self._taken(values, part, own)
+            valid = known if valid is None else known & self._taken(valid, part, own)
+            part = own
+        self._file.paint(part, values, valid)
+
+    def _taken(self, values: NDArray[Any], part: Part, own: Part) -> NDArray[Any]:
+        """Values (h, w) over ``part`` of the view on pixels ``own`` of its source."""
+        view = self.view
+        if view is None:
+            return values
+        return view.to_source(values[within(view.covering(own), part)], own)
 
     def commit(self, further: Mapping[str, object] | None = None) -> Path:
         """Complete the file; see :class:`Sink`."""

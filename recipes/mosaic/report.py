@@ -93,7 +93,7 @@ def _tinted(scene: Scene, outputs: Sequence[Path], part: Part, step: int, look: 
             picture[y : y + seen.shape[0], x : x + seen.shape[1]] = (seen * 255 + 0.5).astype(np.uint8)
     rasters = [path for path in outputs if full_suffix(path) in (".tif", ".tiff")]
     if rasters:
-        _colour(picture, rasters[0], part)
+        _colour(picture, rasters[0], part, scene)
     return picture
 
 
@@ -109,11 +109,13 @@ def _thin(scene: Scene, part: Part, step: int, look: Look) -> tuple[NDArray[Any]
     return np.concatenate(arrays, axis=1)[:, :, ::step], np.concatenate(valid)[:, ::step]
 
 
-def _colour(picture: Picture, path: Path, part: Part) -> None:
-    """Half the colour of a label over its pixels."""
+def _colour(picture: Picture, path: Path, part: Part, scene: Scene) -> None:
+    """Half the colour of a label over its pixels; the file may have smaller or larger pixels than the scene."""
     rows, cols = part
-    window = GdalWindow(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
     with rasterio.open(path) as source:
+        down, across = source.height / scene.grid.shape[0], source.width / scene.grid.shape[1]
+        size = (cols.stop - cols.start) * across, (rows.stop - rows.start) * down
+        window = GdalWindow(cols.start * across, rows.start * down, *size)
         labels = source.read(1, window=window, out_shape=picture.shape[:2]).astype(np.int64)
         seen = (labels > 0) & (labels != source.nodata)
     colours = np.array(PALETTE, dtype=np.float64)

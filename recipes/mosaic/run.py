@@ -3,8 +3,8 @@
 Two passes. The first computes what the journal does not have; as soon as a tile and all before it are there, its
 objects are linked with those of its neighbours, while later tiles are computed. When all are there, the number of
 every object is known, and the second pass reads the artifacts again and writes: objects as they close, rows as they
-are decided. Files come under their names when all of them are complete. A run that is killed in the second pass begins
-it anew; what the first one found stays.
+are decided. Files come under their names when all of them are complete, all or none (``all_or_none``). A run that is
+killed in the second pass begins it anew; what the first one found stays.
 """
 
 import io
@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from samgraft.domains.atomic import all_or_none
 from samgraft.errors import ConfigError, InputError
 from samgraft.grid import Grid
 from samgraft.recipes.mosaic.engines import Engine, Infer
@@ -264,7 +265,7 @@ def _write(
     classes: Mapping[int, str],
     notes: Mapping[str, object],
 ) -> tuple[Path, ...]:
-    """Second pass: fill all sinks, and give the files their names when all are complete."""
+    """Second pass: fill all sinks, and give all files their names when all are complete, or none."""
     count = None if numbering is None or run.kind == "semantic" else numbering.count
     opened: list[Sink] = []
     try:
@@ -277,7 +278,8 @@ def _write(
             _paint_classes(run, painters)
         if numbering is not None and (takers or run.kind == "instance"):
             _write_objects(run, takers, painters if run.kind == "instance" else [], numbering)
-        return tuple(sink.commit() for sink in sinks)
+        with all_or_none():
+            return tuple(sink.commit() for sink in sinks)
     except BaseException:
         for sink in opened:
             sink.abort()

@@ -17,6 +17,7 @@ from samgraft.adapters.graft import Grafted
 from samgraft.domains.atomic import remove_leftovers
 from samgraft.domains.remote_sensing.area import Area, read_area
 from samgraft.domains.remote_sensing.georeference import ground_step
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.engine.aligned import aligned
@@ -52,8 +53,9 @@ class MosaicOptions:
     """Vector file whose polygons say where results are wanted."""
     tile: int | None = None
     """Side of a tile in pixels; None chooses by the network's window."""
-    overlap: int | None = None
-    """Pixels that neighbouring tiles share; None chooses: as wide as a network window for objects."""
+    overlap: float | None = None
+    """What neighbouring tiles share: pixels, or below 1 a share of their side; None chooses: as wide as a network
+    window for objects."""
     largest_m: float | None = None
     """Longest object in metres, from which tile and overlap are chosen."""
     engine: Literal["local", "dask"] = "local"
@@ -79,6 +81,11 @@ class MosaicOptions:
         if self.scheduler is not None and self.engine != "dask":
             raise ConfigError(
                 f"scheduler {self.scheduler} belongs to the Dask engine; add engine='dask' (--engine dask)"
+            )
+        if self.overlap is not None and (self.overlap <= 0 or (self.overlap > 1 and self.overlap != int(self.overlap))):
+            raise ConfigError(
+                f"overlap is {self.overlap:g}; expected whole pixels that neighbouring tiles share, such as 256, or a "
+                "share of the tile below 1, such as 0.25"
             )
         if self.largest_m is not None and (self.tile is not None or self.overlap is not None):
             raise ConfigError("largest_m chooses tile and overlap; leave these two out, or largest_m")
@@ -123,7 +130,7 @@ def segment_mosaic(
         everything: Without an adapter: what is asked and kept.
         align: With an adapter: as of ``samgraft.segment``; fitted once for the whole raster.
         align_source: As of ``samgraft.segment``.
-        reading: Options of ``samgraft.open`` for the raster.
+        reading: Options of ``samgraft.open``; label rasters lie on the pixels of the file whatever ``gsd`` is.
         scores: File for a raster of scores.
         simplify: Tolerance for polygons in map units; 0 keeps the outlines of pixels.
         batch: Network inputs per call; None chooses by their size.
@@ -137,8 +144,7 @@ def segment_mosaic(
         MissingDependencyError: an engine or a format needs a package that is not installed.
     """
     asked, outputs = options or MosaicOptions(), [Path(one) for one in _many(output)]
-    engine = asked.runner()
-    source = Source.of(*_many(raster), **dict(reading or {}))
+    engine, source = asked.runner(), Source.of(*_many(raster), **dict(reading or {}))
     scene = source.open()
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
@@ -156,6 +162,7 @@ def segment_mosaic(
         kind=infer.kind,
         scores=None if scores is None else Path(scores),
         simplify=simplify,
+        view=scene if isinstance(scene, ResampledScene) else None,
     )
     facts = infer.facts()
     provenance = _provenance(scene, infer, plan, facts, adapter)
@@ -208,7 +215,10 @@ def planned(scene: Scene, view: int, asked: MosaicOptions, *, kind: str, area: A
             )
         side, overlap = plan_for_objects(min(step), asked.largest_m, window=view)
     side = side if asked.tile is None else asked.tile
-    overlap = min(overlap, side // 2) if asked.overlap is None else asked.overlap
+    if asked.overlap is None:
+        overlap = min(overlap, side // 2)
+    else:
+        overlap = int(asked.overlap) if asked.overlap >= 1 else max(1, round(asked.overlap * side))
     plan = plan_tiles((height, width), side, overlap)
     if area is None:
         return plan

@@ -2,6 +2,11 @@
 
 A file ``x.qml`` beside ``x.gpkg`` or ``x.tif`` is found by QGIS on its own. One file may hold a part for vectors and a
 part for rasters; QGIS takes the one that fits the layer. Colours are those of the colour table in the GeoTIFF.
+
+Source:
+    Names and values of attributes are those that QGIS itself reads and writes: src/core/symbology
+    (qgscategorizedsymbolrenderer.cpp, qgssymbollayerutils.cpp) and src/core/raster (qgspalettedrasterrenderer.cpp,
+    qgsrastershader.cpp, qgssinglebandgrayrenderer.cpp) of github.com/qgis/QGIS.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,10 +11,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta, save_bundle
+from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta, replace_meta, save_bundle
 from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import Grafted, attach
-from samgraft.adapters.grafts import BottleneckConfig, LoraConfig
+from samgraft.adapters.grafts import AdaptFormerConfig, BottleneckConfig, LoraConfig
 from samgraft.adapters.prompts import AutoSamConfig
 from samgraft.errors import CheckpointError, ConfigError, NoMatchError, OutputError
 from tests.adapters.toy import toy_backbone, toy_image
@@ -60,6 +60,24 @@ def test_round_trip(tmp_path: Path, decoder: bool) -> None:
     header = read_header(file)
     assert header["backbone"]["sha256"] == grafted.base_hash == toy_backbone().weights_hash()
     assert header["parameters"] == sum(p.numel() for p in grafted.trainable_parameters())
+
+
+def test_grafts_at_one_place_are_added_in_the_order_of_before(tmp_path: Path) -> None:
+    """Sums in another order differ in their last bits; the header must not sort the names."""
+    image = toy_image()
+    grafted = attach(toy_backbone(), {"z": AdaptFormerConfig(), "m": AdaptFormerConfig(), "a": AdaptFormerConfig()})
+    perturb(grafted)
+    file = save_bundle(tmp_path / "a.graft", grafted, meta=BundleMeta(classes={10: "ten", 2: "two"}))
+    with torch.no_grad():
+        loaded = load_bundle(file, toy_backbone())
+        assert list(loaded.configs) == ["z", "m", "a"]
+        assert torch.equal(loaded.encode(image).neck, grafted.encode(image).neck)
+        sorted_ = attach(toy_backbone(), {name: grafted.configs[name] for name in ("a", "m", "z")})
+        sorted_.load_graft_state(grafted.graft_state())
+        assert not torch.equal(sorted_.encode(image).neck, grafted.encode(image).neck)
+    assert list(read_meta(file).classes) == [10, 2]
+    replace_meta(file, BundleMeta(classes={2: "two"}))
+    assert list(read_header(file)["grafts"]) == ["z", "m", "a"]
 
 
 @pytest.mark.slow

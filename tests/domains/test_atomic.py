@@ -1,11 +1,14 @@
 """Temporary files and folders of writers: hidden beside the result, gone afterwards, found after a kill."""
 
+import os
+import signal
 from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from samgraft.domains.atomic import atomic_path, drop, remove_leftovers, work_folder
+from samgraft.domains.atomic import all_or_none, atomic_path, drop, remove_leftovers, work_folder
 from samgraft.errors import OutputError
 
 
@@ -48,3 +51,76 @@ def test_leftovers_of_one_result_only(tmp_path: Path) -> None:
     assert [p.name for p in remove_leftovers(tmp_path / "out.tif")] == names
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
     assert remove_leftovers(tmp_path / "no" / "out.tif") == []
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_path(path) as temp:
+        temp.write_text(text)
+
+
+def test_together_files_get_their_names_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("old")
+    with all_or_none():
+        write(tmp_path / "a.txt", "1")
+        with all_or_none():
+            write(tmp_path / "b.txt", "2")
+        assert not (tmp_path / "a.txt").exists() and (tmp_path / "b.txt").read_text() == "old"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "1", "b.txt": "2"}
+    write(tmp_path / "b.txt", "3")  # the block is over
+    assert (tmp_path / "b.txt").read_text() == "3"
+
+
+def test_a_block_that_fails_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"), all_or_none():
+        write(tmp_path / "a.txt", "1")
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_names_are_given_back_if_one_cannot_be_given(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError("not on this file system")
+
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(OutputError, match=r"c\.txt its name: .*; none of a\.txt, b\.txt, c\.txt was written"):
+        with all_or_none():
+            for name in ("a.txt", "b.txt", "c.txt"):
+                write(tmp_path / name, "new")
+            (tmp_path / "c.txt").mkdir()
+    (tmp_path / "c.txt").rmdir()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def killed_at(folder: Path, number: int) -> None:
+    """Write three files together and die before the rename ``number``."""
+    rename, left = Path.replace, iter(range(number))
+
+    def replace(self: Path, target: Path) -> Path:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.replace = replace  # type: ignore[method-assign]
+    with all_or_none():
+        for name in ("a.txt", "b.txt", "c.txt"):
+            write(folder / name, "new" + name)
+
+
+@pytest.mark.parametrize(("number", "new"), [(0, ""), (1, "a"), (2, "ab"), (3, "abc")])
+def test_killed_between_two_renames_every_file_is_complete(tmp_path: Path, number: int, new: str) -> None:
+    for name in ("b.txt", "c.txt"):
+        (tmp_path / name).write_text("old" + name)
+    child = get_context("fork").Process(target=killed_at, args=(tmp_path, number))
+    child.start()
+    child.join()
+    assert child.exitcode == (0 if number == 3 else -signal.SIGKILL)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        remove_leftovers(tmp_path / name)
+    old = {"a": None, "b": "oldb.txt", "c": "oldc.txt"}
+    expected = {f"{one}.txt": f"new{one}.txt" if one in new else old[one] for one in "abc"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {k: v for k, v in expected.items() if v}

@@ -20,6 +20,7 @@ from samgraft.recipes.commands.predict import chosen_rank
 from samgraft.recipes.predicting import MARKER, deal, find_inputs, mask_suffix, predict
 from samgraft.recipes.ranks import Share
 from tests.data.checkpoints import toy_sam, write_hf_folder
+from tests.data.volumes import dicom_series, ramp
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 from tests.recipes.test_api import META
 
@@ -205,3 +206,22 @@ def test_adapter_in_memory_needs_no_marker(things: Path, tmp_path: Path) -> None
     network = samgraft.load_adapter(things / "a.graft", things / "sam")
     outcomes = predict([things / "images" / "P0-000.png"], tmp_path, adapter=network)
     assert [o.state for o in outcomes] == ["written"] and not (tmp_path / MARKER).exists()
+
+
+def test_a_dicom_series_gets_a_segmentation_object_of_itself(
+    things: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("highdicom")
+    (tmp_path / "in").mkdir()
+    series = dicom_series(tmp_path / "in" / "patient_7", ramp((3, 48, 40)))
+    given = ["predict", tmp_path / "in", "-a", things / "a.graft", "--backbone", things / "sam", "-o"]
+    assert cli.main([*map(str, given), str(tmp_path / "out")]) == 0
+    (written,) = (path for path in (tmp_path / "out").iterdir() if path.name != MARKER)
+    assert written.name == "patient_7.dcm"
+    mask, scene = open_scene(written), open_scene(series)
+    assert np.array_equal(mask.grid.affine, scene.grid.affine)
+    assert cli.main([*map(str, given), str(tmp_path / "plain"), "--suffix", ".nii.gz"]) == 0
+    plain = open_scene(tmp_path / "plain" / "patient_7.nii.gz")
+    assert np.array_equal(mask.read_labels(), plain.read_labels()) and mask.read_labels().any()
+    assert cli.main([*map(str, given), str(tmp_path / "no"), "--suffix", ".png"]) == 2
+    assert "suffix '.png' is not written for volumes; expected one of .nii" in capsys.readouterr().err

@@ -50,6 +50,10 @@ class VolumeClicks:
         if odd:
             raise PromptError(f"labels of clicks are {odd}; expected 1 in the object, 0 outside, -1 for none")
 
+    def to(self, device: torch.device) -> "VolumeClicks":
+        """The same on a device."""
+        return VolumeClicks(points=self.points.to(device), labels=self.labels.to(device))
+
     def within(self, size: tuple[int, int, int]) -> "PlacedClicks":
         """The same with places in [-1, 1] of a volume of ``size`` (D, H, W).
 

@@ -146,3 +146,21 @@ def test_stretch_and_overview_do_not_depend_on_the_pixel_size(tmp_path: Path) ->
     scene = ResampledScene(source, (10, 10))
     np.testing.assert_array_equal(scene.sample().values, source.sample().values)
     np.testing.assert_array_equal(scene.overview(100)[0], source.overview(100)[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 6), (7, 13), (1, 1)])
+def test_windows_of_parts_cover_the_source_once(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Pixel (row, col) of the source lies in that part that holds the pixel with its centre, by ``to_source``."""
+    source = scene_of(tmp_path, rasters.pixels((1, 5, 6)))
+    view = ResampledScene(source, shape)
+    numbers = view.to_source(np.arange(shape[0] * shape[1]).reshape(shape))
+    seen = np.zeros((5, 6), dtype=int)
+    for top, bottom in ((0, shape[0] // 2), (shape[0] // 2, shape[0])):
+        for left, right in ((0, shape[1] // 3), (shape[1] // 3, shape[1])):
+            if bottom > top and right > left:
+                part = (slice(top, bottom), slice(left, right))
+                window = view.source_window(part)
+                seen[window] += 1
+                rows, cols = np.divmod(numbers[window], shape[1])
+                assert ((rows >= top) & (rows < bottom) & (cols >= left) & (cols < right)).all()
+    assert (seen == 1).all()

@@ -1,15 +1,24 @@
 """Layers of crops, points in them, masks at their edges, parts that tiles cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.prompts.base import Prompts
+from samgraft.errors import ConfigError
 from samgraft.recipes.engine.candidate import Candidate
 from samgraft.recipes.engine.crops import Crop, crop_layers, crop_points, is_cut
+from samgraft.recipes.engine.ends import Piece, views
+from samgraft.recipes.engine.everything import automatic_masks
 from samgraft.recipes.engine.runs import runs_of
 from samgraft.recipes.engine.seams import join_crops
 from samgraft.recipes.engine.search import crops_of
 from samgraft.recipes.everything import EverythingConfig
+from tests.recipes._oracle import Oracle, squares
 
 
 def test_crops_of_two_layers() -> None:
@@ -38,6 +47,25 @@ def test_tiles_are_twice_as_large_as_the_network_input() -> None:
     assert [crop.box for crop in crops_of((192, 100), 64, EverythingConfig())] == [(0, 0, 100, 192)]
     assert [crop.box for crop in crops_of((193, 100), 64, EverythingConfig())] == [(0, 0, 100, 128), (0, 65, 100, 128)]
     assert [crop.box for crop in crops_of((193, 100), 64, EverythingConfig(tile=0))] == [(0, 0, 100, 193)]
+
+
+@pytest.mark.parametrize("overlap", [0.25, 32])
+def test_tiles_share_pixels_or_a_part_of_their_side(overlap: float) -> None:
+    config = EverythingConfig(tile=128, overlap=overlap)
+    assert [crop.box for crop in crops_of((320, 100), 64, config)] == [
+        (0, 0, 100, 128),
+        (0, 96, 100, 128),
+        (0, 192, 100, 128),
+    ]
+
+
+def test_an_overlap_as_large_as_the_tile_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"overlap is 128; .* fewer than a tile has \(128\)"):
+        EverythingConfig(tile=128, overlap=128)
+    with pytest.raises(ConfigError, match=r"overlap is 200; .* fewer than a tile has \(128\)"):
+        crops_of((500, 500), 64, EverythingConfig(overlap=200))  # of its own the tile is twice the network input
+    with pytest.raises(ConfigError, match=r"overlap is 2\.5"):
+        EverythingConfig(overlap=2.5)
 
 
 def test_points_lie_at_cell_centres_and_thin_out() -> None:
@@ -78,26 +106,85 @@ RIGHT = Crop(top=0, left=40, height=50, width=60, tile=True)
 
 def test_parts_that_agree_where_both_tiles_look_are_joined() -> None:
     # one object from column 10 to 90; the tiles share columns 40 to 59
-    found = join_crops([part(LEFT, (10, 5, 59, 20)), part(RIGHT, (40, 6, 90, 20), iou=0.6)], 0.5, "mask")
+    joined = join_crops([part(LEFT, (10, 5, 59, 20)), part(RIGHT, (40, 6, 90, 20), iou=0.6)], 0.5, "mask")
+    found = joined.kept
+    assert not joined.open
     assert [one.runs.box for one in found] == [(10, 5, 90, 20)]
     assert found[0].iou == pytest.approx(0.7)
     assert found[0].runs.area == 50 * 16 + 51 * 15 - 20 * 15
 
 
-def test_parts_that_do_not_agree_stay_apart() -> None:
-    found = join_crops([part(LEFT, (10, 5, 59, 20)), part(RIGHT, (40, 18, 90, 40))], 0.5, "mask")
-    assert sorted(one.runs.box for one in found) == [(10, 5, 59, 20), (40, 18, 90, 40)]
+def test_parts_that_do_not_agree_are_given_back_and_not_kept() -> None:
+    joined = join_crops([part(LEFT, (10, 5, 59, 20)), part(RIGHT, (40, 18, 90, 40))], 0.5, "mask")
+    assert joined.kept == []
+    assert sorted(piece.mask.runs.box for piece in joined.open) == [(10, 5, 59, 20), (40, 18, 90, 40)]
+
+
+@pytest.mark.parametrize(
+    ("box", "more", "open_"),
+    [
+        ((10, 5, 59, 20), (40, 5, 60, 20), False),  # one column beyond the edge of LEFT is enough
+        ((10, 5, 59, 20), (40, 5, 59, 20), True),  # RIGHT sees it end exactly there, and LEFT cannot know
+        ((10, 5, 59, 20), (40, 5, 90, 15), True),  # only 11 of 16 rows go on
+        ((10, 5, 59, 20), (40, 5, 90, 16), False),  # 12 of 16
+    ],
+)
+def test_a_mask_is_open_where_most_of_a_straight_side_has_nothing_beyond(
+    box: tuple[int, int, int, int], more: tuple[int, int, int, int], open_: bool
+) -> None:
+    parts = part(LEFT, box), part(RIGHT, more)
+    runs = runs_of(parts[0].runs.full() | parts[1].runs.full())
+    assert Piece(mask=replace(parts[0], runs=runs), parts=parts[:1]).ends_openly() is open_
+
+
+def test_views_show_pieces_whole_and_are_shared() -> None:
+    long, small, beside = ((10, 5, 59, 20), (50, 5, 59, 14), (62, 20, 67, 27))
+    pieces = []  # 10 and 8 pixels wide share a view as wide as a tile, 50 pixels need 100: all there is
+    for box, iou in ((small, 0.9), (beside, 0.8), (long, 0.7)):
+        one = replace(part(LEFT, box, iou=iou), point=(float(box[0]), float(box[1])))
+        pieces.append(Piece(mask=one, parts=(one, one)))
+    found = views(pieces, side=60, most=9)
+    assert [crop.box for crop, _ in found] == [(0, 0, 100, 50), (25, 0, 60, 50)]
+    # the deepest pixels of 50 x 16, 10 x 10 and 6 x 8 pixels, and the points that were asked before
+    assert [points.tolist() for _, points in found] == [[[17, 12], [10, 5]], [[29, 9], [25, 5], [39, 22], [37, 20]]]
+    assert [crop.box for crop, _ in views(pieces, side=60, most=1)] == [(25, 0, 60, 50)]
+    assert [crop.box for crop, _ in views(pieces, side=24, most=9)] == [
+        (43, 0, 24, 24),
+        (53, 12, 24, 24),
+    ]  # 100 > 4 * 24
+
+
+class OneSided(Oracle):
+    """Sees nothing of an object that the left edge of its view cuts."""
+
+    def decode(self, features: Features, prompts: Prompts, *, multimask: bool = False) -> tuple[Tensor, Tensor]:
+        logits, iou = super().decode(features, prompts, multimask=multimask)
+        logits[(logits[..., 0] > 0).any(dim=-1)] = -10
+        return logits, iou
+
+
+def test_an_object_that_no_neighbour_completes_is_looked_at_again_until_it_is_seen_whole() -> None:
+    """Tiles are 64 wide and begin at columns 0, 48 and 96; the first shows columns 40 to 63 of the object alone."""
+    image = torch.from_numpy(squares((64, 160), [(40, 20, 99, 43)])).float().expand(3, -1, -1) / 255
+    config = EverythingConfig(tile=64, stability_score_thresh=0.0, pred_iou_thresh=0.6, points_per_side=8)
+    found = automatic_masks(OneSided(), image, config=config, depth=0)
+    assert len(found) == 1
+    assert np.abs(np.subtract(found.found[0].runs.box, (40, 20, 99, 43))).max() <= 2
+    assert "cut by a tile" not in found.explain()
+    never = automatic_masks(OneSided(), image[:, :, :80], config=config, depth=0)  # the picture ends within the object
+    assert [one.runs.box[2] for one in never.found] == [79]
 
 
 def test_a_part_of_a_whole_mask_goes_however_good() -> None:
     whole, small = part(LEFT, (30, 5, 50, 20), cut=False, iou=0.5), part(RIGHT, (40, 5, 50, 20), iou=0.99)
-    assert join_crops([small, whole], 0.9, "mask") == [whole]
+    joined = join_crops([small, whole], 0.9, "mask")
+    assert joined.kept == [whole] and not joined.open
 
 
 def test_the_mask_of_the_smaller_crop_stays() -> None:
     small = Crop(top=0, left=0, height=30, width=30, layer=1)
     large, inside = part(LEFT, (5, 5, 20, 20), cut=False, iou=0.99), part(small, (5, 5, 20, 21), cut=False, iou=0.8)
-    assert join_crops([large, inside], 0.7, "box") == [inside]
+    assert join_crops([large, inside], 0.7, "box").kept == [inside]
 
 
 def test_point_grids_are_float32() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from samgraft.errors import OutputError
+from samgraft.recipes.mosaic.journal import work_folder
 from tests.data.rasters import write_raster
 from tests.recipes.mosaic._killed import OUTPUTS, run
 from tests.recipes.mosaic._scenes import things
@@ -86,3 +88,56 @@ def test_a_full_disk_is_named_and_leaves_no_final_file(tmp_path: Path, repo_root
     expected = prepared(tmp_path / "whole")
     run(expected)
     assert contents(folder) == contents(expected)
+
+
+def killed_while_naming(folder: Path, number: int) -> None:
+    """A run that dies before the rename ``number`` of its results."""
+    rename, left = Path.replace, iter(range(number))
+
+    def replace(self: Path, target: Path) -> Path:
+        if Path(target).name in OUTPUTS and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.replace = replace  # type: ignore[method-assign]
+    run(folder)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_killed_while_results_get_their_names(tmp_path: Path, number: int) -> None:
+    """What has its name is complete, the others are still those of before, and the next call makes them all new."""
+    expected, folder = prepared(tmp_path / "whole"), prepared(tmp_path / "killed")
+    run(expected)
+    for name in OUTPUTS:
+        (folder / name).write_bytes(b"before")
+    child = get_context("fork").Process(target=killed_while_naming, args=(folder, number))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    whole, found = contents(expected), contents(folder)
+    assert [found[name] == whole[name] for name in OUTPUTS] == [place < number for place in range(3)]
+    assert all(found[name] == b"before" for name in OUTPUTS[number:])
+    run(folder)
+    assert contents(folder) == whole
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+
+
+def test_a_result_that_cannot_be_named_leaves_those_of_before(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "in_the_way")
+    (folder / OUTPUTS[0]).write_bytes(b"before")
+    journal = work_folder(folder / OUTPUTS[0])
+
+    def block(self: Path, target: Path) -> Path:
+        if Path(target).name == OUTPUTS[2]:
+            raise PermissionError(13, "Permission denied", str(self), None, str(target))
+        return rename(self, target)
+
+    rename = Path.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", block)
+        with pytest.raises(OutputError, match=r"out\.geojson its name: Permission denied; none of .*was written"):
+            run(folder)
+    assert (folder / OUTPUTS[0]).read_bytes() == b"before" and journal.is_dir()
+    assert sorted(p.name for p in folder.iterdir()) == sorted([OUTPUTS[0], journal.name, "truth.tif"])
+    run(folder)
+    assert not journal.exists() and all((folder / name).stat().st_size > 6 for name in OUTPUTS)

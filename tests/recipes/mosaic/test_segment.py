@@ -10,9 +10,11 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from pyogrio import raw
+from scipy import ndimage
 
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.provenance import read_provenance
+from samgraft.domains.remote_sensing.resample import ResampledScene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes import cli
 from samgraft.recipes.api import MosaicOptions, segment, segment_mosaic
@@ -28,8 +30,6 @@ SHAPE = (150, 230)
 
 def colours(shape: tuple[int, int] = SHAPE, seed: int = 3) -> NDArray[np.uint8]:
     """(3, H, W) soft blobs of a few colours."""
-    from scipy import ndimage
-
     rng = np.random.default_rng(seed)
     coarse = rng.integers(20, 255, (3, shape[0] // 16 + 2, shape[1] // 16 + 2)).astype(np.float32)
     return ndimage.zoom(coarse, (1, 16, 16), order=1)[:, : shape[0], : shape[1]].astype(np.uint8)
@@ -91,11 +91,51 @@ def test_other_pixel_sizes_than_in_training_are_a_choice(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"pixels of 0\.5\d* m, .* trained on pixels of 1 m.* --gsd 1 .* --gsd 0\.5"):
         segment_mosaic(path, tmp_path / "out.tif", adapter=adapter)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coarse.graft", "r.tif"]
-    shapes = []
     for gsd in (1.0, 0.5):
         segment_mosaic(path, tmp_path / "out.tif", adapter=adapter, reading={"gsd": gsd})
-        shapes.append(labels_of(tmp_path / "out.tif").shape)
-    assert shapes == [(75, 115), SHAPE]
+        with rasterio.open(tmp_path / "out.tif") as written, rasterio.open(path) as given:
+            assert written.shape == SHAPE and written.transform == given.transform
+
+
+@pytest.mark.parametrize(("gsd", "shape"), [(1.0, (75, 115)), (0.7, (107, 164)), (0.3, (250, 383))])
+def test_what_was_seen_at_another_pixel_size_comes_back_to_the_pixels_of_the_file(
+    tmp_path: Path, classes: Path, gsd: float, shape: tuple[int, int]
+) -> None:
+    image = colours()
+    image[:, 40:61, 100:151] = 0
+    path = write_raster(tmp_path / "r.tif", image, nodata=0)
+    view = open_scene(path, gsd=gsd)
+    assert view.grid.shape == shape and isinstance(view, ResampledScene)
+    expected = view.to_source(segment(view, adapter=classes, progress=False).labels) * (image[0] > 0)
+    found = []
+    for tile in (64, 100, 400):
+        options, scores = MosaicOptions(tile=tile), tmp_path / "s.tif"
+        outputs = [tmp_path / "out.tif", tmp_path / "out.gpkg"]
+        segment_mosaic(path, outputs, adapter=classes, options=options, reading={"gsd": gsd}, scores=scores)
+        assert np.array_equal(labels_of(tmp_path / "out.tif"), expected) and len(np.unique(expected)) >= 2
+        with rasterio.open(tmp_path / "out.tif") as written, rasterio.open(path) as given:
+            assert written.transform == given.transform and written.crs == given.crs
+            nothing = written.read(1) == 255
+            near = ndimage.binary_dilation(image[0] == 0, iterations=2)
+            assert nothing[image[0] == 0].all() and not nothing[~near].any()
+        with rasterio.open(scores) as written:
+            found.append(written.read(1))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2]) and found[0].any()
+
+
+def test_numbers_of_objects_come_back_too_and_the_page_shows_them(
+    tmp_path: Path, objects: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_raster(tmp_path / "r.tif", colours())
+    words = ["segment", str(path), "--adapter", str(objects), "-o", str(tmp_path / "out.tif"), "--gsd", "1"]
+    assert cli.main([*words, "--tile", "64", "--overlap", "32", "--report"]) == 0
+    found = labels_of(tmp_path / "out.tif")
+    assert found.shape == SHAPE and found.max() > 2
+    assert (found[::2, ::2] == found[1::2, 1::2]).all()  # four pixels of half a metre are one of a metre
+    assert "Segmentation of r.tif" in (tmp_path / "out.tif.report.html").read_text()
+    whole = [*words[:5], str(tmp_path / "whole.tif"), "--gsd", "1"]
+    assert cli.main(whole) == 0
+    assert labels_of(tmp_path / "whole.tif").shape == SHAPE
 
 
 def test_provenance_is_in_the_file_and_knows_no_machine(tmp_path: Path, objects: Path) -> None:
@@ -207,6 +247,8 @@ def test_tiles_by_window_object_and_area(tmp_path: Path) -> None:
     assert plan.overlap >= 200 and plan.side >= 4 * 200
     plan = planned(scene, 128, MosaicOptions(tile=300), kind="instance")
     assert (plan.side, plan.overlap) == (300, 128)
+    plan = planned(scene, 128, MosaicOptions(tile=300, overlap=0.25), kind="instance")
+    assert (plan.side, plan.overlap) == (300, 75)
     nowhere = open_scene(write_raster(tmp_path / "n.tif", np.zeros((1, 300, 500), np.uint8), crs=None))
     with pytest.raises(ConfigError, match="has no CRS, so nothing is known about metres"):
         planned(nowhere, 128, MosaicOptions(largest_m=10.0), kind="instance")
@@ -262,7 +304,9 @@ def test_small_rasters_without_such_options_stay_as_they_are(
     ("words", "message"),
     [
         (["--box", "1", "1", "9", "9", "--aoi", "a.geojson"], "--aoi: for rasters with --adapter or --everything, not"),
-        (["--adapter", "a.graft", "--overlap", "0.25"], "--overlap 0.25: expected pixels"),
+        (["--adapter", "a.graft", "--overlap", "64.5"], "overlap is 64.5; expected whole pixels"),
+        (["--everything", "--tile", "64", "--overlap", "64"], "fewer than a tile has (64)"),
+        (["--box", "1", "1", "9", "9", "--gsd", "1"], "count pixels of the file, and --gsd makes other ones"),
         (["--adapter", "a.graft", "--scheduler", "tcp://x:1"], "belongs to the Dask engine"),
         (["--adapter", "/nowhere/a.graft", "--keep-work"], "CheckpointError"),
     ],
@@ -304,6 +348,17 @@ def test_everything_goes_through_tiles(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     assert cli.main([*words, "--pred-iou-thresh", "0.3", "--stability-score-thresh", "0.3"]) == 0
     assert (tmp_path / "o.parquet").exists()
+
+
+@pytest.mark.parametrize(("overlap", "tiles"), [("48", 6), ("0.375", 6), ("64", 6), ("16", 4)])
+def test_everything_takes_the_overlap_in_pixels_and_as_a_share(
+    tmp_path: Path, overlap: str, tiles: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """150 x 230 pixels in tiles of 128: a stride of 80 or 64 needs 2 x 3 tiles, one of 112 only 2 x 2."""
+    path = write_raster(tmp_path / "r.tif", colours())
+    words = ["segment", str(path), "--everything", "--points-per-side", "2", "-o", str(tmp_path / "o.fgb")]
+    assert cli.main([*words, "--tile", "128", "--overlap", overlap]) == 0
+    assert f"in {tiles} tiles" in capsys.readouterr().out
 
 
 def test_volumes_are_refused(tmp_path: Path) -> None:

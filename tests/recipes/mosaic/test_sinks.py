@@ -185,6 +185,37 @@ def test_one_style_serves_files_that_share_a_name(tmp_path: Path) -> None:
     assert RasterScene(tmp_path / "out.tif").grid.nodata == 255
 
 
+READ = {
+    "renderer-v2": {"type", "attr", "forceraster", "symbollevels", "enableorderby"},
+    "category": {"value", "type", "symbol", "label", "render"},
+    "symbol": {"type", "name", "alpha", "clip_to_extent", "force_rhr"},
+    "layer": {"class", "pass", "locked", "enabled"},
+    "rasterrenderer": {"type", "band", "opacity", "alphaBand", "nodataColor", "grayBand", "gradient"}
+    | {"classificationMin", "classificationMax"},
+    "paletteEntry": {"value", "color", "alpha", "label"},
+    "colorrampshader": {"colorRampType", "classificationMode", "clip", "minimumValue", "maximumValue"},
+    "item": {"value", "color", "alpha", "label"},
+}
+"""Element -> attributes that QGIS reads (see ``Source`` of style.py)."""
+
+
+@pytest.mark.parametrize("content", ["classes", "ids", "scores"])
+def test_a_style_uses_only_what_qgis_reads(content: Any) -> None:
+    root = ET.fromstring(style_document(CLASSES, vector=True, raster=content, count=9).split("\n", 1)[1])
+    for name, attributes in READ.items():
+        for element in root.iter(name):
+            assert set(element.attrib) <= attributes, name
+    for category in root.iter("category"):
+        assert category.get("type") == "long" and int(category.get("value", "")) in CLASSES  # an int32 column
+        assert category.get("render") == "true"
+    names = [symbol.get("name") for symbol in root.iter("symbol")]
+    assert names == [category.get("symbol") for category in root.iter("category")] and len(names) == len(CLASSES)
+    assert {layer.get("class") for layer in root.iter("layer")} == {"SimpleFill"}
+    assert root.findtext("layerGeometryType") == "2"  # polygons
+    kinds = {"classes": "paletted", "ids": "singlebandpseudocolor", "scores": "singlebandgray"}
+    assert [one.get("type") for one in root.iter("rasterrenderer")] == [kinds[content]]
+
+
 def test_styles_of_ids_and_of_odd_names() -> None:
     text = style_document({1: 'a "b" <c> & ä'}, vector=True, raster="ids", count=4000)
     root = ET.fromstring(text.split("\n", 1)[1])
