@@ -63,7 +63,7 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
         val=val,
         classes=names,
         modality=modality,
-        intensity=measured or _recorded_scale(config, modality),
+        intensity=measured or recorded_scale(config, modality),
         gsd=common_gsd([c.load_image() for c in data if c.id in split.train]) if rasters else None,
     )
 
@@ -150,7 +150,7 @@ def _modality(channel_names: Sequence[str]) -> str | None:
     return "MR" if "MR" in first or first in ("T1", "T2", "FLAIR", "T1W", "T2W", "ADC") else None
 
 
-def _recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:
+def recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:
     """Scale for the adapter's header where it is fixed; None means: chosen per image, as ``look_at`` does."""
     if config.intensity is not None:
         return {"kind": "range", "lower": config.intensity[0], "upper": config.intensity[1], "note": "data.intensity"}
