@@ -107,7 +107,9 @@ def truth(item: Item, image: Path) -> Int:
         size = (file.height, file.width)
         if not pairs:
             return np.zeros(size, dtype=np.int32)
-        return np.asarray(rasterio.features.rasterize(pairs, size, transform=file.transform, dtype="int32"))
+        drawn = rasterio.features.rasterize(pairs, size, transform=file.transform, dtype="int32")
+        known = file.dataset_mask() > 0  # an object where the file holds no data can be found by nobody
+        return np.asarray(np.where(known, drawn, 0), dtype=np.int32)
 
 
 def features(path: Path) -> list[dict[str, Any]]:

@@ -55,6 +55,10 @@ class Sides:
         if both:
             raise ValueError(f"{both[:5]} are scored and were trained on; a patient belongs to one side")
 
+    def first(self, source: int, target: int, scored: int) -> "Sides":
+        """Only the first few cases of each, for a trial."""
+        return Sides(source=self.source[:source], target=self.target[:target], scored=self.scored[:scored])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -73,8 +77,8 @@ class Pair:
     """Settings of ``data.*`` on both sides."""
     target_data: Mapping[str, Any] = field(default_factory=dict)
     """Further settings on the target side, such as windows of the same ground in other pixels."""
-    stained: bool = False
-    """Both sides transmit light through dye, so that stain transfer may be tried."""
+    modality: str | None = None
+    """What the target is, where the source adapter has to be told (see ``samgraft rescale``)."""
     second_observer: bool = False
     """There are masks of a second person, whose agreement with the first is the ceiling."""
 
@@ -183,7 +187,9 @@ def _banepa() -> tuple[Item, ...]:
     )
 
 
-def blocks(image: Path, label: Path, ground: tuple[slice, slice], patient: str, side: int = BLOCK) -> list[Item]:
+def blocks(
+    image: Path, label: Path, ground: tuple[slice, slice], patient: str, *, side: int | None = BLOCK
+) -> list[Item]:
     """A part of a raster in blocks of about ``side`` pixels; blocks with little data are left out.
 
     Args:
@@ -191,23 +197,23 @@ def blocks(image: Path, label: Path, ground: tuple[slice, slice], patient: str, 
         label: Its polygons.
         ground: Rows and columns of the part.
         patient: Name of the ground.
-        side: Pixels; blocks share the part evenly.
+        side: Pixels; blocks share the part evenly. None: one block, whatever it holds.
     """
     with rasterio.open(image) as file:
         known = (file.read() != 0).any(axis=0)
     edges = [_edges(part, side) for part in ground]
     found = []
     for (top, bottom), (left, right) in product(*edges):
-        if known[top:bottom, left:right].mean() >= LEAST_DATA:
+        if side is None or known[top:bottom, left:right].mean() >= LEAST_DATA:
             name, block = f"{image.stem}_{top:04d}_{left:04d}", (top, left, bottom - top, right - left)
             item = Item(id=name, patient=patient, image=image, label=label, layout="raster_vector", block=block)
             found.append(item)
     return found
 
 
-def _edges(part: slice, side: int) -> list[tuple[int, int]]:
-    length = part.stop - part.start
-    cuts = np.linspace(part.start, part.stop, max(1, round(length / side)) + 1).round().astype(int).tolist()
+def _edges(part: slice, side: int | None) -> list[tuple[int, int]]:
+    count = 1 if side is None else max(1, round((part.stop - part.start) / side))
+    cuts = np.linspace(part.start, part.stop, count + 1).round().astype(int).tolist()
     return list(zip(cuts[:-1], cuts[1:], strict=True))
 
 
@@ -216,18 +222,18 @@ def _shape(image: Path) -> tuple[int, int]:
         return int(file.height), int(file.width)
 
 
-def _rio(number: int, side: int) -> list[Item]:
+def _rio(number: int, side: int | None) -> list[Item]:
     folder = data_root() / "geo" / "buildings_rio_8band"
     image = folder / "3band" / f"3band_013022223130_Public_img{number}.tif"
     label = folder / "vectorData" / "geoJson" / f"013022223130_Public_img{number}_Geo.geojson"
     height, width = _shape(image)
-    return blocks(image, label, (slice(0, height), slice(0, width)), f"rio {number}", side)
+    return blocks(image, label, (slice(0, height), slice(0, width)), f"rio {number}", side=side)
 
 
 def rio() -> Sides:
     """Banepa from the air and Rio from a satellite, both in colour: five scenes of Rio train, two are scored whole."""
     train = [item for number in RIO_TRAIN for item in _rio(number, BLOCK)]
-    scored = [item for number in RIO_SCORED for item in _rio(number, 10**6)]
+    scored = [item for number in RIO_SCORED for item in _rio(number, None)]
     return Sides(source=_banepa(), target=tuple(train), scored=tuple(scored))
 
 
@@ -238,7 +244,7 @@ def atlanta() -> Sides:
     height, width = _shape(image)
     west, east = slice(0, width // 2), slice(width // 2, width)
     train = blocks(image, label, (slice(0, height), west), "atlanta west")
-    scored = blocks(image, label, (slice(0, height), east), "atlanta east", 10**6)
+    scored = blocks(image, label, (slice(0, height), east), "atlanta east", side=None)
     return Sides(source=_banepa(), target=tuple(train), scored=tuple(scored))
 
 
@@ -256,8 +262,9 @@ PAIRS = {
             recipe="ct_tumour",
             metric="dice",
             sides=lambda seed: sarcoma("sarcoma_ct", "sarcoma_mr"),
-            data=SLICES,
+            data={**SLICES, "modality": "CT"},
             target_data={"modality": "MR"},
+            modality="MR",
         ),
         Pair(
             name="sarcoma_mr_to_ct",
@@ -267,6 +274,7 @@ PAIRS = {
             sides=lambda seed: sarcoma("sarcoma_mr", "sarcoma_ct"),
             data={**SLICES, "modality": "MR"},
             target_data={"modality": "CT"},
+            modality="CT",
         ),
         Pair(
             name="nuclei_fluorescence_to_stained",
@@ -300,7 +308,7 @@ PAIRS = {
             metric="ap50",
             sides=lambda seed: atlanta(),
             data=AERIAL,
-            target_data={**SATELLITE, "modality": "panchromatic"},
+            target_data=SATELLITE,
         ),
         Pair(
             name="retina_camera",
