@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass, fields
 
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.errors import CheckpointError
+from samgraft.recipes.alignment import SOURCE
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.tasks import SegmentationTask
+
+
+_TUPLES = ("bands", "gsd", "band_names")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,11 @@ class InputRecipe:
     """instance: smallest object in network pixels."""
     gsd: tuple[float, float] | None = None
     """Metres on the ground from row to row and from column to column of the rasters of training; None if not known."""
+    spacing: float | None = None
+    """Millimetres per network pixel of the volumes of training (median); None if not known."""
+    band_names: tuple[str, ...] | None = None
+    """Common names of ``bands`` ("red", "nir", ...) where all rasters of training have them; another sensor's bands are
+    found by these."""
 
     @classmethod
     def from_meta(cls, meta: BundleMeta) -> "InputRecipe":
@@ -53,7 +62,7 @@ class InputRecipe:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise CheckpointError(f"the adapter's input recipe has unknown fields {unknown}; update samgraft")
-        pairs = {name: tuple(given) for name in ("bands", "gsd") if (given := values.get(name)) is not None}
+        pairs = {name: tuple(given) for name in _TUPLES if (given := values.get(name)) is not None}
         return cls(**{**values, **pairs})
 
 
@@ -79,7 +88,10 @@ def bundle_meta(
         bands=config.data.bands,
         min_area=config.task.min_area,
         gsd=index.gsd if index is not None else None,
+        spacing=data.seen.network_spacing(task.size) if data is not None else None,
+        band_names=index.band_names if index is not None else None,
     )
+    source = data.seen.statistics() if data is not None else None
     training = {
         "step": step,
         "seconds": round(seconds, 1),
@@ -95,5 +107,5 @@ def bundle_meta(
         input_size=(task.size, task.size),
         training=training,
         metrics={k: round(v, 5) for k, v in metrics.items() if v == v},
-        extra={"input": asdict(recipe)},
+        extra={"input": asdict(recipe)} | ({} if source is None else {SOURCE: source.to_json()}),
     )

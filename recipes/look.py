@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from samgraft.domains.medical.intensity import fit_intensity
 from samgraft.domains.scene import Array, Scene
+from samgraft.domains.shift.alignment import Alignment, facts_of
 from samgraft.errors import CheckpointError, InputError
 
 PERCENTILES = (2.0, 98.0)
@@ -30,6 +31,13 @@ class Look:
     """Per channel, the value that becomes 1."""
     how: str = field(default="", compare=False)
     """Where the values come from, in words."""
+    alignment: Alignment | None = field(default=None, compare=False)
+    """What moves scaled values towards those of an adapter's training set; see ``samgraft.recipes.alignment``."""
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides about values, as JSON types."""
+        scale = {"channels": self.channels, "lower": self.lower, "upper": self.upper, "how": self.how}
+        return scale | ({} if self.alignment is None else {"alignment": facts_of(self.alignment)})
 
     def describe(self, scene: Scene) -> dict[str, str]:
         """Say what was seen of a scene, for the meta of a result."""
@@ -46,7 +54,8 @@ class Look:
         with np.errstate(over="ignore", invalid="ignore"):  # nodata may be the largest float there is
             scaled: NDArray[np.float32] = np.asarray((array - low) / span, dtype=np.float32)
         np.nan_to_num(np.clip(scaled, 0.0, 1.0, out=scaled), copy=False, nan=0.0)
-        return np.broadcast_to(scaled, (3, *scaled.shape[1:])) if len(scaled) == 1 else scaled
+        three = np.broadcast_to(scaled, (3, *scaled.shape[1:])) if len(scaled) == 1 else scaled
+        return three if self.alignment is None else self.alignment.apply(three)
 
 
 def look_at(

@@ -9,12 +9,14 @@ import shutil
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from samgraft.adapters.bundle import read_meta, replace_meta
 from samgraft.domains.atomic import atomic_path
+from samgraft.domains.medical.intensity import ct_window
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import DataConfig
-from samgraft.recipes.data.layouts import recorded_scale
+from samgraft.recipes.data.layouts import intensity_rule
 
 
 def rescale_adapter(
@@ -43,10 +45,25 @@ def rescale_adapter(
     if not modality.strip():
         raise ConfigError("modality is empty; name what the images are, such as MR or CT")
     meta = read_meta(source)
-    scale = recorded_scale(DataConfig(modality=modality, intensity=intensity), modality)
-    told = replace(meta, modality=modality, intensity=None if scale is None else dict(scale))
-    told.extra["rescaled_from"] = {"modality": meta.modality, "intensity": meta.intensity}
+    origin = {"modality": meta.modality, "intensity": meta.intensity}
+    told = replace(
+        meta,
+        modality=modality,
+        intensity=_scale(DataConfig(modality=modality, intensity=intensity)),
+        extra={**meta.extra, "rescaled_from": origin},
+    )
     with atomic_path(target) as path:
         shutil.copyfile(source, path)
         replace_meta(path, told)
     return target
+
+
+def _scale(config: DataConfig) -> dict[str, Any] | None:
+    """How values of such images become [0, 1], as headers have it; None: as each file looks."""
+    if config.intensity is not None:
+        lower, upper = config.intensity
+        return {"kind": "range", "lower": lower, "upper": upper, "note": "given by hand"}
+    rule = intensity_rule(config, config.modality)
+    if rule is not None:
+        return rule.to_dict()
+    return ct_window("soft").to_dict() if config.modality == "CT" else None

@@ -114,6 +114,8 @@ def run_tiles(values: argparse.Namespace, everything: Any = None) -> None:
     from samgraft.recipes.mosaic.progress import clock, shown
     from samgraft.recipes.mosaic.segment import MosaicOptions, segment_mosaic
 
+    if values.spacing is not None:
+        raise ConfigError("--spacing is for volumes; --gsd brings a raster to the pixel size of the adapter")
     options = MosaicOptions(**_options(values))
     reading = reading_options(values)
     with shown(sys.stderr) as tell:
@@ -124,6 +126,8 @@ def run_tiles(values: argparse.Namespace, everything: Any = None) -> None:
             backbone=values.backbone,
             options=options,
             everything=None if everything is None else replace(everything, tile=None, overlap=0.25),
+            align=values.align,
+            align_source=values.align_source,
             reading=reading,
             scores=values.scores,
             simplify=values.simplify or 0.0,

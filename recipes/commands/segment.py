@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samgraft.errors import ConfigError, PromptError
+from samgraft.recipes.commands.align_options import add_align, align_options
 from samgraft.recipes.commands.everything import add_everything, everything_options
 from samgraft.recipes.commands.labels import add_seg, seg_options
 from samgraft.recipes.commands.mosaic import add_mosaic, by_tiles, reading_options, run_tiles
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     if scene is not None:
         _look_before(values, scene)
     options: dict[str, Any] = {k: v for k in ("backbone", "quantize") if (v := getattr(values, k)) is not None}
-    options |= everything_options(values)
+    options |= everything_options(values) | align_options(values)
     tiled = by_tiles(values, scene)
     if tiled or scene is None:
         run_tiles(values, options.get("everything"))
@@ -62,6 +63,9 @@ def run(arguments: Sequence[str]) -> None:
         else f"{int((result.labels > 0).sum()):,} elements"
     )
     say(f"{found} of {result.labels.size:,} on {result.grid.shape}: {', '.join(result.classes.values()) or '-'}")
+    for name in ("align", "spacing"):
+        if name in result.meta:
+            say(f"{name}: {result.meta[name]}")
     for line in volume_report(result):
         say(line)
     if not result.instances and "masks" in result.meta:
@@ -154,6 +158,7 @@ def _parser() -> PlainParser:
     )
     add_seg(parser)
     add_volume(parser)
+    add_align(parser)
     add_everything(parser)
     add_mosaic(parser)
     return parser

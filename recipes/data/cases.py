@@ -116,6 +116,8 @@ class DataIndex:
     gsd: tuple[float, float] | None = None
     """Metres on the ground from row to row and from column to column of the rasters that train; None where they differ
     by more than a tenth, have no place, or are no rasters."""
+    band_names: tuple[str, ...] | None = None
+    """Common names of the channels that the network sees, in order, where all rasters that train have the same ones."""
 
 
 def choose_cases(refs: Sequence[CaseRef], count: int | None, seed: int) -> tuple[CaseRef, ...]:

@@ -21,6 +21,7 @@ from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
+from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis
@@ -58,13 +59,15 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
     rasters = config.layout == "raster_vector"
     measured = stretch_recipe() if rasters and config.intensity is None else None
+    scenes = [c.load_image() for c in data if c.id in split.train] if rasters else []
     return DataIndex(
         train=train,
         val=val,
         classes=names,
         modality=modality,
-        intensity=measured or recorded_scale(config, modality),
-        gsd=common_gsd([c.load_image() for c in data if c.id in split.train]) if rasters else None,
+        intensity=measured or _recorded_scale(config, modality),
+        gsd=common_gsd(scenes),
+        band_names=common_bands(scenes, config.bands),
     )
 
 
@@ -150,7 +153,7 @@ def _modality(channel_names: Sequence[str]) -> str | None:
     return "MR" if "MR" in first or first in ("T1", "T2", "FLAIR", "T1W", "T2W", "ADC") else None
 
 
-def recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:
+def _recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:
     """Scale for the adapter's header where it is fixed; None means: chosen per image, as ``look_at`` does."""
     if config.intensity is not None:
         return {"kind": "range", "lower": config.intensity[0], "upper": config.intensity[1], "note": "data.intensity"}

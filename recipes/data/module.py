@@ -18,6 +18,7 @@ from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import index_data
+from samgraft.recipes.data.seen import Seen
 from samgraft.recipes.data.slabs import SlabSet
 from samgraft.recipes.ranks import ALONE, Share, current
 
@@ -167,6 +168,7 @@ class SegmentationData(lightning.LightningDataModule):
                 f"{config.path} has no validation case to judge training by; add splits.json with a 'val' list"
             )
         self._tiles: TileSet | SlabSet | None = None
+        self.seen = Seen(window=config.window, rasters=config.layout == "raster_vector")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -178,10 +180,8 @@ class SegmentationData(lightning.LightningDataModule):
         if stage == "fit" and self._tiles is None:
             c = self.config
             options: dict[str, Any] = {"size": self.size, "window": c.window, "overlap": c.overlap}
-            if c.slab is None:
-                self._tiles = TileSet(self.index.train, **options)
-            else:
-                self._tiles = SlabSet(self.index.train, slab=c.slab, **options)
+            cases = self.seen.watching(self.index.train)
+            self._tiles = TileSet(cases, **options) if c.slab is None else SlabSet(cases, slab=c.slab, **options)
 
     def train_dataloader(self) -> DataLoader[Tile]:
         """Batches of (image (B, 3, S, S) uint8, label (B, S, S) int32), with ``data.slab`` slices D before S."""

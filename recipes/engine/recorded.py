@@ -1,7 +1,7 @@
 """What an adapter's header says about its inputs, ready for use on a new scene."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from samgraft.adapters.bundle import BundleMeta
@@ -9,7 +9,9 @@ from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.medical.intensity import IntensityRule, fit_intensity, require_hu
 from samgraft.domains.scene import Scene
+from samgraft.domains.shift.alignment import Alignment
 from samgraft.errors import CheckpointError, ConfigError
+from samgraft.recipes.band_names import bands_by_name
 from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_as_recorded, look_at, look_within
@@ -34,6 +36,8 @@ class Recorded:
     """Scale of training, or None to fit one on every scene."""
     about: Mapping[str, str] = field(default_factory=dict)
     """For the result's meta."""
+    alignment: Alignment | None = None
+    """What moves a scene towards the images of training, fitted on that scene (``engine.aligned``); None for nothing."""
 
     @property
     def size(self) -> int:
@@ -88,7 +92,7 @@ class Recorded:
             raise CheckpointError(f"the adapter's header: {error}") from error
 
     def look(self, scene: Scene) -> Look:
-        """Channels and scale for ``scene``, chosen as for a training case.
+        """Channels and scale for ``scene``, chosen as for a training case, and the alignment.
 
         A recorded window of fixed values (CT, or set by hand) is used; percentiles and standard deviations are measured
         on every scene, by the recorded rule.
@@ -98,6 +102,10 @@ class Recorded:
                 where it was trained on CT.
             CheckpointError: the recorded window is not one.
         """
+        look = self._scale(scene)
+        return look if self.alignment is None else replace(look, alignment=self.alignment)
+
+    def _scale(self, scene: Scene) -> Look:
         scale = self.intensity or {}
         kind = scale.get("kind")
         if scene.kind == "volume" and (kind == "ct_window" or (kind is None and self.modality.upper() == "CT")):
@@ -108,14 +116,22 @@ class Recorded:
                 raise CheckpointError(
                     f"the adapter's header has intensity {dict(scale)!r}; expected numbers lower and upper"
                 )
-            return look_within(scene, self.recipe.bands, lower=float(lower), upper=float(upper))
+            return look_within(scene, self.bands(scene), lower=float(lower), upper=float(upper))
         rule = self.rule
         if (self.modality or rule is not None) and scene.kind == "volume":
             fitted = fit_intensity(scene, self.modality, rule=rule)
-            return look_within(scene, self.recipe.bands, lower=fitted.lower, upper=fitted.upper)
+            return look_within(scene, self.bands(scene), lower=fitted.lower, upper=fitted.upper)
         if kind == "stretch" and scene.kind == "raster":
-            return look_as_recorded(scene, self.recipe.bands, scale)
-        return look_at(scene, self.recipe.bands)
+            return look_as_recorded(scene, self.bands(scene), scale)
+        return look_at(scene, self.bands(scene))
+
+    def bands(self, scene: Scene) -> tuple[int, ...] | None:
+        """Channels of ``scene`` that show what those of training showed; None leaves the choice to the file.
+
+        Raises:
+            InputError: a raster whose bands have names, and not those of training.
+        """
+        return bands_by_name(scene, self.recipe.bands, self.recipe.band_names)
 
     def describe(self) -> dict[str, str]:
         """For the result's meta."""

@@ -19,6 +19,7 @@ from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import DICOM_SUFFIXES, SUFFIXES, Segmentation, require_series
 from samgraft.errors import ConfigError, OutputError
+from samgraft.recipes.engine.aligned import aligned, at_trained_spacing
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
 from samgraft.recipes.engine.flipped import segment_flipped
@@ -45,6 +46,9 @@ def segment(
     backbone: str | PathLike[str] | Backbone | None = None,
     prompts: UserPrompts | ObjectPrompts | VolumePrompts | str | PathLike[str] | None = None,
     volume: VolumeOptions | None = None,
+    align: str | None = None,
+    align_source: str | PathLike[str] | None = None,
+    spacing: str | None = None,
     references: Examples | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
@@ -71,6 +75,10 @@ def segment(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         prompts: Boxes and points in pixels, in 3D, or a file that ``prompt_files`` or ``volume_prompt_files`` reads.
         volume: Carry prompts through the slices of a volume so; None stays on their slices (unless they are in 3D).
+        align: Adapter only: move the scene towards the images of training: "auto", "histogram", "moments", "reinhard",
+            "macenko", "fourier", or "none"; None does not (docs/align.md).
+        align_source: Folder of training images, for an adapter whose header does not remember them.
+        spacing: "adapter" shows a volume at the millimetres per network pixel of training; None as it is.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
         network_size: Side of the network input, pixels; None: the backbone's (twice that with references). An adapter
@@ -96,6 +104,7 @@ def segment(
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
     _check_asked(prompts, references, better, records, adapter, volume)
+    _check_moved(align, align_source, spacing, automatic=adapter is not None and prompts is None and references is None)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     targets = _targets(output, source)
     network, grafted, meta, opened = _network(adapter, backbone)
@@ -110,6 +119,8 @@ def segment(
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = _header(grafted, meta, network_size, bands)
+            said = at_trained_spacing(said, source, spacing, patch=network.spec.patch_size)
+            said = aligned(said, source, meta, align, source=align_source)
             result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
@@ -143,6 +154,16 @@ def _check_asked(
         raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
     if volume is not None and prompts is None and adapter is None:
         raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
+
+
+def _check_moved(align: str | None, align_source: object, spacing: str | None, *, automatic: bool) -> None:
+    """Refuse what changes the input of an adapter where none works by itself."""
+    asked = [n for n, v in (("align", align), ("align_source", align_source), ("spacing", spacing)) if v is not None]
+    if asked and not automatic:
+        raise ConfigError(
+            f"{asked[0]}= brings a scene to the training images of an adapter that works by itself; give adapter= "
+            "without prompts and references, or leave it out"
+        )
 
 
 def _automatic(

@@ -72,7 +72,7 @@ class EverythingInfer(TileInfer):
             "backbone": self.network.weights_hash(),
             "config": asdict(self.config),
             "size": self.size,
-            "look": asdict(self.look),
+            "look": self.look.facts(),
         }
 
     def read(self, tile: Tile) -> Pixels | None:

@@ -4,7 +4,7 @@ Memory follows the tile. What is finished is kept beside the output, so the same
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from samgraft.domains.remote_sensing.area import Area, read_area
 from samgraft.domains.remote_sensing.georeference import ground_step
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.engine.aligned import aligned
 from samgraft.recipes.engine.everything import EverythingConfig
 from samgraft.recipes.engine.focus import network_size
 from samgraft.recipes.engine.recorded import recorded
@@ -99,6 +100,8 @@ def segment_mosaic(
     backbone: str | PathLike[str] | Backbone | None = None,
     options: MosaicOptions | None = None,
     everything: EverythingConfig | None = None,
+    align: str | None = None,
+    align_source: str | PathLike[str] | None = None,
     reading: Mapping[str, Any] | None = None,
     scores: str | PathLike[str] | None = None,
     simplify: float = 0.0,
@@ -118,6 +121,8 @@ def segment_mosaic(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         options: Tiles, area, engine, and what to do about what went wrong.
         everything: Without an adapter: what is asked and kept.
+        align: With an adapter: as of ``samgraft.segment``; fitted once for the whole raster.
+        align_source: As of ``samgraft.segment``.
         reading: Options of ``samgraft.open`` for the raster.
         scores: File for a raster of scores.
         simplify: Tolerance for polygons in map units; 0 keeps the outlines of pixels.
@@ -138,7 +143,11 @@ def segment_mosaic(
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
     area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
-    infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch)
+    if adapter is None and (align is not None or align_source is not None):
+        raise ConfigError("align= brings a raster to the training images of an adapter; give adapter=, or leave it out")
+    infer, classes, view = _infer(
+        source, scene, area, adapter, backbone, everything, scores is not None, batch, (align, align_source)
+    )
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
     sinks = plan_sinks(
         outputs,
@@ -220,6 +229,7 @@ def _infer(
     everything: EverythingConfig | None,
     scores: bool,
     batch: int | None,
+    align: tuple[str | None, str | PathLike[str] | None],
 ) -> tuple[TileInfer, Mapping[int, str], int]:
     """What is computed of a tile, its classes, and the side of a network window in pixels of the raster."""
     if adapter is None:
@@ -236,6 +246,7 @@ def _infer(
     if "gsd" not in source.options:
         require_trained_gsd(scene, said.recipe.gsd)
     lattice(said, scene.grid.shape)  # an adapter for whole pictures is refused here
+    said = aligned(said, scene, adapter_meta(grafted), align[0], source=align[1], resampled=False)
     options: dict[str, Any] = {"backbone": backbone, "scores": scores, "batch": batch, "area": area}
     infer = AdapterInfer(source, adapter, said.look(scene), **options)
     infer.take(grafted, said)
@@ -260,7 +271,7 @@ def _provenance(
         adapter="" if adapter is None or isinstance(adapter, Grafted) else str(adapter),
         adapter_sha256=method.get("adapter", ""),
         bands=() if look is None else [scene.channel_names[channel] for channel in look.channels],
-        scaling={} if look is None else asdict(look),
+        scaling={} if look is None else look.facts(),
         plan=plan,
         further={"area": "" if infer.area is None else infer.area.path.name, "method": dict(method)},
     ).to_dict()

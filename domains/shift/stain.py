@@ -1,0 +1,73 @@
+"""Macenko stain transfer: haematoxylin and eosin of one laboratory become those of another, amount for amount.
+
+In optical density, -ln(intensity), the colour of a stained pixel is a sum of two stain vectors with positive amounts.
+The amounts of the target's stains are found by least squares, scaled so that their maxima become those of the source,
+and put together again with the source's vectors.
+
+Source:
+    Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis", ISBI, section 2. The
+    vectors and maxima come from ``stain_basis``.
+Deviations:
+    Vectors and maxima are those of the whole scene, not of the picture or window at hand, so the map is one 3 x 3 matrix
+    in optical density and a pixel has one value in every window. What lies outside of the plane of the two stains
+    (pigment, pens, counterstains) is kept and not dropped, so equal stains give exactly the identity. Amounts are scaled
+    by at most 5. Images that are not stained are refused.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samgraft.domains.shift.colour import bounded
+from samgraft.domains.shift.stain_basis import DARKEST
+from samgraft.domains.shift.statistics import ImageStatistics
+from samgraft.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StainTransfer:
+    """A linear map of optical densities."""
+
+    change: NDArray[np.float32]
+    """(3, 3): density that is added per density that is there."""
+    scale: NDArray[np.float32]
+    """(2,) factor of the amounts of haematoxylin (or what else absorbs more red) and of the other stain."""
+    name: str = "macenko"
+    """In the registry."""
+    pointwise: bool = True
+    """A pixel's value depends on that pixel alone."""
+
+    def apply(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map (3, h, w) in [0, 1] to the same; NaN stays NaN, white stays white. No change gives the same bits."""
+        values = np.ascontiguousarray(image, dtype=np.float32)
+        density = -np.log(np.maximum(values, np.float32(DARKEST)))
+        found = np.empty_like(values)
+        for out, channel, row in zip(found, values, self.change, strict=True):
+            added = row[0] * density[0] + row[1] * density[1] + row[2] * density[2]
+            np.multiply(channel, np.exp(-added), out=out)
+        return np.clip(found, 0.0, 1.0, out=found)
+
+    def describe(self) -> str:
+        """How much of each stain there is afterwards."""
+        return f"two stains, amounts times {self.scale[0]:.3g} and {self.scale[1]:.3g}"
+
+
+def fit_stain(target: ImageStatistics, source: ImageStatistics) -> StainTransfer:
+    """The map from the target's stains to those of the source.
+
+    Raises:
+        InputError: target or source is not stained tissue in bright field.
+    """
+    for side, stats in (("the image", target), ("the adapter's training set", source)):
+        if stats.stain is None:
+            raise InputError(
+                f"align 'macenko' is for stained tissue in bright field, and {side} does not look like it: too little "
+                "optical density in colour, or no clear glass; use reinhard, histogram or auto"
+            )
+    there, wanted = target.stain, source.stain
+    assert there is not None and wanted is not None  # noqa: S101 - checked above
+    scale = bounded(wanted.maxima, there.maxima, least=1e-3)
+    amounts = np.linalg.pinv(there.vectors.T)  # (2, 3): density to amounts
+    change = (wanted.vectors.T * scale - there.vectors.T) @ amounts
+    return StainTransfer(change=change.astype(np.float32), scale=scale.astype(np.float32))

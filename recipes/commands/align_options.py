@@ -1,0 +1,37 @@
+"""Options of ``samgraft segment`` that bring a new scene to the images that an adapter was trained on."""
+
+import argparse
+from typing import Any
+
+from samgraft.recipes.commands.parsing import PlainParser
+
+NAMES = ("auto", "histogram", "reinhard", "macenko", "moments", "fourier", "none")
+"""Choices of ``--align``; here as well, since ``--help`` should not import the methods."""
+
+
+def add_align(parser: PlainParser) -> None:
+    """Add the options."""
+    group = parser.add_argument_group("an adapter on another scanner, stain, camera or city (docs/align.md)")
+    group.add_argument(
+        "--align",
+        default=None,
+        choices=NAMES,
+        help="move intensities or colours towards those of the adapter's training images; one map for the whole scene",
+    )
+    group.add_argument(
+        "--align-source",
+        default=None,
+        metavar="FOLDER",
+        help="training images of an adapter whose file does not remember them",
+    )
+    group.add_argument(
+        "--spacing",
+        default=None,
+        choices=("adapter",),
+        help="volumes: show the network as many mm per pixel as in training (rasters: see --gsd)",
+    )
+
+
+def align_options(values: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of ``samgraft.segment``, of those that were given."""
+    return {name: v for name in ("align", "align_source", "spacing") if (v := getattr(values, name)) is not None}
