@@ -182,15 +182,7 @@ def load_bundle(path: str | os.PathLike[str], backbone: Backbone) -> Grafted:
             f"{source} was trained on backbone {header['backbone']['name']!r} with weights {expected[:12]}; "
             f"got {backbone.spec.name!r} with {found[:12]}; load the backbone that it names"
         )
-    try:
-        state: dict[str, Tensor] = safetensors.torch.load_file(source)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source} is damaged: {error}; copy it again") from error
-    check_state(state, state)
-    if tensors_hash(state) != header["tensors_sha256"]:
-        raise CheckpointError(
-            f"{source} is damaged: its tensors do not have the hash that its header states; copy it again"
-        )
+    state = read_tensors(source, header)
     grafts = {str(name): config_from_dict(GRAFTS, config) for name, config in header["grafts"].items()}
     prompter, decoder = header["prompter"], header["decoder"]
     with torch.random.fork_rng(devices=[]):
@@ -206,6 +198,25 @@ def load_bundle(path: str | os.PathLike[str], backbone: Backbone) -> Grafted:
         grafted.detach()
         raise
     return grafted
+
+
+def read_tensors(path: str | os.PathLike[str], header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a bundle whose ``header`` was read.
+
+    Raises:
+        CheckpointError: damaged, or non-finite values.
+    """
+    source = Path(path)
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load_file(source)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{source} is damaged: {error}; copy it again") from error
+    check_state(state, state)
+    if tensors_hash(state) != header["tensors_sha256"]:
+        raise CheckpointError(
+            f"{source} is damaged: its tensors do not have the hash that its header states; copy it again"
+        )
+    return state
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from samgraft.errors import ConfigError
+from samgraft.recipes.weak.config import SUPERVISIONS, Supervision, WeakConfig
 
 Kind = Literal["semantic", "instance"]
 Layout = Literal["nnunet", "image_mask", "raster_vector"]
@@ -144,6 +145,17 @@ class DataConfig:
     """What becomes 0 and 1: percentiles (0.5, 99.5), or standard deviations (-3, 3)."""
     bands: tuple[int, ...] | None = None
     """Zero-based raster bands shown as red, green, blue; None takes the first three."""
+    supervision: Supervision = "masks"
+    """What the labels are: "masks"; or "boxes", "points", "scribbles", "coarse" polygons, where no mask is read, neither
+    to train nor to validate."""
+    weak: str | None = None
+    """File or folder below ``path`` of weak labels; None finds the usual names (docs/weak_labels.md)."""
+    scribble_background: int = 255
+    """scribbles: the number that was drawn for background; 0 is not drawn."""
+    partial: bool = False
+    """Not every class was annotated in every case: a pixel without a label may be of a class that was not."""
+    annotated: str | None = None
+    """partial: JSON below ``path``, {case: [names of the classes annotated in it]}; None takes annotated.json."""
     foreground: float = 0.5
     """Share of each training batch that is drawn from slices or windows with foreground."""
     batch_size: int = 8
@@ -165,6 +177,18 @@ class DataConfig:
         _check(
             self.slab is None or self.layout == "nnunet",
             f"data.slab is {self.slab}, and layout {self.layout!r} has pictures; slabs are for volumes; set it to null",
+        )
+        _check(
+            self.supervision in SUPERVISIONS,
+            f"data.supervision is {self.supervision!r}; expected one of {', '.join(SUPERVISIONS)}",
+        )
+        _check(
+            self.slab is None or (self.supervision == "masks" and not self.partial),
+            f"data.slab is {self.slab}; weak and partial labels are learned slice by slice; set it to null",
+        )
+        _check(
+            self.scribble_background > 0,
+            f"data.scribble_background is {self.scribble_background}; expected a number above 0, which is not drawn",
         )
         _check(self.slice_axis in (None, 0, 1, 2), f"data.slice_axis is {self.slice_axis}; expected 0, 1 or 2")
         _check(self.batch_size >= 1, f"data.batch_size is {self.batch_size}; expected at least 1")
@@ -261,6 +285,8 @@ class TrainConfig:
     """Batches whose gradients are summed before a step; a larger batch in the memory of a small one."""
     checkpointing: bool = False
     """Compute encoder blocks again in the backward pass: less memory, about a third more time."""
+    start_from: str | None = None
+    """An adapter to start from: its grafts and head, which have to be those of this run, are copied before training."""
     return_memory: bool = False
     """glibc: give freed memory back at once. A lower peak for slower steps; see ``samgraft.recipes.heap``."""
     fast_dev_run: bool = False
@@ -304,6 +330,8 @@ class FitConfig:
     """Random changes of training images."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length and place of the run."""
+    weak: WeakConfig = field(default_factory=WeakConfig)
+    """What is made of weak and partial labels."""
 
     def __post_init__(self) -> None:
         """Check what concerns two groups."""
@@ -324,13 +352,14 @@ class FitConfig:
         """Inverse of :meth:`to_dict`."""
 
         def fields(name: str) -> dict[str, Any]:
-            return {key: tuple(v) if isinstance(v, list) else v for key, v in data[name].items()}
+            return {key: tuple(v) if isinstance(v, list) else v for key, v in data.get(name, {}).items()}
 
         return cls(
             task=TaskConfig(**fields("task")),
             data=DataConfig(**fields("data")),
             augment=AugmentConfig(**fields("augment")),
             train=TrainConfig(**fields("train")),
+            weak=WeakConfig(**fields("weak")),
         )
 
 

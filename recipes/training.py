@@ -24,6 +24,7 @@ from samgraft.recipes.metrics import Summary
 from samgraft.recipes.optimiser import require_optimizer
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
+from samgraft.recipes.starting import start_from
 from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask
 
@@ -44,8 +45,9 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     """Make task and data module that fit each other.
 
     Raises:
-        ConfigError: ``task.class_names`` does not match the data set, the head has too many classes, or the optimiser
-            cannot run here.
+        ConfigError: ``task.class_names`` does not match the data set, the head has too many classes, the optimiser
+            cannot run here, or ``train.start_from`` is an adapter of another make.
+        CheckpointError: ``train.start_from`` is no adapter, or one of another backbone.
     """
     require_optimizer(config.task.optimizer, device_type(config.train.accelerator))
     frozen = backbone if backbone is not None else load_backbone(config.task.backbone)
@@ -69,6 +71,8 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     require_slab(config)
     task = SegmentationTask(config, class_names=names, size=size, backbone=frozen)
     frozen.checkpointing = config.train.checkpointing
+    if config.train.start_from is not None:
+        start_from(config.train.start_from, task.grafted, names)
     return task, data
 
 

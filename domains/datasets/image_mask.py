@@ -27,6 +27,7 @@ def read_image_mask(
     values: Mapping[int, int] | None = None,
     group: Callable[[str], str] | None = None,
     split: Path | Callable[[str], str | None] | None = None,
+    masks: bool = True,
 ) -> DatasetIndex:
     """Index a folder of pictures with masks.
 
@@ -38,6 +39,7 @@ def read_image_mask(
         values: Value in the file -> label, for masks with other numbers; masks of 0 and 255 need none.
         group: Patient of a case id; None takes it from the split file, or treats every picture as its own.
         split: Split file or function; None looks for ``splits.json`` in ``root``.
+        masks: False takes the pictures only; no folder of labels is looked at, and none need be there.
 
     Returns:
         Cases sorted by id, the file name without suffix. A picture without a mask becomes a case without a label.
@@ -47,12 +49,12 @@ def read_image_mask(
     """
     root = Path(root)
     folder = label_folder or next((name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
-    if folder is None:
+    if folder is None and masks:
         raise InputError(f"{root} has no folder {', '.join(LABEL_FOLDERS)}; expected images/ and one of these")
-    what: LabelKind = kind or LABEL_FOLDERS.get(folder, "semantic")
+    what: LabelKind = kind or LABEL_FOLDERS.get(folder or "", "semantic")
     names = dict(classes or {}) or ({1: "object"} if what == "instance" else {})
     images = _by_stem(list_files(root / "images", SUFFIXES))
-    labels = _by_stem(list_files(root / folder, SUFFIXES))
+    labels = _by_stem(list_files(root / folder, SUFFIXES)) if masks and folder is not None else {}
     cases, used = [], set()
     for stem, image in images.items():
         label = next((labels[stem + mark] for mark in _MARKS if stem + mark in labels), None)
@@ -60,7 +62,7 @@ def read_image_mask(
         cases.append(Case(id=stem, image=(image,), label=label, kind=what, classes=names, values=dict(values or {})))
     orphans = sorted(p.name for p in labels.values() if p not in used)
     if orphans:
-        raise InputError(f"{root / folder}: masks without a picture of that name: {orphans[:10]}")
+        raise InputError(f"{root / str(folder)}: masks without a picture of that name: {orphans[:10]}")
     if group is not None:
         cases = [replace(case, group=group(case.id)) for case in cases]
     grouped, splits = make_splits(root, cases, split)

@@ -16,12 +16,13 @@ ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".tif", ".tiff")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 
 
-def read_nnunet(root: Path | str, *, split: Path | None = None) -> DatasetIndex:
+def read_nnunet(root: Path | str, *, split: Path | None = None, labels: bool = True) -> DatasetIndex:
     """Index a data set in nnU-Net layout.
 
     Args:
         root: Folder with ``imagesTr`` and ``labelsTr``.
         split: Split file; None looks for ``splits.json`` or ``splits_final.json`` in ``root``.
+        labels: False takes the images only; ``labelsTr`` is not looked at, and need not be there.
 
     Returns:
         Cases sorted by id. An image without a label becomes a case without a label.
@@ -33,9 +34,9 @@ def read_nnunet(root: Path | str, *, split: Path | None = None) -> DatasetIndex:
     header = _header(root)
     ending = header.get("file_ending")
     endings = (str(ending),) if ending else ENDINGS
-    labels = {_stem(p, endings): p for p in list_files(root / "labelsTr", endings)}
-    images = _channels(list_files(root / "imagesTr", endings), endings, labels)
-    orphans = sorted(set(labels) - set(images))
+    files = {_stem(p, endings): p for p in list_files(root / "labelsTr", endings)} if labels else {}
+    images = _channels(list_files(root / "imagesTr", endings), endings, files)
+    orphans = sorted(set(files) - set(images))
     if orphans:
         raise InputError(
             f"{root}: labels without an image: {orphans[:10]}; expected imagesTr/{orphans[0]}_0000{endings[0]}"
@@ -50,7 +51,7 @@ def read_nnunet(root: Path | str, *, split: Path | None = None) -> DatasetIndex:
         )
     classes = _classes(root, header)
     cases = [
-        Case(id=case, image=files, label=labels.get(case), classes=classes) for case, files in sorted(images.items())
+        Case(id=case, image=channels, label=files.get(case), classes=classes) for case, channels in sorted(images.items())
     ]
     grouped, splits = make_splits(root, cases, split)
     return DatasetIndex(

@@ -96,7 +96,7 @@ class RasterVectorCase(Case):
 
 def read_raster_vector(
     rasters: Path | str,
-    vectors: Path | str,
+    vectors: Path | str | None,
     *,
     class_field: str | None = None,
     classes: Sequence[str] | None = None,
@@ -113,7 +113,7 @@ def read_raster_vector(
     Args:
         rasters: A folder of rasters, or one raster.
         vectors: A folder with one vector file per raster, or a single file that covers all of them (also as the only
-            file of a folder).
+            file of a folder); None takes the rasters only.
         class_field: Field that holds the class; None makes one class, "object".
         classes: Class names in label order from 1; None collects the values of ``class_field``, sorted.
         kind: Whether labels are drawn per object or per class.
@@ -130,24 +130,18 @@ def read_raster_vector(
     Raises:
         InputError: missing folders or files, no raster with labels, an unknown name in the split.
     """
-    rasters, vectors = Path(rasters), Path(vectors)
+    rasters = Path(rasters)
     files = (rasters,) if rasters.is_file() else list_files(rasters, RASTERS)
     root = rasters.parent if rasters.is_file() else rasters
-    labels = {p.stem: p for p in ((vectors,) if vectors.is_file() else list_files(vectors, VECTORS))}
-    wanted = {path.stem: match(path.stem) if match else path.stem for path in files}
-    alone = len(labels) == 1 and (vectors.is_file() or not set(wanted.values()) & set(labels))
-    shared = next(iter(labels.values())) if alone else None
-    found: dict[str, Path | None] = {stem: labels.get(name, shared) for stem, name in wanted.items()}
+    found = _vector_files(rasters, Path(vectors), files, match) if vectors is not None else {}
     used = {p for p in found.values() if p}
-    if not used:
-        raise InputError(f"no raster of {rasters} has a vector file of its name in {vectors}; give match=")
     names = list(classes) if classes is not None else _class_names(used, class_field, layer)
     table = {label: name for label, name in enumerate(names, start=1)}
     cases: list[Case] = [
         RasterVectorCase(
             id=path.stem,
             image=(path,),
-            label=found[path.stem],
+            label=found.get(path.stem),
             kind=kind,
             classes=table,
             class_field=class_field,
@@ -160,6 +154,20 @@ def read_raster_vector(
     ]
     grouped, splits = make_splits(root, cases, split)
     return DatasetIndex(root=root, name=root.name, kind=kind, cases=grouped, classes=table, splits=splits)
+
+
+def _vector_files(
+    rasters: Path, vectors: Path, files: Sequence[Path], match: Callable[[str], str] | None
+) -> dict[str, Path | None]:
+    """Name of a raster -> its vector file, or the one that covers all of them."""
+    labels = {p.stem: p for p in ((vectors,) if vectors.is_file() else list_files(vectors, VECTORS))}
+    wanted = {path.stem: match(path.stem) if match else path.stem for path in files}
+    alone = len(labels) == 1 and (vectors.is_file() or not set(wanted.values()) & set(labels))
+    shared = next(iter(labels.values())) if alone else None
+    found: dict[str, Path | None] = {stem: labels.get(name, shared) for stem, name in wanted.items()}
+    if not any(found.values()):
+        raise InputError(f"no raster of {rasters} has a vector file of its name in {vectors}; give match=")
+    return found
 
 
 def split_by_number(pattern: str, last_train: float) -> Callable[[str], str | None]:

@@ -103,7 +103,7 @@ def to_fit_config(parser: Parser, namespace: Any) -> FitConfig:
     """Turn parsed values into dataclasses, whose own checks run here."""
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     built = instantiate(namespace)
-    return FitConfig(task=built.task, data=built.data, augment=built.augment, train=built.train)
+    return FitConfig(task=built.task, data=built.data, augment=built.augment, train=built.train, weak=built.weak)
 
 
 def parse(parser: Parser, words: Sequence[str]) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from samgraft.errors import InputError, ShapeError
 from samgraft.grid import Grid
 from samgraft.recipes.losses import IGNORE
+from samgraft.recipes.weak.labels import WeakLabels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +33,10 @@ class CaseArrays:
     """Patient or site; figures are averaged within a group first. Defaults to the id."""
     neighbours: bool = False
     """2.5D: channels are the slices before, at and after."""
+    weak: WeakLabels | None = None
+    """What is known where there is no mask; ``labels`` are then pseudo-labels."""
+    annotated: frozenset[int] | None = None
+    """Classes that were annotated; None for all. Pixels of others count as background in ``labels``."""
 
     def __post_init__(self) -> None:
         """Check shapes."""

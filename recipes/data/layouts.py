@@ -5,6 +5,7 @@ How intensities become [0, 1] is decided by ``samgraft.recipes.look.look_at``, t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis
+from samgraft.recipes.weak.partial import read_annotated, require_annotated
+from samgraft.recipes.weak.reading import Wanted, read_weak, with_weak_files
 
 VALIDATION_SHARE = 0.2
 """Share of cases that validate where the data set has no split of its own."""
@@ -45,6 +48,8 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     if not config.path:
         raise ConfigError("data.path is empty; name the folder of the data set (--data PATH)")
     data = _READERS[config.layout](config, kind, class_names)
+    if not _masks(config):
+        data = with_weak_files(data, config, class_names)
     if kind == "semantic" and not data.classes:
         data = data.scan_classes()
     if kind == "semantic" and not data.classes:
@@ -52,11 +57,16 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     split = _split(data, config)
     values = sorted(data.classes) if kind == "semantic" else [1]
     modality = config.modality or _modality(data.channel_names)
-    read = partial(read_case, config=config, kind=kind, values=tuple(values), modality=modality)
-    refs = {c.id: CaseRef(id=c.id, read=partial(read, c)) for c in data if c.label is not None}
+    names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
+    labelled = [c for c in data if c.label is not None]
+    known = read_annotated(config, kind, names, [c.id for c in labelled]) if config.partial else {}
+    task = CaseTask(kind=kind, values=tuple(values), names=tuple(names.values()), modality=modality)
+    refs = {
+        c.id: CaseRef(id=c.id, read=partial(read_case, c, config=config, task=task, annotated=known.get(c.id)))
+        for c in labelled
+    }
     train = choose_cases([refs[i] for i in split.train if i in refs], config.cases, config.seed)
     val = tuple(refs[i] for i in sorted(split.val) if i in refs)
-    names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
     rasters = config.layout == "raster_vector"
     measured = stretch_recipe() if rasters and config.intensity is None else None
     scenes = [c.load_image() for c in data if c.id in split.train] if rasters else []
@@ -71,24 +81,45 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaseTask:
+    """What the cases of a data set have in common."""
+
+    kind: Kind
+    """Which labels are wanted."""
+    values: tuple[int, ...]
+    """File values of the classes, in order; they become 1, 2, ..."""
+    names: tuple[str, ...] = ()
+    """Names of the classes, in the same order."""
+    modality: str | None = None
+    """"CT", "MR", ... or None."""
+
+
+def _masks(config: DataConfig) -> bool:
+    """Whether labels are masks; if not, no mask is looked at."""
+    return config.supervision == "masks"
+
+
 def _nnunet(config: DataConfig, kind: Kind, class_names: Sequence[str] | None) -> DatasetIndex:
     del class_names
     if kind == "instance":
         raise ConfigError(
             "task.kind 'instance' works on pictures and rasters; volumes in nnU-Net layout take 'semantic'"
         )
-    return read_nnunet(config.path)
+    return read_nnunet(config.path, labels=_masks(config))
 
 
 def _image_mask(config: DataConfig, kind: Kind, class_names: Sequence[str] | None) -> DatasetIndex:
     named = dict(enumerate(class_names, start=1)) if class_names and kind == "semantic" else None
-    return read_image_mask(config.path, label_folder=config.labels, classes=named)
+    return read_image_mask(config.path, label_folder=config.labels, classes=named, masks=_masks(config))
 
 
 def _raster_vector(config: DataConfig, kind: Kind, class_names: Sequence[str] | None) -> DatasetIndex:
     root = Path(config.path)
     rasters = _folder(root, config.images, ("images", "rasters", "oam"))
-    vectors = _folder(root, config.labels, ("labels", "vectors", "osm", "geojson"))
+    vectors = _folder(root, config.labels, ("labels", "vectors", "osm", "geojson")) if _masks(config) else None
+    if vectors is None and config.class_field is not None and not class_names:
+        raise ConfigError("data.class_field is set and no mask is read; name the classes with task.class_names")
     split: Path | Callable[[str], str | None] | None = None
     if config.split_pattern is not None:
         if config.split_last_train is None:
@@ -185,24 +216,26 @@ def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
 
 
 def read_case(
-    case: Case, *, config: DataConfig, kind: Kind, values: tuple[int, ...], modality: str | None
+    case: Case, *, config: DataConfig, task: CaseTask, annotated: frozenset[int] | None = None
 ) -> CaseArrays:
     """Read a case as slices.
 
     Args:
         case: Entry of a data set index.
-        config: How to cut and scale.
-        kind: Which labels are wanted.
-        values: File values of the classes, in order; they become 1, 2, ...
-        modality: "CT", "MR", ... or None.
+        config: How to cut and scale, and what the labels are.
+        task: Which labels are wanted.
+        annotated: Classes that were annotated in it; None for all.
 
     Raises:
         InputError: a damaged file, or labels that do not fit.
         GeometryError: image and label lie on different grids.
     """
     scene = case.load_image()
-    look = choose_look(scene, config, modality)
-    labels = _wanted_labels(case, kind, values)
+    look = choose_look(scene, config, task.modality)
+    labels = np.zeros(scene.grid.shape, np.int8)
+    if _masks(config):
+        labels = _wanted_labels(case, task.kind, task.values)
+        require_annotated(case.id, labels, annotated, task.names)
     raw = scene.read(None, look.channels)
     axis = None
     if scene.grid.ndim == 3:
@@ -215,6 +248,14 @@ def read_case(
     if scene.kind == "raster":
         known = scene.valid()[None]
         image *= known[:, None].astype(np.uint8)
+    wanted = Wanted(
+        kind=task.kind,
+        supervision=config.supervision,
+        names=task.names,
+        values=task.values,
+        background=config.scribble_background,
+        class_field=config.class_field,
+    )
     return CaseArrays(
         id=case.id,
         group=case.group,
@@ -223,6 +264,8 @@ def read_case(
         grid=scene.grid,
         axis=axis,
         neighbours=config.neighbours,
+        weak=None if _masks(config) else read_weak(case, scene, axis, wanted),
+        annotated=annotated,
     )
 
 

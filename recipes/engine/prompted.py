@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from samgraft.recipes.engine.focus import CONTEXTS, boxes_in, network_size, poin
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch
 from samgraft.recipes.engine.planes import Plane, look_at
 from samgraft.recipes.engine.views import ObjectMask
-from samgraft.recipes.engine.windows import window_around
+from samgraft.recipes.engine.windows import Window, window_around
 from samgraft.recipes.prompting import AXES, ObjectPrompt, ObjectPrompts, UserPrompts
 
 POINT_VIEW = 1024
@@ -110,6 +110,19 @@ class AskSettings:
     better: Improvement | None
 
 
+class Picture(Protocol):
+    """What objects are asked in: anything with a size that gives crops."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        ...
+
+    def crop(self, window: Window) -> Tensor:
+        """(3, side, side) in [0, 1]; edge pixels repeat."""
+        ...
+
+
 def _by_slice(asked: ObjectPrompts, scene: Scene) -> dict[int, list[int]]:
     """Slice -> which objects lie in it, slices in order."""
     found: dict[int, list[int]] = {}
@@ -118,7 +131,7 @@ def _by_slice(asked: ObjectPrompts, scene: Scene) -> dict[int, list[int]]:
     return dict(sorted(found.items()))
 
 
-def ask_objects(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
+def ask_objects(plane: Picture, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
     """One mask per object. What has the same kinds of prompts is decoded together; padding would change the answers."""
     kinds: dict[tuple[bool, int, bool, bool], list[int]] = {}
     for number, one in enumerate(asked):
@@ -133,7 +146,7 @@ def ask_objects(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettin
     return [found[number] for number in range(len(asked))]
 
 
-def _boxed(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
+def _boxed(plane: Picture, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
     """Objects with a box or a mask, all with the same kinds of prompts."""
     masks = [one.mask for one in asked if one.mask is not None]
     points, labels = _point_tensors(asked)
@@ -163,7 +176,7 @@ def _box_of(one: ObjectPrompt) -> tuple[float, float, float, float]:
     return one.around if one.mask is None else one.mask.box
 
 
-def _pointed(plane: Plane, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
+def _pointed(plane: Picture, asked: Sequence[ObjectPrompt], settings: AskSettings) -> list[ObjectMask]:
     """Objects with the same number of points and nothing else."""
     options: dict[str, Any] = {"shape": plane.shape, "size": settings.size, "batch": settings.batch}
     options |= {"depth": settings.depth, "better": settings.better, "context": POINT_CONTEXT}

@@ -1,0 +1,306 @@
+"""Pseudo-labels of a case: the frozen backbone is asked for a mask of everything that someone pointed at.
+
+A box is asked exactly as ``samgraft segment --boxes`` asks it (``samgraft.recipes.engine.prompted``); a point goes with
+the nearest points of other objects, as points off the object; a scribble is asked by some of its pixels, with pixels of
+other scribbles as points off it; a coarse outline is an earlier mask. What is not certain is unknown: pixels whose logit
+is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own predicted
+IoU or by its stability. Pixels outside all objects are background, except with scribbles, which say nothing about them.
+
+Source:
+    Masks from boxes: SAMRS, arXiv:2305.02034, section 3.1; stability: Segment Anything, arXiv:2304.02643, section B.
+Deviations:
+    Uncertain pixels are ignored and not guessed; points get negatives from other objects.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from samgraft.adapters.backbones.base import Promptable
+from samgraft.recipes.box_masks import OFFSET
+from samgraft.recipes.data.cases import CaseArrays, small_labels
+from samgraft.recipes.engine.focus import CONTEXTS, network_size
+from samgraft.recipes.engine.pipeline import encode_batch
+from samgraft.recipes.engine.planes import fill_window
+from samgraft.recipes.engine.prompted import AskSettings, ask_objects
+from samgraft.recipes.engine.views import ObjectMask
+from samgraft.recipes.engine.windows import Window
+from samgraft.recipes.losses import IGNORE
+from samgraft.recipes.prompting import ObjectPrompt
+from samgraft.recipes.weak.config import WeakConfig
+from samgraft.recipes.weak.labels import WeakObject, nearest_cells, pixel_box
+
+NEGATIVES = 4
+"""Points of other objects that go with a point or a scribble."""
+STROKE_POINTS = 4
+"""Pixels of a scribble that are asked."""
+BAND = 0.15
+"""A coarse outline may be off by this share of the square root of its area."""
+LOST = 0.125
+"""An object whose point got no mask may reach this share of the shorter side away."""
+
+Place = tuple[slice, slice]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slice:
+    """A slice of a case as prompts look at it."""
+
+    pixels: NDArray[np.float32]
+    """(3, h, w) in [0, 1]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def crop(self, window: Window) -> Tensor:
+        """(3, side, side); edge pixels repeat."""
+        rows, cols = window.clipped(self.shape)
+        return fill_window(self.pixels[:, rows, cols], window, self.shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Claim:
+    """What an object claims of a slice."""
+
+    place: Place
+    """Rows and columns."""
+    sure: NDArray[np.bool_]
+    """Certainly of the object."""
+    unsure: NDArray[np.bool_]
+    """Perhaps."""
+
+
+class PseudoLabels:
+    """Makes pseudo-labels of cases.
+
+    Args:
+        backbone: Frozen, without grafts.
+        config: Settings.
+        instance: Numbers of objects instead of classes.
+    """
+
+    def __init__(self, backbone: Promptable, config: WeakConfig, *, instance: bool) -> None:
+        """Choose the size at which to look."""
+        self.config, self.instance = config, instance
+        self.asked, self.trusted = 0, 0
+        size = network_size(backbone, config.network_size)
+        self.settings = AskSettings(
+            backbone=backbone,
+            size=size,
+            contexts=CONTEXTS,
+            batch=encode_batch(backbone, size),
+            depth=0,
+            fit=True,
+            better=None,
+        )
+
+    def __call__(self, case: CaseArrays) -> CaseArrays:
+        """The case with pseudo-labels in the place of labels; pixels without data stay unknown."""
+        if case.weak is None:
+            return case
+        shape = (case.num_slices, *case.plane)
+        seeds = case.weak.seeds(shape, instance=self.instance, radius=self.config.point_radius)
+        labels = np.full(shape, IGNORE, dtype=np.int32)
+        for index in range(case.num_slices):
+            pixels = case.image[index] if case.image.shape[1] == 3 else np.repeat(case.image[index], 3, axis=0)
+            plane = Slice(pixels=pixels.astype(np.float32) / 255)
+            if case.weak.drawn is not None:
+                labels[index] = self._scribbled(plane, seeds[index])
+            else:
+                labels[index] = self._pointed_at(plane, case.weak.on_slice(index))
+        labels = np.where(seeds != IGNORE, seeds, labels)
+        nodata = case.labels == IGNORE
+        weak = replace(case.weak, nodata=nodata if nodata.any() else None, asked=self.config.prompts)
+        return replace(case, labels=small_labels(labels, ~nodata), weak=weak)
+
+    def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> NDArray[np.int32]:
+        """Labels of a slice with boxes, points or coarse areas."""
+        objects = [one for _, one in found]
+        prompts = [object_prompt(one, objects) for one in objects]
+        masks = self._ask(plane, prompts)
+        cells = nearest_cells([_places(one) for one in objects], plane.shape)
+        claims = []
+        for number, (one, mask) in enumerate(zip(objects, masks, strict=True)):
+            reach = None if mask is None else mask.place
+            claims.append(self._claim(domain(one, number, cells, plane.shape, reach), mask))
+        values = [number if self.instance else one.label for number, one in found]
+        return paint_claims(claims, values, plane.shape)
+
+    def _ask(self, plane: Slice, prompts: Sequence[ObjectPrompt]) -> list[ObjectMask | None]:
+        """A mask of each, None where it is not asked or not trusted."""
+        if not prompts or not self.config.prompts:
+            return [None] * len(prompts)
+        with torch.no_grad():
+            masks = ask_objects(plane, prompts, self.settings)
+        good = [mask if self._trusted(mask) else None for mask in masks]
+        self.asked, self.trusted = self.asked + len(good), self.trusted + sum(one is not None for one in good)
+        return good
+
+    def _trusted(self, mask: ObjectMask) -> bool:
+        most = int((mask.logits > -OFFSET).sum())
+        stable = int((mask.logits > OFFSET).sum()) / max(most, 1)
+        return mask.iou >= self.config.min_iou and stable >= self.config.min_stability and bool(mask.crop.any())
+
+    def _claim(self, where: "Domain", mask: ObjectMask | None) -> Claim:
+        """What a mask gives its object, cut to where it may lie; without a mask everything there is unsure."""
+        core, allowed = where.core, where.allowed
+        if mask is None:
+            return Claim(place=where.place, sure=core, unsure=allowed & ~core)
+        logits = np.full(mask.shape, -np.inf, dtype=np.float32)
+        logits[mask.place] = mask.logits.numpy()
+        part = logits[where.place]
+        sure = (allowed & (part > self.config.certain)) | core
+        return Claim(place=where.place, sure=sure, unsure=allowed & ~sure & (part >= -self.config.certain))
+
+    def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Labels of a slice with scribbles: every stroke is asked; what no mask holds stays unknown."""
+        strokes = list(_strokes(seeds))
+        masks = self._ask(plane, [stroke_prompt(value, inside, seeds) for value, inside in strokes])
+        labels, claimed = np.full(plane.shape, IGNORE, np.int32), np.zeros(plane.shape, np.int32)
+        for (value, _), mask in zip(strokes, masks, strict=True):
+            if mask is not None:
+                sure = mask.logits.numpy() > self.config.certain
+                part = labels[mask.place]
+                claimed[mask.place] += sure & (part != value)
+                part[sure] = value
+        return np.where(claimed > 1, IGNORE, labels)
+
+
+def paint_claims(claims: Sequence[Claim], values: Sequence[int], shape: tuple[int, int]) -> NDArray[np.int32]:
+    """(h, w) labels: 0 where nobody claims, ``IGNORE`` where it is unsure or claimed with different values.
+
+    A pixel that is sure for one object and unsure for another belongs to the former.
+    """
+    labels, quarrel = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=bool)
+    for claim in claims:
+        part = labels[claim.place]
+        part[claim.unsure] = IGNORE
+    for claim, value in zip(claims, values, strict=True):
+        part = labels[claim.place]
+        quarrel[claim.place] |= claim.sure & (part > 0) & (part != value)
+        part[claim.sure] = value
+    labels[quarrel] = IGNORE
+    return labels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Domain:
+    """Where an object may lie on a slice."""
+
+    place: Place
+    """Rows and columns."""
+    allowed: NDArray[np.bool_]
+    """Pixels that may be the object's."""
+    core: NDArray[np.bool_]
+    """Pixels that certainly are."""
+
+
+def domain(
+    one: WeakObject, number: int, cells: NDArray[np.integer], shape: tuple[int, int], reach: Place | None
+) -> Domain:
+    """Where an object may lie: in its box, near its outline, or nearer to its points than to those of others.
+
+    Args:
+        one: The object.
+        number: Its place among the objects of the slice.
+        cells: Of all their points, see :func:`nearest_cells`.
+        shape: (h, w) of the slice.
+        reach: Where its mask was looked for; None if it has none, and then a point reaches an eighth of the slice.
+    """
+    if one.region is not None:
+        return _near_outline(one, shape)
+    if one.box is not None:
+        place = pixel_box(one.box, shape)
+        size = (place[0].stop - place[0].start, place[1].stop - place[1].start)
+        return Domain(place=place, allowed=np.ones(size, dtype=bool), core=np.zeros(size, dtype=bool))
+    radius = LOST * min(shape)
+    if reach is None:
+        x0, y0, x1, y1 = one.around
+        reach = pixel_box((x0 - radius, y0 - radius, x1 + radius, y1 + radius), shape)
+    rows, cols = np.ogrid[reach]
+    squares = [(cols - col) ** 2 + (rows - row) ** 2 for row, col in _places(one)]
+    return Domain(place=reach, allowed=cells[reach] == number, core=np.minimum.reduce(squares) == 0)
+
+
+def _places(one: WeakObject) -> list[tuple[int, int]]:
+    """Row and column of every point on the object."""
+    return [(round(y), round(x)) for x, y, on in one.points if on]
+
+
+def _near_outline(one: WeakObject, shape: tuple[int, int]) -> Domain:
+    """A coarse area, widened and narrowed by the band in which the true outline lies."""
+    assert one.region is not None  # noqa: S101 - the caller asked
+    region = one.region
+    band = max(1.0, BAND * float(np.sqrt(region.inside.sum())))
+    margin = int(np.ceil(band)) + 1
+    height, width = region.inside.shape
+    padded = np.pad(region.inside, margin)
+    outside, inside = ndimage.distance_transform_edt(~padded), ndimage.distance_transform_edt(padded)
+    top, left = region.top - margin, region.left - margin
+    rows = slice(max(0, top), min(shape[0], top + height + 2 * margin))
+    cols = slice(max(0, left), min(shape[1], left + width + 2 * margin))
+    cut = (slice(rows.start - top, rows.stop - top), slice(cols.start - left, cols.stop - left))
+    return Domain(place=(rows, cols), allowed=(outside <= band)[cut], core=(inside > band)[cut])
+
+
+def object_prompt(one: WeakObject, others: Sequence[WeakObject]) -> ObjectPrompt:
+    """What the backbone is asked about an object.
+
+    Args:
+        one: The object.
+        others: All objects of the slice; the nearest ones with points give points off the object.
+    """
+    if one.box is not None:
+        return ObjectPrompt(box=one.box)
+    if one.region is not None:
+        return ObjectPrompt(mask=one.region, tight=False)
+    x0, y0 = next((x, y) for x, y, on in one.points if on)
+    away = [(x, y) for other in others if other is not one for x, y, on in other.points if on]
+    away.sort(key=lambda place: (place[0] - x0) ** 2 + (place[1] - y0) ** 2)
+    return ObjectPrompt(points=(*one.points, *((x, y, 0) for x, y in away[:NEGATIVES])))
+
+
+def _strokes(seeds: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Value and pixels (h, w) of every connected stroke that is no background."""
+    for value in (int(v) for v in np.unique(seeds) if v > 0):
+        parts, count = ndimage.label(seeds == value, structure=np.ones((3, 3)))
+        for number in range(1, count + 1):
+            yield value, parts == number
+
+
+def stroke_prompt(value: int, inside: NDArray[np.bool_], seeds: NDArray[np.int32]) -> ObjectPrompt:
+    """Pixels evenly along a stroke, and as points off it the nearest pixels of other values, apart from each other."""
+    places = np.argwhere(inside)
+    order = places[np.lexsort((places[:, 1], places[:, 0]))]
+    if np.ptp(places[:, 1]) > np.ptp(places[:, 0]):
+        order = places[np.lexsort((places[:, 0], places[:, 1]))]
+    picked = order[np.unique(np.linspace(0, len(order) - 1, STROKE_POINTS).round().astype(int))]
+    points = [(float(col), float(row), 1) for row, col in picked]
+    away = np.argwhere((seeds >= 0) & (seeds != value))
+    middle = picked.mean(axis=0)
+    for _ in range(NEGATIVES):
+        if not len(away):
+            break
+        row, col = away[((away - middle) ** 2).sum(axis=1).argmin()]
+        points.append((float(col), float(row), 0))
+        reach = 0.25 * ((np.array([row, col]) - middle) ** 2).sum()
+        away = away[((away - [row, col]) ** 2).sum(axis=1) > reach]
+    return ObjectPrompt(points=tuple(points))
+
+
+def pseudo_cases(
+    make: PseudoLabels, cases: Sequence[Callable[[], CaseArrays]], tell: Callable[[int, CaseArrays], None] | None = None
+) -> Iterator[CaseArrays]:
+    """Read cases one after the other and label them; ``tell`` gets the number, from 1, and the case."""
+    for number, read in enumerate(cases, start=1):
+        made = make(read())
+        if tell is not None:
+            tell(number, made)
+        yield made
