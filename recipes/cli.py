@@ -24,6 +24,10 @@ COMMANDS = {
     "trust": ("calibrate how far an adapter can be trusted", "samgraft.recipes.commands.trust"),
     "predict": ("masks of many files with an adapter, shared by processes", "samgraft.recipes.commands.predict"),
     "info": ("say what a file, an adapter or a backbone is", "samgraft.recipes.commands.info"),
+    "shift": (
+        "how two sets of images differ, and what is worth trying against it",
+        "samgraft.recipes.commands.shift",
+    ),
     "doctor": ("check a file, a DICOM series or a data set, and say what is wrong", "samgraft.recipes.commands.doctor"),
     "labels": ("bring RTSTRUCT, DICOM-SEG or other labels onto an image", "samgraft.recipes.commands.labels"),
     "rescale": ("let an adapter see images of another modality", "samgraft.recipes.commands.rescale"),

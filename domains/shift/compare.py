@@ -46,6 +46,9 @@ class Comparison:
     """How much more of the target's power lies in the upper half of the shared range, in dB; negative is blurred."""
     spacing_ratio: tuple[float, float] | None
     """Pixel size of the target over that of the source, (row, column); None where one is unknown."""
+    skewness: tuple[float, float]
+    """Skewness of the gray values of source and target: positive where few pixels are bright on a dark ground, negative
+    where few are dark on a bright one."""
     stain_angle: float | None
     """Largest angle in degrees between a stain and its partner; None where one set is not stained."""
     stain_ratio: tuple[float, float] | None
@@ -80,6 +83,7 @@ def compare_statistics(source: ImageStatistics, target: ImageStatistics) -> Comp
         spectral_distance=spectral_distance(source.spectrum, target.spectrum, zoom=zoom),
         sharpness_shift=sharpness_shift(source.spectrum, target.spectrum, zoom=zoom),
         spacing_ratio=ratio,
+        skewness=(skewness(source.histogram), skewness(target.histogram)),
         stain_angle=angle,
         stain_ratio=strength,
     )
@@ -103,6 +107,19 @@ def wasserstein(first: Floats, second: Floats) -> float:
     _check_shares(first, second)
     gap = np.abs(np.cumsum(first) - np.cumsum(second))[:-1]  # the last is 0 but for rounding
     return float(gap.sum() / len(first))
+
+
+def skewness(histogram: Floats) -> float:
+    """Third standardised moment of the values of all channels together; 0 for a constant image.
+
+    Args:
+        histogram: (c, n) shares per channel, over [0, 1].
+    """
+    shares = histogram.mean(axis=0)
+    centred = (np.arange(len(shares)) + 0.5) / len(shares)
+    centred = centred - shares @ centred
+    variance = float(shares @ centred**2)
+    return float(shares @ centred**3) / variance**1.5 if variance > 1e-12 else 0.0
 
 
 def spectral_distance(source: Floats, target: Floats, *, zoom: float = 1.0) -> float | None:

@@ -4,7 +4,7 @@ Takes (3, h, w) float32 images in [0, 1], one at a time; gives one :class:`Image
 whatever its size. Pixels with NaN in any channel are missing and left out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import repeat
 from typing import Any
@@ -128,36 +128,76 @@ class ImageStatistics:
             raise CheckpointError(f"image statistics cannot be read: {error}") from error
 
 
-class _Sums:
-    """Running sums over images; each image adds averages over its own valid pixels."""
+class StatisticsSums:
+    """Statistics of images that come one at a time; each image adds averages over its own valid pixels."""
 
     def __init__(self) -> None:
+        """Nothing seen yet."""
         self.count = 0
-        self.histogram = np.zeros((3, LEVELS))
-        self.amplitude = np.zeros((3, AMPLITUDE_SIDE, AMPLITUDE_SIDE))
-        self.spectrum = np.zeros(RINGS)
-        self.moments = np.zeros((4, 3))  # mean and mean square of the values, then of CIELAB
-        self.pixels: list[NDArray[np.float32]] = []
-        self.spacings: list[tuple[float, float]] = []
-        self.shapes: list[tuple[float, float]] = []
+        self._histogram = np.zeros((3, LEVELS))
+        self._amplitude = np.zeros((3, AMPLITUDE_SIDE, AMPLITUDE_SIDE))
+        self._spectrum = np.zeros(RINGS)
+        self._moments = np.zeros((4, 3))  # mean and mean square of the values, then of CIELAB
+        self._pixels: list[NDArray[np.float32]] = []
+        self._spacings: list[tuple[float, float]] = []
+        self._shapes: list[tuple[float, float]] = []
 
-    def add(self, image: NDArray[np.floating[Any]]) -> bool:
-        """Add one image; False where it has no valid pixel."""
+    def add(self, image: NDArray[np.floating[Any]], spacing: tuple[float, float] | None = None) -> bool:
+        """Add one image; False where it has no valid pixel, and is passed over.
+
+        Args:
+            image: (3, h, w) in [0, 1], NaN where pixels are missing.
+            spacing: Pixel size (row, column) in mm or metres.
+
+        Raises:
+            ShapeError: not (3, h, w) of floating point numbers.
+            InputError: a value outside [0, 1].
+        """
+        _check(image)
         valid = np.isfinite(image).all(axis=0)
         values = np.asarray(image[:, valid], dtype=np.float64)  # (3, n)
         if not values.shape[1]:
             return False
         bins = np.clip((values * LEVELS).astype(np.int64), 0, LEVELS - 1)
-        self.histogram += np.stack([np.bincount(row, minlength=LEVELS) for row in bins]) / values.shape[1]
+        self._histogram += np.stack([np.bincount(row, minlength=LEVELS) for row in bins]) / values.shape[1]
         colour = _lab(_every(values, _COLOUR_PIXELS))
-        self.moments += np.stack([f.mean(axis=1) for v in (values, colour) for f in (v, v**2)])
+        self._moments += np.stack([f.mean(axis=1) for v in (values, colour) for f in (v, v**2)])
         filled = np.where(valid, image, values.mean(axis=1)[:, None, None])
-        self.amplitude += low_frequencies(filled, AMPLITUDE_SIDE)
-        self.spectrum += radial_spectrum(filled.mean(axis=0))
-        self.pixels.append(_every(values, _STAIN_PIXELS).T.astype(np.float32))
-        self.shapes.append((image.shape[1], image.shape[2]))
+        self._amplitude += low_frequencies(filled, AMPLITUDE_SIDE)
+        self._spectrum += radial_spectrum(filled.mean(axis=0))
+        self._pixels.append(_every(values, _STAIN_PIXELS).T.astype(np.float32))
+        self._shapes.append((image.shape[1], image.shape[2]))
+        if spacing is not None:
+            self._spacings.append(spacing)
         self.count += 1
         return True
+
+    def result(self, *, stained: bool | None = None) -> ImageStatistics:
+        """Statistics of the images so far.
+
+        Args:
+            stained: As for :func:`image_statistics`.
+
+        Raises:
+            InputError: no image had a valid pixel.
+        """
+        if not self.count:
+            raise InputError("no image with a valid pixel was given; expected at least one")
+        mean, square, lab_mean, lab_square = self._moments / self.count
+        total = float(self._spectrum.sum())
+        return ImageStatistics(
+            histogram=self._histogram / self.count,
+            mean=mean,
+            std=np.sqrt(np.maximum(square - mean**2, 0)),
+            lab_mean=lab_mean,
+            lab_std=np.sqrt(np.maximum(lab_square - lab_mean**2, 0)),
+            stain=stain_basis(np.concatenate(self._pixels), stained=stained),
+            amplitude=self._amplitude / self.count,
+            spectrum=self._spectrum / total if total else self._spectrum,
+            count=self.count,
+            spacing=median_pair(self._spacings),
+            shape=median_pair(self._shapes),
+        )
 
 
 def image_statistics(
@@ -173,35 +213,25 @@ def image_statistics(
             is passed over.
         spacings: Pixel size (row, column) of each image in mm or metres, None where unknown.
         stained: Whether the images are stained tissue in bright field, so that stains are estimated; None decides from
-            the colours (see :func:`samgraft.domains.shift.stain_basis.stain_basis`).
+            the colours (see :func:`samgraft.domains.shift.stain_basis.looks_stained`).
 
     Raises:
         ShapeError: an image is not (3, h, w).
         InputError: no image has a valid pixel, or a value lies outside [0, 1].
     """
-    sums = _Sums()
+    sums = StatisticsSums()
     pairs = zip(images, repeat(None)) if spacings is None else zip(images, spacings, strict=True)  # noqa: B905
     for image, spacing in pairs:
-        _check(image)
-        if sums.add(image) and spacing is not None:
-            sums.spacings.append(spacing)
-    if not sums.count:
-        raise InputError("no image with a valid pixel was given; expected at least one")
-    mean, square, lab_mean, lab_square = sums.moments / sums.count
-    total = float(sums.spectrum.sum())
-    return ImageStatistics(
-        histogram=sums.histogram / sums.count,
-        mean=mean,
-        std=np.sqrt(np.maximum(square - mean**2, 0)),
-        lab_mean=lab_mean,
-        lab_std=np.sqrt(np.maximum(lab_square - lab_mean**2, 0)),
-        stain=stain_basis(np.concatenate(sums.pixels), stained=stained),
-        amplitude=sums.amplitude / sums.count,
-        spectrum=sums.spectrum / total if total else sums.spectrum,
-        count=sums.count,
-        spacing=_median(sums.spacings) if sums.spacings else None,
-        shape=_median(sums.shapes),
-    )
+        sums.add(image, spacing)
+    return sums.result(stained=stained)
+
+
+def median_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Median of each of the two numbers, or None without any."""
+    if not pairs:
+        return None
+    first, second = np.median(np.array(pairs, dtype=np.float64), axis=0)
+    return float(first), float(second)
 
 
 def _check(image: NDArray[np.floating[Any]]) -> None:
@@ -223,8 +253,3 @@ def _lab(values: Floats) -> Floats:
 def _every(values: Floats, limit: int) -> Floats:
     """About ``limit`` evenly spaced columns of (3, n)."""
     return values[:, :: max(1, -(-values.shape[1] // limit))]
-
-
-def _median(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    row, column = np.median(np.array(pairs, dtype=np.float64), axis=0)
-    return float(row), float(column)

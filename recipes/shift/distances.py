@@ -163,7 +163,7 @@ def relabel(rows: Labelled, count: int, seed: int) -> Relabelled:
     sides = [set(rows.groups[rows.target == side].tolist()) for side in (False, True)]
     if min(map(len, sides)) < 2:
         dealt = np.stack([generator.permutation(rows.target) for _ in range(count)])
-        return Relabelled(target=dealt, unit="views", smallest_p=_smallest(_ways(len(rows.target), rows.target), count))
+        return Relabelled(target=dealt, unit="views", smallest_p=1 / (1 + count))
     both = sorted(sides[0] & sides[1])
     single = np.array(sorted(sides[0] ^ sides[1]), dtype=np.int64)
     label = np.array([group in sides[1] for group in single.tolist()], dtype=np.bool_)
@@ -176,18 +176,10 @@ def relabel(rows: Labelled, count: int, seed: int) -> Relabelled:
             row[rows.groups == group] = side
     usable = dealt.sum(axis=1)
     dealt = dealt[(usable >= 2) & (usable <= dealt.shape[1] - 2)]
-    return Relabelled(target=dealt, unit="groups", smallest_p=_smallest(2 ** len(both) * _ways(len(single), label), count))
+    ways = 2 ** len(both) * comb(len(single), int(label.sum()))
+    return Relabelled(target=dealt, unit="groups", smallest_p=1 / min(ways, count + 1))
 
 
 def p_value(observed: float, chance: Floats) -> float:
     """Share of relabellings that give at least the observed distance, the observed one counted in."""
     return float((1 + (chance >= observed - 1e-12).sum()) / (1 + len(chance)))
-
-
-def _ways(count: int, label: NDArray[np.bool_]) -> int:
-    return comb(count, int(label.sum())) if count else 1
-
-
-def _smallest(ways: int, count: int) -> float:
-    """1 over the number of different labellings, or over the number that is tried."""
-    return 1.0 / min(max(ways, 1), count + 1)

@@ -188,13 +188,17 @@ def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list
     cells = [max(1, length // side) for length in shape]
     down = min(cells[0], max(1, round(float(np.sqrt(count * cells[0] / cells[1])))))
     across = min(cells[1], max(1, -(-count // down)))
-    tops, lefts = (
-        [round(part * max(0, length - side)) for part in (np.array(middles(n, 1000)) / 1000).tolist()]
-        for n, length in ((down, shape[0]), (across, shape[1]))
-    )
+    tops, lefts = (_spaced(n, length - side) for n, length in ((down, shape[0]), (across, shape[1])))
     return [
         (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1]))) for top in tops for left in lefts
     ]
+
+
+def _spaced(count: int, last: int) -> list[int]:
+    """``count`` starts from 0 to ``last``; one is in the middle."""
+    if count == 1:
+        return [max(0, last) // 2]
+    return [round(i * last / (count - 1)) for i in range(count)]
 
 
 def _interleaved(places: list[tuple[slice, slice]], count: int) -> list[tuple[slice, slice]]:
