@@ -66,7 +66,8 @@ class Outcome:
     """What a row is scored with."""
 
     adapter: Path
-    align: str | None = None
+    use: Mapping[str, Any] = field(default_factory=dict)
+    """Options of ``samgraft.segment``."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For its line: steps, whether the guard fell back, ..."""
 
@@ -81,7 +82,7 @@ class Row:
     """What decides it beside the pair: results of other settings are run again."""
     budgeted: bool = True
     """Whether it takes a budget of time."""
-    serves: Callable[[Pair], bool] = lambda pair: True
+    serves: Callable[[Pair], bool] = field(default=lambda pair: True)
     """Pairs that have it."""
 
 
@@ -148,8 +149,16 @@ def _source_only(known: Known) -> Outcome:
     return Outcome(adapter=known.adapter)
 
 
-def _aligned(name: str) -> Callable[[Known], Outcome]:
-    return lambda known: Outcome(adapter=known.adapter, align=name)
+def _used(**options: str) -> Callable[[Known], Outcome]:
+    return lambda known: Outcome(adapter=known.adapter, use=options)
+
+
+def _not_on_rasters(pair: Pair) -> bool:
+    return pair.recipe != "aerial_buildings"
+
+
+def _in_mm(pair: Pair) -> bool:
+    return pair.modality is not None
 
 
 def _adapted(known: Known) -> Outcome:
@@ -173,22 +182,23 @@ def _trained(labels: str, **data: Any) -> Callable[[Known], Outcome]:
     return run
 
 
-ALIGNMENTS = ("auto", "histogram", "moments", "reinhard", "fourier")
-"""Ways to align the input; "auto" chooses by its rule. No pair has dyed tissue on both sides, as "macenko" wants."""
+ALIGNED = (
+    Row(name="align auto", run=_used(align="auto"), budgeted=False),
+    Row(name="align histogram", run=_used(align="histogram"), budgeted=False),
+    Row(name="align moments", run=_used(align="moments"), budgeted=False),
+    Row(name="align reinhard", run=_used(align="reinhard"), budgeted=False),
+    Row(name="align fourier", run=_used(align="fourier"), budgeted=False, serves=_not_on_rasters),
+    Row(name="spacing", run=_used(spacing="adapter"), budgeted=False, serves=_in_mm),
+    Row(name="align auto, spacing", run=_used(align="auto", spacing="adapter"), budgeted=False, serves=_in_mm),
+)
+"""Ways to align the input; "auto" chooses by its rule. No pair has dyed tissue on both sides, as "macenko" wants; rasters
+are always seen at the pixel size of training."""
 SECOND = "second observer"
 ROWS = {
     row.name: row
     for row in (
         Row(name="source only", run=_source_only, budgeted=False),
-        *(
-            Row(
-                name=f"align {name}",
-                run=_aligned(name),
-                budgeted=False,
-                serves=lambda pair, name=name: name != "fourier" or pair.recipe != "aerial_buildings",  # type: ignore[misc]
-            )
-            for name in ALIGNMENTS
-        ),
+        *ALIGNED,
         Row(name="no labels", run=_adapted, settings=AdaptConfig().to_dict()),
         Row(name="weak boxes", run=_trained("boxes", supervision="boxes")),
         Row(name="weak points", run=_trained("points", supervision="points")),
@@ -300,9 +310,10 @@ def one(known: Known, row: Row, scored: Scored) -> dict[str, Any]:
 
 def _scored(known: Known, outcome: Outcome, scored: Scored) -> dict[str, Any]:
     grafted = load_adapter(outcome.adapter, known.backbone)
-    options: dict[str, Any] = {} if outcome.align is None else {"align": outcome.align}
     try:
-        return score(known.pair.metric, scored, lambda path: segment(path, adapter=grafted, progress=False, **options))
+        return score(
+            known.pair.metric, scored, lambda path: segment(path, adapter=grafted, progress=False, **outcome.use)
+        )
     finally:
         grafted.detach()
 
