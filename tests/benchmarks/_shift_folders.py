@@ -92,12 +92,13 @@ def _cut(source: Path, block: tuple[int, int, int, int], target: Path) -> None:
 
 
 def truth(item: Item, image: Path) -> Int:
-    """Labels on the grid of ``image``, which was written for ``item``: classes, or instance numbers; (D, H, W) or (H, W).
+    """Labels on the grid of ``image``, which was written for ``item``, by readers that know nothing of samgraft.
 
-    Read by plain readers that know nothing of samgraft.
+    Classes, or instance numbers; (D, H, W) or (H, W).
     """
     if item.layout == "nnunet":
-        return np.asarray(np.rint(np.asarray(nib.load(item.label).dataobj)).T, dtype=np.int32)  # type: ignore[attr-defined]
+        volume = np.asarray(nib.load(item.label).dataobj)
+        return np.asarray(np.rint(volume).T, dtype=np.int32)
     if item.layout == "image_mask":
         return np.asarray(Image.open(item.label)).astype(np.int32)
     with rasterio.open(image) as file:

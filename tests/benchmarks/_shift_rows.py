@@ -191,8 +191,8 @@ ALIGNED = (
     Row(name="spacing", run=_used(spacing="adapter"), budgeted=False, serves=_in_mm),
     Row(name="align auto, spacing", run=_used(align="auto", spacing="adapter"), budgeted=False, serves=_in_mm),
 )
-"""Ways to align the input; "auto" chooses by its rule. No pair has dyed tissue on both sides, as "macenko" wants; rasters
-are always seen at the pixel size of training."""
+"""Ways to align the input; "auto" chooses by its rule. No pair has dyed tissue on both sides, as "macenko" wants, and
+rasters are always seen at the pixel size of training."""
 SECOND = "second observer"
 ROWS = {
     row.name: row

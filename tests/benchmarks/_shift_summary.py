@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 SOURCE, UPPER = "source only", "all target labels"
 NO_LABELS, BOXES = "no labels", "weak boxes"
 LEAST_GAP = 0.02
-"""Where the upper bound is not even so much above the source adapter, there is no gap of which a share could be told."""
+"""Least gap of which a share is told: the upper bound has to be so much above the source adapter."""
 BOXES_AIM = 0.60
 NO_LABELS_AIM, NO_LABELS_PAIRS = 0.25, 3
 HARM = 0.01
