@@ -15,6 +15,7 @@ from samgraft.errors import SamgraftError
 COMMANDS = {
     "fit": ("train an adapter on a data set", "samgraft.recipes.commands.fit"),
     "plan": ("say what a training run will need: memory, time, disk", "samgraft.recipes.commands.plan"),
+    "adapt": ("move an adapter to new images without labels", "samgraft.recipes.commands.adapt"),
     "validate": ("score an adapter on the validation cases of a data set", "samgraft.recipes.commands.validate"),
     "segment": ("segment one file with an adapter, boxes or points", "samgraft.recipes.commands.segment"),
     "locate": (

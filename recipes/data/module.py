@@ -19,6 +19,7 @@ from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.data.seen import Seen
+from samgraft.recipes.data.shares import class_shares
 from samgraft.recipes.data.slabs import SlabSet
 from samgraft.recipes.ranks import ALONE, Share, current
 
@@ -57,6 +58,10 @@ class TileSet(Dataset[Tile]):
                 self.images.append((fit.image(picture.float() / 255) * 255).round().clamp(0, 255).to(torch.uint8))
                 self.labels.append(fit.labels(label))
                 self.foreground.append(bool((label > 0).any()))
+
+    def label_maps(self) -> Sequence[Tensor]:
+        """All label maps."""
+        return self.labels
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -169,6 +174,7 @@ class SegmentationData(lightning.LightningDataModule):
             )
         self._tiles: TileSet | SlabSet | None = None
         self.seen = Seen(window=config.window, rasters=config.layout == "raster_vector")
+        self._shares: list[float] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -182,6 +188,8 @@ class SegmentationData(lightning.LightningDataModule):
             options: dict[str, Any] = {"size": self.size, "window": c.window, "overlap": c.overlap}
             cases = self.seen.watching(self.index.train)
             self._tiles = TileSet(cases, **options) if c.slab is None else SlabSet(cases, slab=c.slab, **options)
+            channels = 2 if self.kind == "instance" else 1 + len(self.class_names)
+            self._shares = class_shares(self._tiles.label_maps(), channels)
 
     def train_dataloader(self) -> DataLoader[Tile]:
         """Batches of (image (B, 3, S, S) uint8, label (B, S, S) int32), with ``data.slab`` slices D before S."""
@@ -224,6 +232,7 @@ class SegmentationData(lightning.LightningDataModule):
             "train_cases": len(self.index.train),
             "val_cases": len(self.val_refs),
             "tiles": tiles,
+            "class_shares": self._shares,
             "epochs_per_validation": round(self.steps * self.config.batch_size / max(tiles, 1), 3)
             if tiles
             else math.nan,

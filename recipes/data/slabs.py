@@ -93,6 +93,10 @@ class SlabSet(Dataset[Slab]):
             self.foreground.append(bool(labelled[max(0, start) : start + self.slab].any()))
         self._stacks.append(stack)
 
+    def label_maps(self) -> Sequence[Tensor]:
+        """All label maps, (n, S, S) of each volume's slices."""
+        return [stack.labels for stack in self._stacks]
+
     def __len__(self) -> int:
         """Number of slabs."""
         return len(self._places)
