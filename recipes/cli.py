@@ -22,6 +22,8 @@ COMMANDS = {
         "find the 3D boxes of structures in a volume, or fit what finds them",
         "samgraft.recipes.commands.locate",
     ),
+    "route": ("say which adapter's training images an image is like", "samgraft.recipes.commands.route"),
+    "merge": ("make one adapter of several", "samgraft.recipes.commands.merge"),
     "trust": ("calibrate how far an adapter can be trusted", "samgraft.recipes.commands.trust"),
     "predict": ("masks of many files with an adapter, shared by processes", "samgraft.recipes.commands.predict"),
     "info": ("say what a file, an adapter or a backbone is", "samgraft.recipes.commands.info"),

@@ -18,6 +18,7 @@ from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimi
 from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
 from samgraft.recipes.data.module import SegmentationData
+from samgraft.recipes.features import remember_features
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.metrics import Summary
@@ -106,6 +107,8 @@ def fit(
     began = time.monotonic()
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True)
     adapter = run / "adapter.graft"
+    if first and adapter.is_file() and config.train.strategy != "fsdp":  # there no process has the whole network
+        remember_features(adapter, task.grafted, data.index.train)
     report = report and first and (run / "metrics.json").is_file()
     written = report_run(run) if report else run / "report.html"
     return RunResult(

@@ -13,6 +13,7 @@ from samgraft.adapters.grafts.high_frequency import HighFrequencyConfig
 from samgraft.adapters.grafts.ia3 import Ia3Config
 from samgraft.adapters.grafts.learnable_prompt import LearnablePromptConfig
 from samgraft.adapters.grafts.lora import LoraConfig
+from samgraft.adapters.grafts.neck_affine import NeckAffineConfig
 from samgraft.adapters.grafts.ssf import SsfConfig
 from samgraft.adapters.grafts.tuned import BiasConfig, FullConfig, FullDecoderConfig, LayerNormConfig
 from samgraft.adapters.grafts.vera import VeraConfig
@@ -39,6 +40,7 @@ _CONFIGS: tuple[type[GraftConfig], ...] = (
     LayerNormConfig,
     LearnablePromptConfig,
     LoraConfig,
+    NeckAffineConfig,
     SsfConfig,
     VeraConfig,
     VptConfig,
@@ -66,6 +68,7 @@ __all__ = [
     "LayerNormConfig",
     "LearnablePromptConfig",
     "LoraConfig",
+    "NeckAffineConfig",
     "SsfConfig",
     "VeraConfig",
     "VptConfig",

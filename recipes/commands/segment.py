@@ -11,6 +11,13 @@ from samgraft.recipes.commands.everything import add_everything, everything_opti
 from samgraft.recipes.commands.labels import add_seg, seg_options
 from samgraft.recipes.commands.mosaic import add_mosaic, by_tiles, reading_options, run_tiles
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
+from samgraft.recipes.commands.routing import add_adapters, choose_adapter
+from samgraft.recipes.commands.test_time_options import (
+    add_test_time,
+    test_time_adapter,
+    test_time_method,
+    test_time_segment,
+)
 from samgraft.recipes.commands.volume_options import add_volume, volume_options, volume_report
 
 if TYPE_CHECKING:
@@ -26,11 +33,12 @@ METHODS = ("persam", "persam_f", "matcher", "in_context", "reference_region")
 def run(arguments: Sequence[str]) -> None:
     """Segment and write every ``--output``."""
     values = _parser().parse_args(list(arguments))
+    values.adapter = choose_adapter(values)
     _check(values)
+    segment = test_time_segment(test_time_method(values))
 
     from samgraft.adapters.prompts.improve import Improvement
     from samgraft.domains.opening import open_scene
-    from samgraft.recipes.api import segment
     from samgraft.recipes.heap import keep_memory
 
     keep_memory()
@@ -42,6 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     options |= everything_options(values) | align_options(values)
     tiled = by_tiles(values, scene)
     if tiled or scene is None:
+        values.adapter = test_time_adapter(values, scene, reading_options(values))
         run_tiles(values, options.get("everything"))
         return
     better = Improvement(augment=values.augment_points, refine=values.refine)
@@ -116,7 +125,7 @@ def _parser() -> PlainParser:
         nargs="+",
         help="NIfTI, DICOM folder, MHA, NRRD, GeoTIFF, VRT, PNG, JPEG, TIFF; several rasters are one mosaic",
     )
-    parser.add_argument("-a", "--adapter", default=None, help="adapter file (*.graft)")
+    add_adapters(parser)
     parser.add_argument(
         "--backbone", default=None, help="name, folder or file; by default the adapter's, else graft-tiny"
     )
@@ -161,6 +170,7 @@ def _parser() -> PlainParser:
     add_align(parser)
     add_everything(parser)
     add_mosaic(parser)
+    add_test_time(parser)
     return parser
 
 

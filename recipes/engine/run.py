@@ -106,7 +106,7 @@ def segment(
     _check_asked(prompts, references, better, records, adapter, volume)
     _check_moved(align, align_source, spacing, automatic=adapter is not None and prompts is None and references is None)
     source = scene if isinstance(scene, Scene) else open_scene(scene)
-    targets = _targets(output, source)
+    targets = output_paths(output, source)
     network, grafted, meta, opened = _network(adapter, backbone)
     _quantize(network, quantize, adapter, backbone)
     track = _bar if progress else None
@@ -308,7 +308,8 @@ def _finished(
     return result
 
 
-def _targets(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
+def output_paths(
+    output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
     """Outputs as paths; what cannot be written is said before the work begins.
 
     Raises:
