@@ -16,7 +16,7 @@ from samgraft.adapters.backbones.hf import hash_tensors
 from samgraft.errors import CheckpointError
 from samgraft.recipes.ranks import whole_state
 from samgraft.recipes.report import save_panels, versions, write_text
-from samgraft.recipes.tasks import MONITOR, SegmentationTask
+from samgraft.recipes.tasks import SegmentationTask, monitor
 
 
 def _task(module: lightning.LightningModule) -> SegmentationTask:
@@ -108,7 +108,7 @@ class Recorder(Callback):
         values = {s.name.removesuffix("/mean"): s.mean for s in task.summaries}
         record = {f"val/{k}": v for k, v in values.items() if v == v}
         self._append(trainer, {"step": trainer.global_step, **record, "val/n": task.summaries[0].n})
-        figure = values[MONITOR[task.config.task.kind].removeprefix("val/")]
+        figure = values[monitor(task.config).removeprefix("val/")]
         if trainer.state.fn != "fit" or not (figure > self.best or self.best == float("-inf")):
             return
         self.best = figure if figure == figure else self.best
@@ -159,12 +159,12 @@ def save_adapter(
     save_bundle(path, task.grafted, meta=meta, state=state)
 
 
-def checkpoints(run: Path, kind: str) -> list[ModelCheckpoint]:
+def checkpoints(run: Path, figure: str) -> list[ModelCheckpoint]:
     """``checkpoints/best.ckpt`` by the validation figure, and ``checkpoints/last.ckpt`` to resume from."""
     best = ModelCheckpoint(
         dirpath=run / "checkpoints",
         filename="best",
-        monitor=MONITOR[kind],
+        monitor=figure,
         mode="max",
         save_top_k=1,
         save_last=True,

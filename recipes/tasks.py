@@ -42,13 +42,22 @@ from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects, head_of, represent
+from samgraft.recipes.weak.judge import agreement_summaries, judge
+from samgraft.recipes.weak.learning import WeakLearning
 
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
-"""Figure by which the best checkpoint is chosen."""
+"""Figure by which the best checkpoint is chosen; without masks it is ``AGREEMENT``."""
+AGREEMENT = "val/agreement"
+"""How well validation cases agree with their weak labels (``samgraft.recipes.weak.judge``)."""
 INSTANCE_CLASSES = ("interior", "border")
 CACHED_VIEWS = 32
 """Views of an image where the features of a frozen encoder are kept; few are soon learned by heart."""
 _SAMPLES = 8
+
+
+def monitor(config: FitConfig) -> str:
+    """The figure that chooses the best checkpoint of a run."""
+    return MONITOR[config.task.kind] if config.data.supervision == "masks" else AGREEMENT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +69,8 @@ class CaseResult:
     scores: list[Score]
     match: InstanceMatch | None = None
     panel: Panel | None = None
+    agreement: tuple[str, dict[str, float]] | None = None
+    """Without masks: group of the case, and its figures."""
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -96,6 +107,7 @@ class SegmentationTask(lightning.LightningModule):
         self.encoder: CachedEncoder | None = None
         if config.train.cache:
             self.encoder = CachedEncoder(self.grafted, FeatureStore(limit_gb=config.train.cache_gb))
+        self.weak: WeakLearning | None = None
         self.views = self._views()
         self.randomness = torch.Generator().manual_seed(config.train.seed)
         self.began, self.elapsed = time.monotonic(), 0.0
@@ -103,6 +115,7 @@ class SegmentationTask(lightning.LightningModule):
         self.table = MetricTable()
         self.matches: list[InstanceMatch] = []
         self.panels: list[Panel] = []
+        self.agreements: list[tuple[str, dict[str, float]]] = []
         self.summaries: list[Summary] = []
 
     def _views(self) -> int:
@@ -134,7 +147,8 @@ class SegmentationTask(lightning.LightningModule):
 
         Args:
             image: (B, 3, S, S) in [0, 1], or slabs (B, 3, D, S, S), whose B * D slices are then what B means below.
-            label: (B, S, S) classes or instance numbers, with ``IGNORE``; of slabs (B, D, S, S).
+            label: (B, S, S) classes or instance numbers, with ``IGNORE``; of slabs (B, D, S, S). With weak or partial
+                labels, places in their tiles.
 
         Returns:
             A scalar; or logits (B, K, s, s) of the representation, such as class logits with background first; or
@@ -143,6 +157,8 @@ class SegmentationTask(lightning.LightningModule):
         image, label, depth = flat_slabs(image, label)
         representation, there = self.representation, image.to(self.device)
         features = self._features(there, depth)
+        if label is not None and self.weak is not None:
+            return self.weak.learn(representation, self.loss, self.grafted, features, there, label)
         if label is not None:
             return representation.learn(self.loss, self.grafted, features, there, label)
         if isinstance(representation, WindowObjects):
@@ -201,6 +217,7 @@ class SegmentationTask(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
         self.results, self.table, self.matches, self.panels, self.summaries = [], MetricTable(), [], [], []
+        self.agreements = []
 
     def validation_step(self, case: CaseArrays | None, index: int) -> None:
         """Predict a case at its own geometry and score it; None where this process has no case left.
@@ -222,7 +239,10 @@ class SegmentationTask(lightning.LightningModule):
         panel = None
         slab = {"slab": self.config.data.slab, "slab_overlap": self.config.data.slab_overlap}
         predicted = predict_semantic(self, case, **self._options(), **slab)
-        classes = dict(enumerate(self.class_names, start=1))
+        if case.weak is not None:
+            return self._validate_weak(case, number, predicted)
+        known = case.annotated or range(1, self.num_classes + 1)
+        classes = {label: name for label, name in enumerate(self.class_names, start=1) if label in known}
         rows = score_case(case.id, predicted, case.labels, classes, group=case.group, spacing=case.spacing)
         if number < _SAMPLES:
             middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
@@ -234,6 +254,8 @@ class SegmentationTask(lightning.LightningModule):
     def _validate_instances(self, case: CaseArrays, number: int) -> CaseResult:
         panel = None
         predicted, scores = self.objects(case)
+        if case.weak is not None:
+            return self._validate_weak(case, number, predicted[None])
         truth = case.labels[0]
         match = match_instances(case.id, predicted, scores, truth)
         name = self.class_names[0] if self.class_names else "object"
@@ -245,6 +267,16 @@ class SegmentationTask(lightning.LightningModule):
             caption = f"{hits} of {match.num_truth} objects at IoU 0.5, {len(match.scores)} predicted; IoU {iou:.2f}"
             panel = self._panel(case, 0, predicted, case.id, caption)
         return CaseResult(number=number, scores=rows, match=match, panel=panel)
+
+    def _validate_weak(self, case: CaseArrays, number: int, predicted: NDArray[np.integer]) -> CaseResult:
+        """Agreement of (n, h, w) labels with weak ones; the panel shows pseudo-labels where others show the truth."""
+        figures = judge(case, predicted, instance=self.config.task.kind == "instance", classes=self.num_classes)
+        panel = None
+        if number < _SAMPLES:
+            middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
+            caption = "white: pseudo-labels; " + ", ".join(f"{k} {v:.2f}" for k, v in figures.items())
+            panel = self._panel(case, middle, predicted[middle], case.id, caption)
+        return CaseResult(number=number, scores=[], panel=panel, agreement=(case.group, figures))
 
     def objects(self, case: CaseArrays) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Labels (h, w) 1..n and scores (n,) of a picture; for ``task.kind: instance``."""
@@ -277,10 +309,16 @@ class SegmentationTask(lightning.LightningModule):
             self.table.add(result.scores)
             self.matches += [] if result.match is None else [result.match]
             self.panels += [] if result.panel is None else [result.panel]
+            self.agreements += [] if result.agreement is None else [result.agreement]
 
     def on_validation_epoch_end(self) -> None:
         """Sum up and log ``val/...``, the same on every process."""
         self._collect()
+        if self.agreements:
+            self.summaries = agreement_summaries([one for _, one in self.agreements], [g for g, _ in self.agreements])
+            for summary in self.summaries:
+                self.log(f"val/{summary.name}", summary.mean, prog_bar=summary.name == "agreement", batch_size=1)
+            return
         self.summaries = self.table.summaries()
         if self.config.task.kind == "instance":
             n = len(self.matches)
@@ -317,11 +355,16 @@ class SegmentationTask(lightning.LightningModule):
         if part.world > 1:
             torch.manual_seed(self.config.train.seed + part.rank)
 
+    def progress(self, step: int) -> float:
+        """Share of the training that is done, by steps or by time, what is further."""
+        share = step / self.config.train.steps
+        if self.config.train.minutes is not None:
+            share = max(share, self.elapsed / (60 * self.config.train.minutes))
+        return share
+
     def _rate(self, step: int) -> float:
         """Factor on the peak rate."""
-        progress = step / self.config.train.steps
-        if self.config.train.minutes is not None:
-            progress = max(progress, self.elapsed / (60 * self.config.train.minutes))
+        progress = SegmentationTask.progress(self, step)
         warmup = self.config.task.warmup
         if progress < warmup:
             return progress / warmup + 1e-3

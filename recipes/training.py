@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -27,7 +28,11 @@ from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
 from samgraft.recipes.starting import start_from
 from samgraft.recipes.strategies import choose_strategy
-from samgraft.recipes.tasks import SegmentationTask
+from samgraft.recipes.tasks import SegmentationTask, monitor
+
+from samgraft.recipes.weak.callback import Refinement
+from samgraft.recipes.weak.data import WeakData, needs_weak
+from samgraft.recipes.weak.learning import WeakLearning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +59,16 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     frozen = backbone if backbone is not None else load_backbone(config.task.backbone)
     size = round_up(config.data.size, frozen.spec.patch_size)
     batches = min(config.train.val_every, config.train.steps) * config.train.accumulate
-    data = SegmentationData(
-        config.data,
-        kind=config.task.kind,
-        size=size,
-        steps=batches,
-        val_cases=config.train.val_cases,
-        class_names=config.task.class_names,
-        deal_validation=config.train.strategy != "fsdp",
-    )
+    options: dict[str, Any] = {
+        "kind": config.task.kind,
+        "size": size,
+        "steps": batches,
+        "val_cases": config.train.val_cases,
+        "class_names": config.task.class_names,
+        "deal_validation": config.train.strategy != "fsdp",
+    }
+    weak = WeakData(config.data, config.weak, **options) if needs_weak(config.data) else None
+    data = weak or SegmentationData(config.data, **options)
     names = config.task.class_names or data.class_names
     if len(names) != len(data.class_names) and config.task.kind == "semantic":
         raise ConfigError(
@@ -70,8 +76,12 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
         )
     lightning.seed_everything(config.train.seed, verbose=False)
     require_slab(config)
+    if weak is not None:
+        weak.prepare(frozen, tell=print if config.train.progress and is_first(config.train) else None)
     task = SegmentationTask(config, class_names=names, size=size, backbone=frozen)
     frozen.checkpointing = config.train.checkpointing
+    if weak is not None:
+        task.weak = WeakLearning(tiles=weak.tiles, config=config.weak, partial=config.data.partial)
     if config.train.start_from is not None:
         start_from(config.train.start_from, task.grafted, names)
     return task, data
@@ -102,8 +112,12 @@ def fit(
         return_memory()
     trainer = make_trainer(config, run)
     task, data = build(config, backbone=backbone)
+    if isinstance(data, WeakData) and config.data.supervision != "masks":
+        trainer.callbacks.insert(0, Refinement(data.tiles, config.weak, run))  # type: ignore[attr-defined]
     if first:
         write_config(run, config)
+        if isinstance(data, WeakData):
+            data.picture(run / "weak_labels.png")
     began = time.monotonic()
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True)
     adapter = run / "adapter.graft"
@@ -170,7 +184,7 @@ def make_trainer(config: FitConfig, run: Path) -> lightning.Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     train = config.train
-    callbacks: list[Callback] = [FrozenCheck(), Recorder(run), *checkpoints(run, config.task.kind)]
+    callbacks: list[Callback] = [FrozenCheck(), Recorder(run), *checkpoints(run, monitor(config))]
     if train.progress:
         callbacks.append(Progress())
     if train.minutes is not None:
