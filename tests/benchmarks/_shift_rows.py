@@ -24,7 +24,7 @@ from samgraft.recipes.config import FitConfig, TrainConfig
 from samgraft.recipes.engine.run import load_adapter, segment
 from samgraft.recipes.rescaling import rescale_adapter
 from samgraft.recipes.tasks import SegmentationTask
-from samgraft.recipes.training import build, make_trainer, prepare_run, write_config
+from samgraft.recipes.training import fit
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import KEY, short_hash, state_of
 from tests.benchmarks._shift_folders import IMAGES, LabelWriter, data_set, unlabelled, write_image
@@ -59,6 +59,8 @@ class Known:
     """Seconds of process time."""
     seed: int
     backbone: HFSamBackbone
+    """Without grafts; for what gives it back as it was."""
+    backbone_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +93,13 @@ class ProcessClock(Callback):
 
     def __init__(self, began: float) -> None:
         """Remember when the row began, by ``time.process_time``."""
-        self.began = began
+        self.began, self.steps = began, 0
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Move the start of the task's clock so that it shows process time."""
+        self.steps += 1
         if isinstance(pl_module, SegmentationTask):
             pl_module.began = time.monotonic() - (time.process_time() - self.began)
 
@@ -128,21 +131,14 @@ def fit_config(pair: Pair, data: Path, *, target: bool, seed: int, budget: float
     return replace(recipe, data=replace(recipe.data, path=str(data), seed=seed, **sizes), train=train)
 
 
-def train(config: FitConfig, run: Path, backbone: HFSamBackbone, began: float) -> dict[str, Any]:
-    """What ``samgraft fit`` does, until the process has worked for the budget since ``began``; steps that it took.
+def train(config: FitConfig, run: Path, backbone: str, began: float) -> dict[str, Any]:
+    """``samgraft fit`` until the process has worked for the budget since ``began``; steps that it took.
 
-    The run is validated once, at its end: nothing is chosen by figures.
+    The run is validated once, at its end: nothing is chosen by figures. Frozen tensors that change are an error there.
     """
-    prepare_run(run, resume=False)
-    task, data = build(config, backbone=backbone)
-    write_config(run, config)
-    trainer = make_trainer(config, run)
-    trainer.callbacks.append(ProcessClock(began))  # type: ignore[attr-defined]
-    try:
-        trainer.fit(task, datamodule=data)
-    finally:
-        task.grafted.detach()
-    return {"steps": int(trainer.global_step), "lr": config.task.lr}
+    clock = ProcessClock(began)
+    fit(config, run, backbone=open_backbone(backbone), report=False, callbacks=[clock])
+    return {"steps": clock.steps, "lr": config.task.lr}
 
 
 def _source_only(known: Known) -> Outcome:
@@ -176,8 +172,8 @@ def _trained(labels: str, **data: Any) -> Callable[[Known], Outcome]:
         began, start = time.process_time(), known.adapter
         settings = {"target": True, "seed": known.seed, "budget": known.budget, "start_from": start, **data}
         config = fit_config(known.pair, known.sets[labels], **settings)
-        facts = train(config, known.run, known.backbone, began)
-        return Outcome(adapter=known.run / "adapter.graft", facts=facts)
+        facts = train(config, known.run / "fit", known.backbone_name, began)
+        return Outcome(adapter=known.run / "fit" / "adapter.graft", facts=facts)
 
     return run
 
@@ -257,7 +253,7 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def source_adapter(pair: Pair, data: Path, task: Task, backbone: HFSamBackbone) -> Path:
+def source_adapter(pair: Pair, data: Path, task: Task, backbone: str) -> Path:
     """The source adapter of a domain and seed, as a file: trained once, and then found again; told what the target is.
 
     Its name holds what decides it, so that one of another budget is not taken for it.
@@ -329,11 +325,12 @@ def many(group: Mapping[str, Any], weak: Mapping[str, LabelWriter]) -> Iterator[
         pair, own = PAIRS[name], [task for task in tasks if task["set"] == name]
         work = Path(own[0]["work"])
         ready = prepare(pair, own[0]["seed"], work, weak, trial=own[0]["trial"])
-        adapter = source_adapter(pair, ready.source, own[0], backbone)
+        adapter = source_adapter(pair, ready.source, own[0], group["backbone"])
         for task in own:
             run = work / "runs" / name / f"seed{task['seed']}" / task["method"].replace(" ", "_")
             shared = {"pair": pair, "adapter": adapter, "images": ready.images, "sets": ready.sets, "run": run}
-            known = Known(**shared, budget=task["budget"], seed=task["seed"], backbone=backbone)
+            shared |= {"backbone": backbone, "backbone_name": group["backbone"]}
+            known = Known(**shared, budget=task["budget"], seed=task["seed"])
             row = ROWS[task["method"]]
             labelled = {"few": ready.labelled["few"], "all": ready.labelled["all"]}
             counts = {f"{FEW} target labels": labelled["few"], "all target labels": labelled["all"]}
