@@ -241,8 +241,8 @@ class SegmentationTask(lightning.LightningModule):
         predicted = predict_semantic(self, case, **self._options(), **slab)
         if case.weak is not None:
             return self._validate_weak(case, number, predicted)
-        known = case.annotated or range(1, self.num_classes + 1)
-        classes = {label: name for label, name in enumerate(self.class_names, start=1) if label in known}
+        named, known = enumerate(self.class_names, start=1), case.annotated
+        classes = {label: name for label, name in named if known is None or label in known}
         rows = score_case(case.id, predicted, case.labels, classes, group=case.group, spacing=case.spacing)
         if number < _SAMPLES:
             middle = int((case.labels > 0).sum(axis=(1, 2)).argmax())
@@ -364,7 +364,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def _rate(self, step: int) -> float:
         """Factor on the peak rate."""
-        progress = SegmentationTask.progress(self, step)
+        progress = self.progress(step)
         warmup = self.config.task.warmup
         if progress < warmup:
             return progress / warmup + 1e-3

@@ -115,6 +115,8 @@ class DataIndex:
     val: tuple[CaseRef, ...]
     classes: Mapping[int, str]
     """Label value -> name, without background."""
+    values: tuple[int, ...] = ()
+    """Values of the classes in label files, in the same order."""
     modality: str | None = None
     intensity: Mapping[str, Any] | None = None
     """How intensities become [0, 1], for the adapter's header."""

@@ -74,6 +74,7 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
         train=train,
         val=val,
         classes=names,
+        values=task.values,
         modality=modality,
         intensity=measured or _recorded_scale(config, modality),
         gsd=common_gsd(scenes),

@@ -130,7 +130,7 @@ def test_binary_autosam_learns_from_one_channel(tmp_path: Path) -> None:
 def test_learning_rate_follows_steps() -> None:
     config = FitConfig(task=TaskConfig(warmup=0.1), train=TrainConfig(steps=100))
     rate = SegmentationTask._rate
-    task = type("T", (), {"config": config, "began": 0.0})()
+    task = type("T", (), {"config": config, "began": 0.0, "progress": SegmentationTask.progress})()
     assert rate(task, 5) == pytest.approx(0.5, abs=0.01)
     assert rate(task, 10) == pytest.approx(1.0, abs=0.01)
     assert rate(task, 100) == pytest.approx(0.01, abs=0.001)
