@@ -145,13 +145,9 @@ def reachable(folder: Path) -> set[Path]:
     return found
 
 
-def weak_stub(items: Sequence[Item], images: Sequence[Path], root: Path) -> None:
-    (root / "boxes.json").write_text(json.dumps([item.id for item in items]))
-
-
 def pair_of(target: list[Item], source: list[Item], scored: list[Item]) -> Pair:
     sides = Sides(source=tuple(source), target=tuple(target), scored=tuple(scored))
-    return Pair(name="made_up", source="made_up_source", recipe="nuclei", metric="dice", sides=lambda seed: sides)
+    return Pair(name="made_up", source="made_up_source", recipe="retina_vessels", metric="dice", sides=lambda seed: sides)
 
 
 def test_images_lead_to_no_label_and_noise_instead_of_masks_changes_nothing_about_them(tmp_path: Path) -> None:
@@ -161,14 +157,17 @@ def test_images_lead_to_no_label_and_noise_instead_of_masks_changes_nothing_abou
         given = [square() if name == "true" else rng.integers(0, 2, (40, 56)) for _ in range(10)]
         items = people(tmp_path / name / "raw", 10, given)
         pair = pair_of(items[2:8], items[:2], items[8:])
-        prepared.append(_shift_rows.prepare(pair, 3, tmp_path / name / "work", {"boxes": weak_stub}))
+        prepared.append(_shift_rows.prepare(pair, 3, tmp_path / name / "work"))
     true, noise = prepared
     assert [path.name for path in true.images] == ["01L.png", "01R.png", "02L.png", "02R.png", "03L.png", "03R.png"]
     assert [p.read_bytes() for p in true.images] == [p.read_bytes() for p in noise.images]
     (folder,) = {path.parent for path in true.images}
     assert {path.name for path in reachable(folder)} == {path.name for path in true.images}
-    boxes = reachable(true.sets["boxes"])
-    assert not any("masks" in path.parts for path in boxes)
+    for kind in ("boxes", "points", "scribbles"):
+        assert not any("masks" in path.parts for path in reachable(true.sets[kind]))
+        labels = [p.read_bytes() for p in sorted((true.sets[kind] / kind).iterdir())]
+        assert labels != [p.read_bytes() for p in sorted((noise.sets[kind] / kind).iterdir())]
+    assert (true.sets["boxes"] / "boxes" / "02L.csv").read_text().splitlines()[1].endswith("30,4,49,13")
     masks = {image: truth(item, image) for item, image in true.scored}
     assert all(mask.sum() == 200 for mask in masks.values())
     assert not any(path.name in {p.name for p in masks} for path in reachable(true.sets["all"]))
@@ -180,7 +179,8 @@ def test_data_sets_are_read_by_fit_and_validate_on_a_copy_of_a_training_case(tmp
     written = unlabelled(items, tmp_path / "target")
     root = data_set(items, {i.id: p for i, p in zip(items, written, strict=True)}, tmp_path / "target" / "all")
     kind = "instance" if labels == "instances" else "semantic"
-    index = index_data(DataConfig(layout="image_mask", path=str(root), size=32), kind, ["thing"])  # type: ignore[arg-type]
+    config = DataConfig(layout="image_mask", path=str(root), size=32)
+    index = index_data(config, kind, ["thing"])  # type: ignore[arg-type]
     assert [case.id for case in index.train] == ["p0x", "p1x", "p2x"]
     assert [case.id for case in index.val] == [LAST + "p0x"]
     np.testing.assert_array_equal(index.val[0].load().image, index.train[0].load().image)

@@ -27,9 +27,10 @@ from samgraft.recipes.tasks import SegmentationTask
 from samgraft.recipes.training import fit
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import KEY, short_hash, state_of
-from tests.benchmarks._shift_folders import IMAGES, LabelWriter, data_set, unlabelled, write_image
+from tests.benchmarks._shift_folders import IMAGES, data_set, unlabelled, write_image
 from tests.benchmarks._shift_pairs import PAIRS, Pair, few, second_observer
 from tests.benchmarks._shift_scores import Scored, agreement, score
+from tests.benchmarks._shift_weak import WRITERS, WeakWriter, weak_set
 
 Task = dict[str, Any]
 FEW = 5
@@ -52,7 +53,7 @@ class Known:
     images: tuple[Path, ...]
     """Training images of the target."""
     sets: Mapping[str, Path]
-    """Data sets of the target: "few" and "all" with masks, "boxes" and "points" with those instead."""
+    """Data sets of the target: "few" and "all" with masks, "boxes", "points" and "scribbles" with those instead."""
     run: Path
     """An empty folder for what the row leaves behind."""
     budget: float
@@ -153,6 +154,10 @@ def _not_on_rasters(pair: Pair) -> bool:
     return pair.recipe != "aerial_buildings"
 
 
+def _thin(pair: Pair) -> bool:
+    return pair.recipe == "retina_vessels"
+
+
 def _in_mm(pair: Pair) -> bool:
     return pair.modality is not None
 
@@ -198,6 +203,7 @@ ROWS = {
         Row(name="no labels", run=_adapted, settings=AdaptConfig().to_dict()),
         Row(name="weak boxes", run=_trained("boxes", supervision="boxes")),
         Row(name="weak points", run=_trained("points", supervision="points")),
+        Row(name="weak scribbles", run=_trained("scribbles", supervision="scribbles"), serves=_thin),
         Row(name=f"{FEW} target labels", run=_trained("few")),
         Row(name="all target labels", run=_trained("all")),
         Row(name=SECOND, run=_source_only, budgeted=False, serves=lambda pair: pair.second_observer),
@@ -218,7 +224,9 @@ class Prepared:
     """Data set -> number of its cases."""
 
 
-def prepare(pair: Pair, seed: int, work: Path, weak: Mapping[str, LabelWriter], *, trial: bool = False) -> Prepared:
+def prepare(
+    pair: Pair, seed: int, work: Path, weak: Mapping[str, WeakWriter] = WRITERS, *, trial: bool = False
+) -> Prepared:
     """Write the folders of a pair; what is there already is made anew.
 
     Args:
@@ -236,7 +244,8 @@ def prepare(pair: Pair, seed: int, work: Path, weak: Mapping[str, LabelWriter], 
     written = {item.id: path for item, path in zip(sides.target, unlabelled(sides.target, target), strict=True)}
     chosen = few(sides.target, written, FEW, seed)
     sets = {"all": data_set(sides.target, written, target / "all"), "few": data_set(chosen, written, target / "few")}
-    sets |= {kind: data_set(sides.target, written, target / kind, labels=writer) for kind, writer in weak.items()}
+    for kind, write in weak.items():
+        sets[kind] = weak_set(sides.target, written, target / kind, write=write, recipe=pair.recipe, seed=seed)
     shown = unlabelled(sides.source, source / "originals")
     data_set(sides.source, {i.id: p for i, p in zip(sides.source, shown, strict=True)}, source)
     return Prepared(
@@ -314,7 +323,7 @@ def _scored(known: Known, outcome: Outcome, scored: Scored) -> dict[str, Any]:
         grafted.detach()
 
 
-def many(group: Mapping[str, Any], weak: Mapping[str, LabelWriter]) -> Iterator[Task]:
+def many(group: Mapping[str, Any]) -> Iterator[Task]:
     """All rows of one source domain and seed, pair by pair; the source adapter is trained at the first.
 
     A run that fails gives {"failed": ..., the fields of ``KEY``}, and the backbone is loaded anew.
@@ -324,7 +333,7 @@ def many(group: Mapping[str, Any], weak: Mapping[str, LabelWriter]) -> Iterator[
     for name in dict.fromkeys(task["set"] for task in tasks):
         pair, own = PAIRS[name], [task for task in tasks if task["set"] == name]
         work = Path(own[0]["work"])
-        ready = prepare(pair, own[0]["seed"], work, weak, trial=own[0]["trial"])
+        ready = prepare(pair, own[0]["seed"], work, trial=own[0]["trial"])
         adapter = source_adapter(pair, ready.source, own[0], group["backbone"])
         for task in own:
             run = work / "runs" / name / f"seed{task['seed']}" / task["method"].replace(" ", "_")
