@@ -69,7 +69,7 @@ def test_time_method(values: argparse.Namespace) -> "SceneMethod | None":
 
 def test_time_segment(method: "SceneMethod | None") -> "Callable[..., Segmentation]":
     """``samgraft.segment``, or the same with an adapter that is fitted first, and that says so."""
-    from samgraft.recipes.engine.run import segment
+    from samgraft.recipes.api import segment
 
     return segment if method is None else partial(_segment, method)
 
