@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.bundle import read_header
+from samgraft.domains.segmentation import Segmentation
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.run import adapt
 from samgraft.recipes.commands.parsing import config_path, read_fit_config
@@ -24,6 +25,8 @@ from samgraft.recipes.config import FitConfig, TrainConfig
 from samgraft.recipes.engine.run import load_adapter, segment
 from samgraft.recipes.rescaling import rescale_adapter
 from samgraft.recipes.tasks import SegmentationTask
+from samgraft.recipes.test_time.methods import EntropyConfig, SceneMethod, StatisticsConfig
+from samgraft.recipes.test_time.segmenting import segment_adapted
 from samgraft.recipes.training import fit
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import KEY, short_hash, state_of
@@ -71,6 +74,8 @@ class Outcome:
     adapter: Path
     use: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``samgraft.segment``."""
+    method: SceneMethod | None = None
+    """What is done to the adapter on every scene, and undone after it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For its line: steps, whether the guard fell back, ..."""
 
@@ -150,6 +155,10 @@ def _used(**options: str) -> Callable[[Known], Outcome]:
     return lambda known: Outcome(adapter=known.adapter, use=options)
 
 
+def _fitted(method: SceneMethod) -> Callable[[Known], Outcome]:
+    return lambda known: Outcome(adapter=known.adapter, method=method)
+
+
 def _not_on_rasters(pair: Pair) -> bool:
     return pair.recipe != "aerial_buildings"
 
@@ -200,6 +209,8 @@ ROWS = {
     for row in (
         Row(name="source only", run=_source_only, budgeted=False),
         *ALIGNED,
+        Row(name="test time entropy", run=_fitted(EntropyConfig()), budgeted=False),
+        Row(name="test time statistics", run=_fitted(StatisticsConfig()), budgeted=False),
         Row(name="no labels", run=_adapted, settings=AdaptConfig().to_dict()),
         Row(name="weak boxes", run=_trained("boxes", supervision="boxes")),
         Row(name="weak points", run=_trained("points", supervision="points")),
@@ -315,10 +326,14 @@ def one(known: Known, row: Row, scored: Scored) -> dict[str, Any]:
 
 def _scored(known: Known, outcome: Outcome, scored: Scored) -> dict[str, Any]:
     grafted = load_adapter(outcome.adapter, known.backbone)
+
+    def predict(path: Path) -> Segmentation:
+        if outcome.method is not None:
+            return segment_adapted(path, adapter=grafted, method=outcome.method, progress=False)[0]
+        return segment(path, adapter=grafted, progress=False, **outcome.use)
+
     try:
-        return score(
-            known.pair.metric, scored, lambda path: segment(path, adapter=grafted, progress=False, **outcome.use)
-        )
+        return score(known.pair.metric, scored, predict)
     finally:
         grafted.detach()
 
