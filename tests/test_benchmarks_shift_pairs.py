@@ -45,7 +45,7 @@ def test_sides_of_the_real_pairs_are_apart(name: str) -> None:
     assert not parts["scored"] & (parts["source"] | parts["target"])
     images = [{(item.image, item.block) for item in getattr(sides, part)} for part in parts]
     assert not images[2] & (images[0] | images[1])
-    assert PAIRS[name].sides(0) == sides or PAIRS[name].name.startswith("retina")
+    assert PAIRS[name].sides(0) == sides
 
 
 @pytest.mark.usefixtures("real")
@@ -167,7 +167,8 @@ def test_images_lead_to_no_label_and_noise_instead_of_masks_changes_nothing_abou
         assert not any("masks" in path.parts for path in reachable(true.sets[kind]))
         labels = [p.read_bytes() for p in sorted((true.sets[kind] / kind).iterdir())]
         assert labels != [p.read_bytes() for p in sorted((noise.sets[kind] / kind).iterdir())]
-    assert (true.sets["boxes"] / "boxes" / "02L.csv").read_text().splitlines()[1].endswith("30,4,49,13")
+    _, row = (true.sets["boxes"] / "boxes" / "02L.csv").read_text().splitlines()
+    assert [float(value) for value in row.split(",")[-4:]] == [30, 4, 49, 13]
     masks = {image: truth(item, image) for item, image in true.scored}
     assert all(mask.sum() == 200 for mask in masks.values())
     assert not any(path.name in {p.name for p in masks} for path in reachable(true.sets["all"]))
@@ -195,8 +196,8 @@ def test_volumes_become_a_set_of_their_own(tmp_path: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps({**header, "file_ending": ".nii.gz"}))
     items = []
     for number in range(2):
-        values, lump = np.zeros((5, 6, 4), dtype=np.int16), np.zeros((5, 6, 4), dtype=np.uint8)
-        lump[1:3, 2, 3], values[...] = 1, number
+        values, lump = np.arange(120, dtype=np.int16).reshape(5, 6, 4), np.zeros((5, 6, 4), dtype=np.uint8)
+        lump[1:3, 2, 3] = 1
         image, label = raw / "imagesTr" / f"S_{number}_0000.nii.gz", raw / "labelsTr" / f"S_{number}.nii.gz"
         for array, path in ((values, image), (lump, label)):
             nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 3.0, 1.0])), path)  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ RIO_SCORED = (9, 10)
 RIO_TRAIN = (4, 5, 6, 7, 8)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Sides:
     """The cases of a pair."""
 
