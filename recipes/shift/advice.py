@@ -5,7 +5,7 @@ or stain (docs/shift.md has the figures); none of them promises a gain in Dice.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ SKEWED = 0.4
 TOLD_APART = 0.65
 """Area under the curve of the linear probe up to which the sets look alike."""
 SIGNIFICANT = 0.05
+NEARER = 0.2
+"""Share of the features' shift that an alignment has to take away in a trial to be worth trying."""
 FAR = 1.0
 """Shift of the features in standard deviations, beyond chance, from which on pseudo-labels are mostly wrong."""
 
@@ -50,6 +52,7 @@ def advise(found: Measured) -> tuple[Advice, ...]:
     """Every lever that says something about this shift; those worth trying first."""
     same = looks_alike(found.features)
     listed = [*_nothing(found, same), *_resample(found), *_values(found), *_augment(found), *_labels(found, same)]
+    listed = [_tried(one, found) for one in listed]
     order: tuple[Worth, ...] = ("try", "perhaps", "no")
     return tuple(sorted(listed, key=lambda one: order.index(one.worth)))
 
@@ -73,6 +76,21 @@ def inverted(found: Measured) -> bool:
     """Whether one set is bright on dark and the other dark on bright."""
     one, two = found.comparison.skewness
     return one * two < 0 and min(abs(one), abs(two)) > SKEWED
+
+
+def _tried(one: Advice, found: Measured) -> Advice:
+    """An alignment as its trial judges it; all else as it is."""
+    trial = next((t for t in found.trials if t.name == one.lever), None)
+    if trial is None or found.features is None:
+        return one
+    before = beyond_chance(found.features)
+    left = float(np.sqrt(max(trial.standardised**2 - found.features.standardised_chance**2, 0.0)))
+    gain = 1 - left / before if before > 0 else 0.0
+    why = f"tried: the features' shift beyond chance goes from {before:.2f} to {left:.2f} standard deviations"
+    worth: Worth = "try" if gain >= NEARER and one.worth != "no" else "no" if gain < 0 else one.worth
+    if gain < NEARER and one.worth == "try":
+        worth = "perhaps" if gain >= 0 else "no"
+    return replace(one, worth=worth, why=f"{one.why}; {why}")
 
 
 def _nothing(found: Measured, same: bool | None) -> Iterator[Advice]:

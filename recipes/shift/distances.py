@@ -164,20 +164,26 @@ def relabel(rows: Labelled, count: int, seed: int) -> Relabelled:
     if min(map(len, sides)) < 2:
         dealt = np.stack([generator.permutation(rows.target) for _ in range(count)])
         return Relabelled(target=dealt, unit="views", smallest_p=1 / (1 + count))
-    both = sorted(sides[0] & sides[1])
-    single = np.array(sorted(sides[0] ^ sides[1]), dtype=np.int64)
-    label = np.array([group in sides[1] for group in single.tolist()], dtype=np.bool_)
-    dealt = np.repeat(rows.target[None], count, axis=0)
-    for row in dealt:
-        for group in both:
-            if generator.random() < 0.5:
-                row[rows.groups == group] ^= True
-        for group, side in zip(single.tolist(), generator.permutation(label), strict=True):
-            row[rows.groups == group] = side
-    usable = dealt.sum(axis=1)
-    dealt = dealt[(usable >= 2) & (usable <= dealt.shape[1] - 2)]
+    both, single = sorted(sides[0] & sides[1]), sorted(sides[0] ^ sides[1])
+    label = np.array([group in sides[1] for group in single], dtype=np.bool_)
+    dealt = np.stack([_dealt(rows, both, single, label, generator) for _ in range(count)])
     ways = 2 ** len(both) * comb(len(single), int(label.sum()))
     return Relabelled(target=dealt, unit="groups", smallest_p=1 / min(ways, count + 1))
+
+
+def _dealt(
+    rows: Labelled, both: list[int], single: list[int], label: NDArray[np.bool_], generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """(n,) labels dealt once; so that neither set is left with a single view."""
+    while True:
+        found = rows.target.copy()
+        for group in both:
+            if generator.random() < 0.5:
+                found[rows.groups == group] ^= True
+        for group, side in zip(single, generator.permutation(label), strict=True):
+            found[rows.groups == group] = side
+        if 2 <= found.sum() <= len(found) - 2:
+            return found
 
 
 def p_value(observed: float, chance: Floats) -> float:

@@ -3,6 +3,7 @@
     SOURCE (images, or an adapter that remembers them) + TARGET (images) -> views -> statistics, features -> Measured
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,8 +20,10 @@ from samgraft.recipes.shift import distances
 from samgraft.recipes.shift.distances import FEWEST, Labelled
 from samgraft.recipes.shift.features import Encoder, Moments
 from samgraft.recipes.shift.probe import Probe, linear_probe
-from samgraft.recipes.shift.seen import SetSummary, Track, remembered_set, see_set
-from samgraft.recipes.shift.sets import find_set
+from samgraft.recipes.shift.seen import SetSummary, Track, labelled, remembered_set, see_set, viewer_of
+from samgraft.recipes.shift.sets import ImageSet, find_set
+from samgraft.recipes.shift.trials import Aligner, Trial, try_alignments
+from samgraft.recipes.shift.views import set_views
 
 FRECHET_RELABELLINGS = 100
 """Relabellings behind the Frechet distance that chance gives; each one costs two eigenvalue problems."""
@@ -91,6 +94,8 @@ class Measured:
     """None where features were not asked for, or the source has none."""
     adapter: str | None = None
     """Name of the adapter that decided how both sets are seen."""
+    trials: tuple[Trial, ...] = ()
+    """Alignments of the input that were tried, the nearest first."""
     notes: tuple[str, ...] = ()
     """Remarks about the measurement."""
     data: Labelled | None = field(default=None, repr=False)
@@ -118,6 +123,7 @@ class Measured:
             "file_spacing_ratio": self.file_ratio,
             "network_pixel_ratio": self.zoom,
             "features": None if self.features is None else asdict(self.features),
+            "trials": [one.to_json() for one in self.trials],
             "notes": list(self.notes),
         }
 
@@ -128,6 +134,7 @@ def measure_shift(
     *,
     adapter: str | PathLike[str] | None = None,
     backbone: str | PathLike[str] | Backbone | None = None,
+    aligners: Mapping[str, Aligner] | None = None,
     options: ShiftOptions | None = None,
     track: Track | None = None,
 ) -> Measured:
@@ -139,6 +146,7 @@ def measure_shift(
         adapter: Both sets are seen as this adapter sees images; its backbone gives the features. An adapter as source
             is its own.
         backbone: Name, folder, file or backbone without grafts; None takes the adapter's, else graft-tiny.
+        aligners: Alignments of the input that are tried on the target's views, by name.
         options: How.
         track: Shows progress.
 
@@ -148,44 +156,58 @@ def measure_shift(
         ConfigError: two different adapters.
     """
     chosen = options or ShiftOptions()
-    remembered = Path(source) if Path(source).suffix == ".graft" else None
-    if remembered is not None and adapter is not None and Path(adapter).resolve() != remembered.resolve():
-        raise ConfigError(f"source is the adapter {source}; leave --adapter {adapter} out, or give source images")
-    header = remembered or (None if adapter is None else Path(adapter))
+    header = _header(source, adapter)
     meta = None if header is None else read_meta(header)
-    found = [find_set(one, group=chosen.group) for one in ((target,) if remembered else (source, target))]
+    images = find_set(target, group=chosen.group)
     network = _network(header, backbone) if chosen.features else None
     encoders = [_encoder(network, meta, chosen) for _ in range(2)]
-    if remembered is not None and meta is not None:
-        one = remembered_set(remembered.name, meta, encoders[0])
+    if meta is not None and _is_adapter(source):
+        one = remembered_set(Path(source).name, meta, encoders[0])
     else:
-        one = see_set(found[0], meta, encoders[0], chosen.views, track)
-    two = see_set(found[-1], meta, encoders[1], chosen.views, track)
+        one = see_set(find_set(source, group=chosen.group), meta, encoders[0], chosen.views, track)
+    two = see_set(images, meta, encoders[1], chosen.views, track)
     rows = labelled(one, two)
+    trials, missed = _trials(images, meta, (one, two), encoders[1], aligners or {}, chosen, track)
     return Measured(
         source=one,
         target=two,
         comparison=compare_statistics(one.statistics, two.statistics),
         features=None if encoders[1] is None else _feature_shift(one, two, rows, encoders[1], chosen),
         adapter=None if header is None else header.name,
-        notes=tuple(_remarks(one, two, rows)),
+        trials=trials,
+        notes=(*_remarks(one, two, rows), *missed),
         data=rows,
     )
 
 
-def labelled(source: SetSummary, target: SetSummary) -> Labelled | None:
-    """Features of both sets; groups of one name are the same patient. None where one has none, or too few."""
-    if source.features is None or target.features is None:
-        return None
-    if min(len(source.features), len(target.features)) < FEWEST:
-        return None
-    names = [*source.groups, *target.groups]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return Labelled(
-        features=np.concatenate([source.features, target.features]),
-        target=np.repeat([False, True], [len(source.features), len(target.features)]),
-        groups=np.array([numbers[name] for name in names], dtype=np.int64),
-    )
+def _is_adapter(source: str | PathLike[str]) -> bool:
+    return Path(source).suffix == ".graft"
+
+
+def _header(source: str | PathLike[str], adapter: str | PathLike[str] | None) -> Path | None:
+    """The adapter that decides how images are seen."""
+    if not _is_adapter(source):
+        return None if adapter is None else Path(adapter)
+    if adapter is not None and Path(adapter).resolve() != Path(source).resolve():
+        raise ConfigError(f"source is the adapter {source}; leave --adapter {adapter} out, or give source images")
+    return Path(source)
+
+
+def _trials(
+    images: ImageSet,
+    meta: BundleMeta | None,
+    sets: tuple[SetSummary, SetSummary],
+    encoder: Encoder | None,
+    aligners: Mapping[str, Aligner],
+    chosen: ShiftOptions,
+    track: Track | None,
+) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """Read the target's views once more, and try alignments on them."""
+    if encoder is None or not aligners:
+        return (), ()
+    views = set_views(images, viewer_of(images, meta), chosen.views)
+    shown = views if track is None else track(views, f"{images.title}, aligned", chosen.views)
+    return try_alignments(shown, *sets, encoder, aligners, seed=chosen.seed)
 
 
 def _network(header: Path | None, backbone: str | PathLike[str] | Backbone | None) -> Backbone:

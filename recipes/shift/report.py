@@ -82,7 +82,12 @@ def figures(found: Measured) -> list[tuple[str, str, str]]:
     ]
     if c.stain_angle is not None and c.stain_ratio is not None:
         rows.append(("stains", f"{c.stain_angle:.0f} deg", f"strengths {_each(c.stain_ratio, '{:.2f}')}-fold"))
-    return rows + ([] if found.features is None else _feature_rows(found.features))
+    if found.features is not None:
+        rows += _feature_rows(found.features)
+    return rows + [
+        (f"after {t.name}", f"{t.standardised:.2f} sd", "feature shift" + ("" if t.auc is None else f"; AUC {t.auc:.2f}"))
+        for t in found.trials
+    ]
 
 
 def _feature_rows(f: FeatureShift) -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.shift.statistics import ImageStatistics, StatisticsSums, median_pair
 from samgraft.errors import CheckpointError
+from samgraft.recipes.shift.distances import FEWEST, Labelled
 from samgraft.recipes.shift.features import Encoder, Moments
 from samgraft.recipes.shift.sets import ImageSet
 from samgraft.recipes.shift.views import View, Viewer, middles, recorded_input, set_views
@@ -93,7 +94,7 @@ def see_set(
     Raises:
         InputError: no image can be seen.
     """
-    viewer = Viewer(recorded=None if meta is None else recorded_input(meta), modality=images.modality)
+    viewer = viewer_of(images, meta)
     sums, groups = StatisticsSums(), []
     spacings: list[Pair] = []
     kept: list[View] = []
@@ -123,6 +124,11 @@ def see_set(
         examples=tuple(kept[i] for i in middles(min(EXAMPLES, len(kept)), len(kept))),
         notes=tuple(viewer.notes),
     )
+
+
+def viewer_of(images: ImageSet, meta: BundleMeta | None) -> Viewer:
+    """How the images of a set are seen: as the adapter of ``meta`` sees them, or each by its own scale."""
+    return Viewer(recorded=None if meta is None else recorded_input(meta), modality=images.modality)
 
 
 def remembered_set(title: str, meta: BundleMeta, encoder: Encoder | None) -> SetSummary:
@@ -158,3 +164,18 @@ def network_pixel(seen: ImageStatistics, size: int | None) -> float | None:
     if seen.spacing is None or seen.shape is None or size is None:
         return None
     return max(seen.spacing[0] * seen.shape[0], seen.spacing[1] * seen.shape[1]) / size
+
+
+def labelled(source: SetSummary, target: SetSummary) -> Labelled | None:
+    """Features of both sets; groups of one name are the same patient. None where one has none, or too few."""
+    if source.features is None or target.features is None:
+        return None
+    if min(len(source.features), len(target.features)) < FEWEST:
+        return None
+    names = [*source.groups, *target.groups]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return Labelled(
+        features=np.concatenate([source.features, target.features]),
+        target=np.repeat([False, True], [len(source.features), len(target.features)]),
+        groups=np.array([numbers[name] for name in names], dtype=np.int64),
+    )

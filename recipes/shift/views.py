@@ -26,6 +26,8 @@ WINDOW = 512
 """Side in pixels of windows where no adapter says another."""
 WHOLE = 2048
 """A picture with no longer side is seen whole where no adapter says otherwise."""
+PLACES = 9
+"""Places in the plane that windows of slices take in turn, where the adapter works by windows."""
 TRIES = 4
 """A raster is searched for windows with data in so many times as many places as are wanted."""
 EMPTY = 0.05
@@ -134,21 +136,28 @@ def _of_member(member: Member, viewer: Viewer, count: int) -> Iterator[View]:
     seen = scene if recipe is None else at_trained_gsd(scene, recipe.gsd)
     look = viewer.look(seen)
     if seen.kind == "volume":
-        yield from _slices(seen, look, member, count, None if recipe is None else recipe.slice_axis)
+        yield from _slices(seen, look, member, count, recipe)
     else:
         yield from _windows(seen, look, member, viewer, count, _plane_spacing(scene))
 
 
-def _slices(scene: Scene, look: Look, member: Member, count: int, axis: int | None) -> Iterator[View]:
-    cut = coarsest_axis(scene.grid) if axis is None else axis
-    length = scene.grid.shape[cut]
+def _slices(scene: Scene, look: Look, member: Member, count: int, recipe: InputRecipe | None) -> Iterator[View]:
+    """Slices with data, evenly spread; of an adapter that works by windows, one window of each."""
+    cut = coarsest_axis(scene.grid) if recipe is None or recipe.slice_axis is None else recipe.slice_axis
+    length, shape = scene.grid.shape[cut], plane_shape(scene.grid.shape, cut)
     placed = scene.grid.world in ("LPS", "RAS")
     sides = [v for i, v in enumerate(scene.grid.spacing) if i != cut]
     spacing = (float(sides[0]), float(sides[1])) if placed else None
-    for index in middles(min(count, length), length):
-        window = tuple(slice(index, index + 1) if i == cut else slice(None) for i in range(3))
-        raw, valid = scene.read_valid(window, look.channels)
-        image = _seen(look, raw.squeeze(cut + 1), valid.squeeze(cut))
+    places = spread_windows(shape, None if recipe is None else recipe.window, PLACES)
+    reach = 1 if recipe is not None and recipe.neighbours and len(look.channels) == 1 else 0
+    for number, index in enumerate(middles(min(count, length), length)):
+        rows, cols = places[number % len(places)]
+        first, last = max(index - reach, 0), min(index + reach, length - 1)
+        window: list[slice] = [rows, cols]
+        window.insert(cut, slice(first, last + 1))
+        raw, valid = (np.moveaxis(a, cut - 3, 0) for a in scene.read_valid(tuple(window), look.channels))
+        around = [min(max(index + step, first), last) - first for step in (-reach, 0, reach)] if reach else [0]
+        image = _seen(look, raw[around], valid[index - first])
         if image is not None:
             yield View(
                 image=image, spacing=spacing, file_spacing=spacing, group=member.group, name=f"{member.name}, {index}"
@@ -171,7 +180,7 @@ def _windows(
         if unmarked:
             valid = valid & (raw != 0).any(axis=0)
             viewer.remark("pixels that are 0 in every band are taken for missing: the rasters have no nodata value")
-        image = _seen(look, raw, valid)
+        image = _seen(look, raw[None], valid)
         if image is None or (scene.kind == "raster" and valid.mean() < 0.5 and given + 1 < count):
             continue
         given += 1
@@ -219,11 +228,18 @@ def _has_no_nodata(scene: Scene, places: list[tuple[slice, slice]]) -> bool:
     return zeros > EMPTY * total
 
 
-def _seen(look: Look, raw: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-    """(3, h, w) in [0, 1], NaN where not valid; None without a valid pixel."""
+def _seen(look: Look, slices: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    """(3, h, w) in [0, 1], NaN where not valid; None without a valid pixel.
+
+    Args:
+        look: Channels and scale.
+        slices: (1, c, h, w), or the slice before, this and the next (3, 1, h, w), which become the channels.
+        valid: (h, w).
+    """
     if not valid.any():
         return None
-    image = np.array(look.apply(raw), dtype=np.float32)
+    seen = look.apply(slices[0]) if len(slices) == 1 else np.concatenate([look.apply(one)[:1] for one in slices])
+    image = np.array(seen, dtype=np.float32)
     image[:, ~valid] = np.nan
     return image
 
