@@ -142,7 +142,7 @@ def scene_statistics(
     Returns:
         None where no pixel is valid.
     """
-    return _statistics(_parts(scene, look, axis, window))
+    return _statistics(scene_images(scene, look, axis, window))
 
 
 def folder_statistics(
@@ -159,12 +159,12 @@ def folder_statistics(
     Raises:
         InputError: nothing there, or no valid pixel.
     """
-    files = _files(path)
+    files = image_files(path)
 
     def measured() -> Measured:
         for file in files:
             scene = open_scene(file)
-            yield from _parts(scene, look_of(scene), axis_of(scene), window)
+            yield from scene_images(scene, look_of(scene), axis_of(scene), window)
 
     found = _statistics(measured())
     if found is None:
@@ -188,7 +188,15 @@ def evenly(count: int, most: int) -> list[int]:
     return [((2 * i + 1) * count) // (2 * taken) for i in range(taken)]
 
 
-def _parts(scene: Scene, look: Look, axis: int | None, window: int | None) -> Measured:
+def scene_images(scene: Scene, look: Look, axis: int | None, window: int | None) -> Measured:
+    """What is measured of a scene: slices, blocks, or the whole picture, as a network sees them.
+
+    Args:
+        scene: Any scene.
+        look: Channels and scale.
+        axis: Volumes: the array axis that is cut.
+        window: Side of blocks of rasters.
+    """
     spacing = plane_spacing(scene, axis)
     if scene.kind == "volume":
         images = _slices(scene, look, 0 if axis is None else axis)
@@ -221,24 +229,35 @@ def _slices(scene: Scene, look: Look, axis: int) -> Iterator[NDArray[np.float32]
 
 
 def _blocks(scene: Scene, look: Look, side: int) -> Iterator[NDArray[np.float32]]:
-    """Evenly spaced blocks with data; more of them where there is none. Every block counts the same afterwards, so one
-    with little data is left out where others have more."""
+    """Evenly spaced blocks with data; more of them where there is none.
+
+    Every block counts the same afterwards, so one with little data is left out where others have more.
+    """
     count = BLOCKS
     while True:
         places, every = spread(scene.grid.shape, (side, side), count)
         dense, sparse = False, list[tuple[slice, slice]]()
         for place in places:
-            raw, valid = scene.read_valid(place, look.channels)
-            if valid.mean() >= DENSE:
+            image = _block(scene, look, place)
+            share = np.isfinite(image[0]).mean()
+            if share >= DENSE:
                 dense = True
-                yield seen_pixels(look, raw, valid)
-            elif valid.any():
+                yield image
+            elif share > 0:
                 sparse.append(place)
         if not dense:
-            yield from (seen_pixels(look, *scene.read_valid(place, look.channels)) for place in sparse)
+            yield from (_block(scene, look, place) for place in sparse)
         if dense or sparse or len(places) >= every or count >= MOST_BLOCKS:
             return
         count *= 4
+
+
+def _block(scene: Scene, look: Look, place: tuple[slice, slice]) -> NDArray[np.float32]:
+    """One block; black in all channels counts as missing on rasters, which often do not mark it, as in training."""
+    image = seen_pixels(look, *scene.read_valid(place, look.channels))
+    if scene.kind == "raster":
+        image[:, (image < 0.5 / 255).all(axis=0)] = np.nan
+    return image
 
 
 def _statistics(parts: Measured) -> ImageStatistics | None:
@@ -251,10 +270,14 @@ def _statistics(parts: Measured) -> ImageStatistics | None:
     return image_statistics((image for image, _ in images), (spacing for _, spacing in spacings))
 
 
-def _files(path: Path) -> list[Path]:
-    """Images of a folder, or the file itself."""
+def image_files(path: Path) -> list[Path]:
+    """Images of a folder (not of those in it), in order of name, or the file itself.
+
+    Raises:
+        InputError: nothing there.
+    """
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; name the training images of the adapter")
+        raise InputError(f"{path}: no such file or folder; name a folder of images, or one image")
     if path.is_file():
         return [path]
     found = sorted(p for p in path.iterdir() if p.is_file() and full_suffix(p) in IMAGE_SUFFIXES)

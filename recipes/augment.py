@@ -45,7 +45,13 @@ class _Draws:
 
 
 def augment(
-    image: Tensor, label: Tensor, generator: torch.Generator, config: AugmentConfig, *, share: Share = ALONE
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+    config: AugmentConfig,
+    *,
+    share: Share = ALONE,
+    amplitudes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Change every image of a batch on its own.
 
@@ -57,6 +63,8 @@ def augment(
         config: Which changes, how strong.
         share: Which rows of the global batch these images are; numbers are drawn for all of it, so that several
             processes change their images as one process would.
+        amplitudes: (n, C, k, k) low-frequency amplitudes for ``config.fourier`` (``recipes.data.amplitudes``); None
+            mixes nothing.
 
     Returns:
         Image (same shape, in [0, 1]) and label (same shape and dtype).
@@ -72,6 +80,8 @@ def augment(
     if not config.enabled:
         return image, label
     draws = _Draws(generator, share)
+    if amplitudes is not None:
+        image = _mix_amplitudes(image, amplitudes, draws, config)
     shape, flat = image.shape[1:-2], image.flatten(1, -3)  # slices of a slab are further channels
     labels = label.unsqueeze(1) if label.ndim == 3 else label
     if config.quarter_turns:
@@ -89,6 +99,7 @@ def augment_views(
     views: int,
     *,
     share: Share = ALONE,
+    amplitudes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Change every image into one of its ``views`` views: the same view of the same image is always the same pixels.
 
@@ -99,6 +110,7 @@ def augment_views(
         config: Which changes, how strong.
         views: How many different views an image has.
         share: As in :func:`augment`.
+        amplitudes: As in :func:`augment`.
 
     Returns:
         As :func:`augment`.
@@ -108,7 +120,7 @@ def augment_views(
     for row, view in enumerate(chosen):
         digest = hashlib.blake2b(image[row].cpu().contiguous().numpy().data, digest_size=7)
         own = torch.Generator().manual_seed((int.from_bytes(digest.digest(), "big") << 6) + view)
-        changed.append(augment(image[row : row + 1], label[row : row + 1], own, config))
+        changed.append(augment(image[row : row + 1], label[row : row + 1], own, config, amplitudes=amplitudes))
     images, labels = zip(*changed, strict=True)
     return torch.cat(images), torch.cat(labels)
 
@@ -121,6 +133,34 @@ def _uniform(draws: _Draws, shape: tuple[int, ...], low: float, high: float, lik
 def _chance(draws: _Draws, count: int, probability: float, like: Tensor) -> Tensor:
     """(count, 1, 1, 1): 1 where the change happens."""
     return (draws.rand((count, 1, 1, 1)) < probability).to(device=like.device, dtype=like.dtype)
+
+
+def low_places(height: int, width: int, beta: float) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a two-dimensional spectrum with at most ``beta`` cycles per pixel, negative ones first."""
+    half = max(1, int(beta * min(height, width)))
+    down, right = (min(half, (side - 1) // 2) for side in (height, width))
+    return torch.arange(-down, down + 1) % height, torch.arange(-right, right + 1) % width
+
+
+def _mix_amplitudes(image: Tensor, amplitudes: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
+    """Blend the low-frequency amplitudes of each image with those of one entry of a bank; phases stay.
+
+    Source:
+        Yang and Soatto 2020, arXiv:2004.05498, section 3.1; blended by a random share as in Xu et al. 2021,
+        arXiv:2105.11120, equation 7.
+    """
+    count, one = len(image), (len(image), *(1,) * (image.ndim - 1))
+    probability = config.probability if isinstance(config.fourier, str) else float(config.fourier)
+    wanted = draws.randint(len(amplitudes), count)
+    part = _uniform(draws, one, 0.0, 1.0, image) * _chance(draws, count, probability, image).view(one)
+    down, right = (places.to(image.device) for places in low_places(*image.shape[-2:], config.fourier_beta))
+    spectrum = torch.fft.fft2(image)
+    low = spectrum[..., down[:, None], right]
+    other = amplitudes.to(image)[wanted.to(image.device)]
+    other = other if image.ndim == 4 else other.unsqueeze(2)  # the slices of a slab are changed alike
+    spectrum[..., down[:, None], right] = torch.polar(low.abs() + part * (other - low.abs()), low.angle())
+    mixed = torch.fft.ifft2(spectrum).real.clamp(0, 1)
+    return torch.where(part > 0, mixed, image)
 
 
 def _quarter_turns(image: Tensor, label: Tensor, draws: _Draws) -> tuple[Tensor, Tensor]:

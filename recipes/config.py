@@ -58,6 +58,11 @@ class AugmentConfig:
     """Largest independent gain per channel; for colour images, not for neighbouring slices."""
     invert: float = 0.0
     """Chance of the negative of an image: dark cells on a bright ground where they are bright on a dark one."""
+    fourier: float | str = 0.0
+    """Mix low-frequency Fourier amplitudes (lighting, contrast, cast) of other images in: a folder of target images
+    without labels (at ``probability``), or a share of images that take those of other training images; 0 for none."""
+    fourier_beta: float = 0.05
+    """Frequencies up to this share of the side are mixed."""
     noise: float = 0.03
     """Largest standard deviation of white noise."""
     blur: float = 1.0
@@ -90,6 +95,9 @@ class AugmentConfig:
         ):
             value = getattr(self, name)
             _check(value >= 0, f"augment.{name} is {value}; expected zero or more")
+        share = isinstance(self.fourier, str) or 0.0 <= self.fourier <= 1.0
+        _check(share, f"augment.fourier is {self.fourier}; expected a folder of target images, or a share from 0 to 1")
+        _check(0 < self.fourier_beta < 0.5, f"augment.fourier_beta is {self.fourier_beta}; expected above 0, below 0.5")
         _check(self.elastic_nodes >= 2, f"augment.elastic_nodes is {self.elastic_nodes}; expected at least 2")
 
 

@@ -10,7 +10,7 @@ already is not computed again, so a killed run goes on where it stopped.
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -101,6 +101,9 @@ def predict(
     overwrite: bool = False,
     batch: int = 16,
     device: str = "auto",
+    align: str | None = None,
+    align_source: str | PathLike[str] | None = None,
+    spacing: str | None = None,
     tell: Callable[[Outcome], None] | None = None,
 ) -> tuple[Outcome, ...]:
     """Segment this process's share of ``inputs``.
@@ -114,6 +117,9 @@ def predict(
         overwrite: Compute masks again that are there already.
         batch: Network inputs computed together.
         device: Where the network runs: "cpu", "cuda:1"; "auto" deals out the GPUs, or takes the CPU.
+        align: As of ``samgraft.segment``; fitted to each input by itself.
+        align_source: As of ``samgraft.segment``.
+        spacing: As of ``samgraft.segment``.
         tell: Called after each input.
 
     Returns:
@@ -126,19 +132,21 @@ def predict(
         OutputError: the output folder cannot be made.
     """
     file = None if isinstance(adapter, Grafted) else Path(adapter)
-    since = claim_output(output, inputs, file, overwrite=overwrite)
+    moved = {name: v for name, v in (("align", align), ("spacing", spacing)) if v is not None}
+    since = claim_output(output, inputs, file, overwrite=overwrite, moved=moved)
+    options: dict[str, Any] = {"batch": batch, **moved} | ({} if align_source is None else {"align_source": align_source})
     network = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
     network.to(_device(device, share))
     outcomes = []
     for path in deal(inputs, share):
-        outcome = _one(path, output, network, since=math.inf if overwrite else since, batch=batch)
+        outcome = _one(path, output, network, options, since=math.inf if overwrite else since)
         outcomes.append(outcome)
         if tell is not None:
             tell(outcome)
     return tuple(outcomes)
 
 
-def _one(path: Path, output: Path, network: Grafted, *, since: float, batch: int) -> Outcome:
+def _one(path: Path, output: Path, network: Grafted, options: Mapping[str, Any], *, since: float) -> Outcome:
     """Segment one input, unless its mask is younger than ``since``.
 
     Whatever goes wrong is part of the outcome, since the other inputs are waiting.
@@ -149,14 +157,21 @@ def _one(path: Path, output: Path, network: Grafted, *, since: float, batch: int
         target = output / f"{_stem(path)}{mask_suffix(scene)}"
         if target.is_file() and target.stat().st_mtime >= since:
             return Outcome(source=path, state="skipped", mask=target)
-        segment(scene, adapter=network, output=target, batch=batch, progress=False)
+        segment(scene, adapter=network, output=target, progress=False, **options)
     except Exception as error:
         message = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(source=path, state="failed", error=message, seconds=time.monotonic() - began)
     return Outcome(source=path, state="written", mask=target, seconds=time.monotonic() - began)
 
 
-def claim_output(output: Path, inputs: Sequence[Path], adapter: Path | None, *, overwrite: bool) -> float:
+def claim_output(
+    output: Path,
+    inputs: Sequence[Path],
+    adapter: Path | None,
+    *,
+    overwrite: bool,
+    moved: Mapping[str, str] | None = None,
+) -> float:
     """Make the output folder, and write down whose masks lie in it; every process may do so, and writes the same.
 
     Args:
@@ -164,6 +179,7 @@ def claim_output(output: Path, inputs: Sequence[Path], adapter: Path | None, *, 
         inputs: What will be segmented.
         adapter: Adapter file, or None for one in memory, which leaves no mark.
         overwrite: Take over a folder with masks of another adapter.
+        moved: How inputs are brought to the adapter's training images: options of ``samgraft.segment``.
 
     Returns:
         Time (seconds since 1970) from which masks are this adapter's: 0, unless the folder was taken over.
@@ -184,12 +200,13 @@ def claim_output(output: Path, inputs: Sequence[Path], adapter: Path | None, *, 
     if adapter is None:
         return 0.0
     header, known = read_header(adapter), _read_mark(output / MARKER)
-    facts = {"adapter": header["tensors_sha256"], "backbone": header["backbone"]["sha256"]}
-    if {name: known.get(name) for name in facts} == facts:
+    facts = {"adapter": header["tensors_sha256"], "backbone": header["backbone"]["sha256"], **dict(moved or {})}
+    if {name: value for name, value in known.items() if name != "since"} == facts:
         return float(known.get("since", 0.0))
     if known and not overwrite:
         raise ConfigError(
-            f"{output} holds masks of another adapter (see {MARKER}); choose another folder, or add --overwrite"
+            f"{output} holds masks of another adapter, or of another alignment (see {MARKER}); choose another folder, or "
+            "add --overwrite"
         )
     since = time.time() if known else 0.0
     write_text(output / MARKER, json.dumps({**facts, "since": since}, indent=1) + "\n")

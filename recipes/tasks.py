@@ -109,6 +109,7 @@ class SegmentationTask(lightning.LightningModule):
             self.encoder = CachedEncoder(self.grafted, FeatureStore(limit_gb=config.train.cache_gb))
         self.weak: WeakLearning | None = None
         self.views = self._views()
+        self.amplitudes: Tensor | None = None  # for augment.fourier; made when training begins
         self.randomness = torch.Generator().manual_seed(config.train.seed)
         self.began, self.elapsed = time.monotonic(), 0.0
         self.results: list[CaseResult] = []
@@ -191,6 +192,12 @@ class SegmentationTask(lightning.LightningModule):
             self.train(mode)
         return any(gradient is None for gradient in found)
 
+    def on_fit_start(self) -> None:
+        """Collect amplitudes for ``augment.fourier``, where that is asked for."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.augmentation.enabled and self.augmentation.fourier and data is not None:
+            self.amplitudes = data.amplitudes(self.augmentation)
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Augment, predict, compare; the loss is that of the batch of all processes, on every process.
 
@@ -202,10 +209,11 @@ class SegmentationTask(lightning.LightningModule):
         image, label = batch
         share = current()
         image = image.float() / 255
+        how: Any = {"share": share, "amplitudes": self.amplitudes}
         if self.views:
-            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, share=share)
+            image, label = augment_views(image, label, self.randomness, self.augmentation, self.views, **how)
         else:
-            image, label = augment(image, label, self.randomness, self.augmentation, share=share)
+            image, label = augment(image, label, self.randomness, self.augmentation, **how)
         loss: Tensor = self(image, label)
         penalty = self.grafted.penalty()
         if penalty is not None:

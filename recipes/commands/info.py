@@ -3,10 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from samgraft.errors import ConfigError
 from samgraft.recipes.commands.parsing import plain_parser, say
 
+MOST_VALUES = 32
+"""Longer lists of an adapter's header are only counted."""
 VECTORS = (".gpkg", ".fgb", ".parquet", ".geojson")
 
 
@@ -29,9 +32,22 @@ def run(arguments: Sequence[str]) -> None:
     if adapter is not None:
         from samgraft.adapters.bundle import read_header
 
-        say(json.dumps(read_header(adapter), indent=2))
+        say(json.dumps(_short(read_header(adapter)), indent=2))
     if values.backbone is not None:
         _backbone(values.backbone, adapter)
+
+
+def _short(value: Any) -> Any:
+    """A header without the numbers of long tables, such as histograms of the training images."""
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    count = _count(value) if isinstance(value, list) else 0
+    return f"{count} values" if count > MOST_VALUES else value
+
+
+def _count(value: Any) -> int:
+    """Values in a list of lists."""
+    return sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _file(path: str) -> None:

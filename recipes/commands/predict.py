@@ -9,6 +9,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from samgraft.errors import ConfigError
+from samgraft.recipes.commands.align_options import add_align, align_options
 from samgraft.recipes.commands.parsing import PlainParser, plain_parser, say
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ def run(arguments: Sequence[str]) -> None:
     from samgraft.recipes.ranks import Share
 
     inputs, output = find_inputs(values.inputs), Path(values.output)
-    claim_output(output, inputs, Path(values.adapter), overwrite=values.overwrite)
+    moved = {name: v for name, v in align_options(values).items() if name != "align_source"}
+    claim_output(output, inputs, Path(values.adapter), overwrite=values.overwrite, moved=moved)
     shares = [Share(rank=rank * values.devices + i, world=world * values.devices) for i in range(values.devices)]
     own = sum(len(deal(inputs, share)) for share in shares)
     part = f", part {rank} of {world}" if world > 1 else ""
     say(f"{own} of {len(inputs)} inputs{part}, {values.devices} process{'es' * (values.devices > 1)}")
     options = {"adapter": values.adapter, "backbone": values.backbone, "overwrite": values.overwrite}
-    options |= {"batch": values.batch, "device": values.device}
+    options |= {"batch": values.batch, "device": values.device} | align_options(values)
     outcomes: list[Outcome] = []
 
     def tell(outcome: "Outcome") -> None:
@@ -74,6 +76,7 @@ def _parser() -> PlainParser:
         "--rank", type=int, default=None, help="array jobs: which part, from 0; default RANK or SLURM's"
     )
     parser.add_argument("--world", type=int, default=None, help="array jobs: number of parts")
+    add_align(parser)
     return parser
 
 

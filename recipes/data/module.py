@@ -5,6 +5,7 @@ One epoch is the stretch between two validations, so that a resumed run continue
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
-from samgraft.recipes.config import DataConfig, Kind
+from samgraft.recipes.config import AugmentConfig, DataConfig, Kind
+from samgraft.recipes.data.amplitudes import bank_of_files, bank_of_tiles
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
 from samgraft.recipes.data.fit import Fit, windows
-from samgraft.recipes.data.layouts import index_data
+from samgraft.recipes.data.layouts import choose_look, index_data
 from samgraft.recipes.data.seen import Seen
 from samgraft.recipes.data.shares import class_shares
 from samgraft.recipes.data.slabs import SlabSet
+from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.ranks import ALONE, Share, current
 
 Tile = tuple[Tensor, Tensor]
@@ -222,6 +226,31 @@ class SegmentationData(lightning.LightningDataModule):
         if batch is None or isinstance(batch, CaseArrays):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def amplitudes(self, config: AugmentConfig) -> Tensor:
+        """Amplitudes for ``augment.fourier``, (n, 3, k, k): of the target images that it names, or of training tiles.
+
+        Raises:
+            InputError: there is no image.
+        """
+        if not isinstance(config.fourier, str):
+            self.setup("fit")
+            return bank_of_tiles(self._tiles, config.fourier_beta)
+        c, modality = self.config, self.index.modality
+
+        def axis(scene: Scene) -> int | None:
+            if scene.grid.ndim != 3:
+                return None
+            return coarsest_axis(scene.grid) if c.slice_axis is None else c.slice_axis
+
+        return bank_of_files(
+            Path(config.fourier),
+            lambda scene: choose_look(scene, c, modality),
+            axis,
+            size=self.size,
+            window=c.window,
+            beta=config.fourier_beta,
+        )
 
     def describe(self) -> dict[str, object]:
         """What an adapter's header says about its training data."""

@@ -17,7 +17,7 @@ from samgraft.recipes.data.fit import windows
 
 SLICES = 8
 """Slices of each volume, or blocks of each raster, that are kept."""
-KEPT_BYTES = 96 * 2**20
+KEPT_BYTES = 32 * 2**20
 """Most bytes that are kept; beyond, every second picture is let go of."""
 WHOLE = 2**22
 """Pixels up to which a picture is kept as a whole."""
@@ -60,6 +60,7 @@ class Seen:
             kept = [one for one in self._kept if one[0].any() or not self.rasters]
             if kept:
                 self._found = image_statistics((self._seen(one) for one, _ in kept), (size for _, size in kept))
+            self._kept = []  # not needed any more
         return self._found
 
     def network_spacing(self, size: int) -> float | None:

@@ -156,6 +156,8 @@ class DistillConfig:
             raise ConfigError(f"minutes is {self.minutes}; expected a positive time, or null")
         if self.bce_weight + self.dice_weight <= 0:
             raise ConfigError("bce_weight and dice_weight are both 0; give one of them weight")
+        if self.augment.fourier:
+            raise ConfigError("augment.fourier is for training adapters; a distillation has no target images; set it to 0")
 
     @property
     def views(self) -> int:

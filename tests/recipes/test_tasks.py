@@ -50,7 +50,7 @@ def test_a_run_leaves_an_adapter_that_gives_the_same_masks(tmp_path: Path) -> No
     assert steps == [4, 8]
     meta = read_meta(run / "adapter.graft")
     assert meta.classes == {1: "left", 2: "right"} and meta.modality == "MR" and meta.input_size == (64, 64)
-    assert InputRecipe.from_meta(meta) == InputRecipe(size=64, neighbours=True)
+    assert InputRecipe.from_meta(meta) == InputRecipe(size=64, neighbours=True, spacing=0.625)
     assert meta.metrics["n"] == 1 and meta.training["train_cases"] == 3
 
     task, data = load_adapted(config, run / "adapter.graft", backbone=toy_backbone())

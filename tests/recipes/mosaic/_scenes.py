@@ -41,14 +41,19 @@ def bright(
 
 
 def tiny_adapter(
-    path: Path, *, kind: str = "semantic", window: int | None = 128, gsd: tuple[float, float] | None = None
+    path: Path,
+    *,
+    kind: str = "semantic",
+    window: int | None = 128,
+    gsd: tuple[float, float] | None = None,
+    **facts: Any,
 ) -> Path:
-    """graft-tiny with a decoder for two classes that was never trained."""
+    """graft-tiny with a decoder for two classes that was never trained; further facts go into the header."""
     backbone = load_backbone("graft-tiny")
     torch.manual_seed(0)
     grafted = attach(backbone, decoder=ClassTokensConfig(num_classes=2))
     settings = {"size": backbone.spec.native_size, "window": window, "overlap": 0.25, "slice_axis": None}
-    extra = {"input": settings | {"neighbours": False, "bands": None, "min_area": 4, "gsd": gsd}}
+    extra = {"input": settings | {"neighbours": False, "bands": None, "min_area": 4, "gsd": gsd}} | facts
     classes = {1: "object"} if kind == "instance" else {1: "a", 2: "b"}
     save_bundle(path, grafted, meta=BundleMeta(task=kind, classes=classes, extra=extra))
     grafted.detach()
