@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.recipes.data.cases import CaseArrays, CaseRef
+from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.module import TileSet
 from samgraft.recipes.losses import IGNORE
@@ -234,18 +234,12 @@ def _tile_region(one: WeakObject, fit: Fit, place: tuple[slice, slice]) -> NDArr
 
 def _marks(seeds: NDArray[np.int32], fit: Fit) -> Tensor:
     """(S, S): marks at the size of the tile; a thin line that shrinks keeps all of its length."""
-    marks = fit.labels(torch.from_numpy(np.ascontiguousarray(seeds)))
-    rows, cols = np.nonzero(seeds != IGNORE)
+    marks = fit.labels(torch.from_numpy(np.ascontiguousarray(seeds))).numpy()
+    found = np.nonzero(seeds != IGNORE)
     scale = fit.size / fit.side
-    places = [
-        torch.from_numpy(((found + 0.5 + corner) * scale).astype(np.int64)).clamp_max(fit.size - 1)
-        for found, corner in zip((rows, cols), fit.corner, strict=True)
-    ]
-    marks[places[0], places[1]] = torch.from_numpy(seeds[rows, cols])
-    return marks
-
-
-def cut_cases(tiles: WeakTiles, refs: Sequence[CaseRef]) -> None:
-    """Read cases one after the other and cut them."""
-    for ref in refs:
-        tiles.add(ref.read())
+    rows, cols = (
+        np.minimum(((at + 0.5 + corner) * scale).astype(np.int64), fit.size - 1)
+        for at, corner in zip(found, fit.corner, strict=True)
+    )
+    marks[rows, cols] = seeds[found]
+    return torch.from_numpy(marks)

@@ -17,7 +17,7 @@ from samgraft.recipes.losses import SegmentationLoss
 from samgraft.recipes.training import fit
 from samgraft.recipes.weak.partial import annotated_flags, exclusion_loss, marginal_logits
 from tests.adapters.toy import toy_backbone
-from tests.recipes._sets import write_volumes
+from tests.recipes._sets import write_pictures, write_volumes
 from tests.recipes.test_tasks import small_config
 
 PIXEL = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().view(1, 4, 1, 1)
@@ -87,7 +87,8 @@ def test_the_list_is_checked(tmp_path: Path) -> None:
     root, table = partial_volumes(tmp_path / "v")
     config = DataConfig(path=str(root), partial=True)
     with pytest.raises(ConfigError, match="task.kind 'semantic'"):
-        index_data(replace(config, layout="raster_vector", path=str(root)), "instance")
+        cells = write_pictures(tmp_path / "p", instances=True)
+        index_data(replace(config, layout="image_mask", path=str(cells)), "instance")
     path = root / "annotated.json"
     path.write_text(json.dumps(table | {"case_01": ["left"]}))
     with pytest.raises(InputError, match="case_01 has pixels of right, not annotated"):

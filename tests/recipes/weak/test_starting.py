@@ -21,7 +21,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitConfig]:
     """An adapter of a few steps, and the configuration that made it."""
     folder = tmp_path_factory.mktemp("source")
     config = small_config(write_pictures(folder / "p", classes=2), layout="image_mask")
-    config = replace(config, train=replace(config.train, steps=4), task=replace(config.task, class_names=("a", "b")))
+    config = replace(config, train=replace(config.train, steps=4, cache=False), task=replace(config.task, class_names=("a", "b")))
     return fit(config, folder / "run", backbone=toy_backbone(), report=False).adapter, config
 
 
