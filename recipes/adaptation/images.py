@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samgraft.domains.atomic import full_suffix
 from samgraft.domains.datasets.index import Case, make_splits
 from samgraft.domains.datasets.raster_vector import split_by_number
 from samgraft.domains.scene import Scene
@@ -32,8 +33,9 @@ from samgraft.recipes.prompting import coarsest_axis
 
 _IMAGE_FOLDERS = ("imagesTr", "images", "rasters", "oam")
 """Where the known layouts have their images; a folder with one of these is taken for a data set."""
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>(\.[A-Za-z0-9]+)+)$")
-"""nnU-Net: a file per channel."""
+_CHANNEL_FOLDERS = ("imagesTr", "imagesTs")
+"""nnU-Net: a file per channel, numbered; elsewhere numbers are names."""
+_CHANNEL = re.compile(r"(?P<case>.+)_\d{4}$")
 BLANK = 1 / 255
 """Tiles whose values differ by no more than this show nothing."""
 
@@ -85,8 +87,9 @@ def _cases(files: Sequence[Path]) -> tuple[Case, ...]:
     """One case per image; files of nnU-Net's channels 0000, 0001, ... belong together."""
     grouped: dict[str, list[Path]] = {}
     for path in files:
-        match = _CHANNEL.match(path.name)
-        grouped.setdefault(match["case"] if match else path.name.split(".")[0], []).append(path)
+        stem = path.name if path.is_dir() else path.name[: len(path.name) - len(full_suffix(path))]
+        match = _CHANNEL.match(stem) if path.parent.name in _CHANNEL_FOLDERS else None
+        grouped.setdefault(match["case"] if match else stem, []).append(path)
     return tuple(Case(id=name, image=tuple(sorted(own))) for name, own in sorted(grouped.items()))
 
 

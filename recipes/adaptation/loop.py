@@ -9,6 +9,7 @@ Everything runs in evaluation mode, so that no statistic of a layer drifts; augm
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,10 +31,12 @@ from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.representations import BorderMaps
 
-SAMPLE = 64
+SAMPLE = 32
 """Tiles on which thresholds are measured before a round."""
 WARMUP = 0.05
 """Share of the steps with a rising rate."""
+ROUNDS = 8
+"""A run with a time has at least about so many rounds."""
 FOREGROUND = 0.5
 """Least share of tiles with foreground, as the source adapter sees it."""
 
@@ -80,6 +83,10 @@ class Clock:
     """Process time so far."""
     reserve: float = 0.0
     """Seconds that the end of a round takes."""
+
+    def turn(self) -> float:
+        """Seconds after which a round ends, however many steps it has made."""
+        return math.inf if self.seconds is None else self.seconds / ROUNDS
 
     def progress(self, step: int) -> float:
         """0 to 1."""
@@ -133,23 +140,26 @@ class Loop:
         Args:
             tick: Called with the number of steps so far.
         """
+        began = self.clock.spent()
         self.thresholds = self.measure()
         left = min(self.config.every, self.config.steps - self.step)
         sampler = BalancedSampler(
             self.foreground, share=FOREGROUND, length=left * self.config.batch_size, seed=self.config.seed
         )
         sampler.set_epoch(self.number)
-        order, size = list(sampler), self.config.batch_size
+        order, size = iter(sampler), self.config.batch_size
         sums: dict[str, float] = {}
         done = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed * 1000 + self.number)  # some heads draw from the global generator
             while done < left and self.clock.progress(self.step) < 1.0:
-                for name, value in self._learn(order[done * size : (done + 1) * size]).items():
+                for name, value in self._learn(list(islice(order, size))).items():
                     sums[name] = sums.get(name, 0.0) + value
                 self.step, done = self.step + 1, done + 1
                 if tick is not None:
                     tick(self.step)
+                if self.clock.spent() - began > self.clock.turn():
+                    break
         self.number += 1
         self.losses = {name: value / max(1, done) for name, value in sums.items()}
 

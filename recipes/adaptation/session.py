@@ -38,6 +38,8 @@ LEAST_FOREGROUND = 0.002
 """A tile counts as one with foreground from this share of its pixels on."""
 MIRRORED = 0.9
 """Tiles are mirrored if the source's agreement on mirror images is at least this share of that on other copies."""
+JUDGING, SURVEY = 0.04, 0.08
+"""Shares of the time that judging once, and asking the source adapter about all tiles, may take."""
 Tell = Callable[[str], None]
 
 
@@ -69,7 +71,7 @@ class Session:
     ) -> None:
         """Read the images, look at them with the frozen backbone and the source adapter; nothing is learned yet."""
         self.config, self.work, self.tell = config, work, tell or (lambda line: None)
-        self._before, self._began = spent, time.process_time()
+        self._earlier, self._began = spent, time.process_time()
         self.device = device_of(config.device)
         self.cases = target_images(images)
         backbone.to(self.device)
@@ -80,9 +82,11 @@ class Session:
             self.reader = Reader(grafted, said)
             self.networks = Networks(grafted, moving_parameters(grafted, config.moving, new))
             self.tiles = read_tiles(self.cases, said, most=config.tiles, seed=config.seed)
-            judged, learned = split(len(self.tiles), config.judge_tiles)
+            judged, learned = self._affordable(*split(len(self.tiles), config.judge_tiles))
             self.judge = Judge(self.reader, self.tiles.rows(judged), self.device)
-            self.tell(f"{len(self.cases)} images, {len(self.tiles)} tiles, of which {len(judged)} judge")
+            self.tell(
+                f"{len(self.cases)} images, {len(self.tiles)} tiles: {len(learned)} to learn from, {len(judged)} judge"
+            )
             self.clock = Clock(steps=config.steps, seconds=config.seconds, spent=self.spent)
             train = self.tiles.rows(learned)
             regions = self._look(train)
@@ -96,7 +100,7 @@ class Session:
 
     def spent(self) -> float:
         """Process seconds so far, those before a restart included."""
-        return self._before + time.process_time() - self._began
+        return self._earlier + time.process_time() - self._began
 
     def close(self) -> None:
         """Take everything out of the backbone."""
@@ -165,6 +169,24 @@ class Session:
         self.rounds = [Round(**one) for one in content["rounds"]]
         self.first = self.rounds[0]
         self.best = dict(content["best"]) or None
+
+    def _affordable(self, judged: list[int], learned: list[int]) -> tuple[list[int], list[int]]:
+        """Fewer tiles where looking at all of them would take too much of the time."""
+        if self.config.seconds is None:
+            return judged, learned
+        few = judged[:4]
+        image, _ = self.tiles.batch(few, self.device)
+        with self.networks.speaking(self.networks.source):
+            self.reader.answer(image[:1])  # the first time is slower
+            began = time.process_time()
+            self.reader.answer(image)
+        each = max(1e-6, (time.process_time() - began) / len(few))
+        passes = 6  # plain, copies of the tile, and the frozen backbone's masks
+        judges = max(8, int(JUDGING * self.config.seconds / (each * passes)))
+        survey = max(32, int(SURVEY * self.config.seconds / each))
+        chosen = ([group[i] for i in spread(len(group), most)] for group, most in ((judged, judges), (learned, survey)))
+        first, second = chosen
+        return first, second
 
     def _look(self, train: Tiles) -> Tensor | None:
         """The frozen backbone's part: features to judge by, and regions of everything mode."""
