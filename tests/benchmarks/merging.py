@@ -84,30 +84,23 @@ def network(backbone: HFSamBackbone, spec: SetSpec, seed: int) -> Grafted:
 
 
 def train(grafted: Grafted, domains: Sequence[Domain], budget: float, seed: int) -> int:
-    """Train on one domain, or on several in turn, for ``budget`` process seconds; steps taken.
+    """Train for ``budget`` process seconds; steps taken.
 
-    With several, every batch is of one of them: their augmentations differ.
+    Several domains share the batches evenly; augmentation and loss are those of the first.
     """
     arm = graft_arm(grafted, full=False, batch=4)
     arm.module.train()
-    steps, share = 0, 8 if len(domains) > 1 else 1
+    start = time.process_time()
     sets = [tensors(one.spec, one.train) for one in domains]
-    for turn in range(share):
-        for one, pictures in zip(domains, sets, strict=True):
-            start = time.process_time()
-            found = loop(
-                arm.forward,
-                arm.trained,
-                one.spec,
-                pictures,
-                replace(arm.options, lr=arm.options.lr * (1 - turn / share)),
-                start=start,
-                deadline=start + budget / (share * len(domains)),
-                seed=seed + turn,
-            )
-            steps += int(found["steps"])
+    most = max(len(images) for images, _ in sets)
+    even = [torch.arange(most) % len(images) for images, _ in sets]
+    images, labels = (torch.cat([one[part][index] for one, index in zip(sets, even, strict=True)]) for part in (0, 1))
+    spec, options = domains[0].spec, arm.options
+    found = loop(
+        arm.forward, arm.trained, spec, (images, labels), options, start=start, deadline=start + budget, seed=seed
+    )
     grafted.eval()
-    return steps
+    return int(found["steps"])
 
 
 def score(grafted: Grafted, one: Domain, scored: Sequence[Case] | None = None) -> float:
