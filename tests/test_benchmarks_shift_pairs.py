@@ -1,7 +1,6 @@
 """Pairs of the benchmark of domain shift: who is scored, what can be reached from where, what the camera does."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,9 @@ def reachable(folder: Path) -> set[Path]:
 
 def pair_of(target: list[Item], source: list[Item], scored: list[Item]) -> Pair:
     sides = Sides(source=tuple(source), target=tuple(target), scored=tuple(scored))
-    return Pair(name="made_up", source="made_up_source", recipe="retina_vessels", metric="dice", sides=lambda seed: sides)
+    return Pair(
+        name="made_up", source="made_up_source", recipe="retina_vessels", metric="dice", sides=lambda seed: sides
+    )
 
 
 def test_images_lead_to_no_label_and_noise_instead_of_masks_changes_nothing_about_them(tmp_path: Path) -> None:

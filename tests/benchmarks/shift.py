@@ -3,10 +3,10 @@
 A source adapter is trained with masks on one domain (graft-tiny, the shipped recipe of the kind) and met by another.
 Rows: the adapter as it is; its input aligned, by the rule and in every way; fitted to each scene at test time; adapted
 to target images without labels; trained on from weak boxes or points of the target (and of vessels, around which a box
-says little, from scribbles); trained on from 5 labelled target cases, and from all of them, which is the upper bound. All
-that train begin with the source adapter and take the same process time. Every row is scored on cases of the target whose
-patients (or ground) nobody trained on: Dice of a case, or AP50 of all objects. The gap closed is (row - source only) /
-(all target labels - source only), of means over seeds.
+says little, from scribbles); trained on from 5 labelled target cases, and from all of them, which is the upper bound.
+All that train begin with the source adapter and take the same process time. Every row is scored on cases of the target
+whose patients (or ground) nobody trained on: Dice of a case, or AP50 of all objects. The gap closed is (row - source
+only) / (all target labels - source only), of means over seeds.
 
 Every run is validated once, at its end, on a copy of a training case, so no figure chooses anything. Results are
 written as they come and found again, so that a benchmark that was stopped goes on where it was.

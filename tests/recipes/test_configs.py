@@ -17,7 +17,6 @@ from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 
 
-
 def weakly(write: Callable[[Path], Path], name: str) -> Callable[[Path], Path]:
     """The same data set with the weak labels that a recipe wants beside its masks."""
 
