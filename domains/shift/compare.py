@@ -17,6 +17,8 @@ from samgraft.errors import ShapeError
 
 FLOOR = 1e-10
 """Share of power below which a ring counts as empty: what a taper leaks."""
+FLAT = 1e-6
+"""Standard deviation up to which a channel counts as constant."""
 FEWEST_RINGS = 4
 """Rings that two spectra must share to be compared."""
 
@@ -72,7 +74,7 @@ def compare_statistics(source: ImageStatistics, target: ImageStatistics) -> Comp
     angle, strength = _stains(source.stain, target.stain)
     shift = target.lab_mean - source.lab_mean
     with np.errstate(divide="ignore", invalid="ignore"):
-        contrast = np.where(source.std > 0, target.std / source.std, np.nan)
+        contrast = np.where(source.std > FLAT, target.std / source.std, np.nan)
     return Comparison(
         jensen_shannon=_triple([jensen_shannon(a, b) for a, b in _rows(source, target)]),
         wasserstein=_triple([wasserstein(a, b) for a, b in _rows(source, target)]),
@@ -175,7 +177,9 @@ def on_source_rings(target: Floats, zoom: float) -> tuple[NDArray[np.bool_], Flo
 def _shared_levels(source: Floats, target: Floats, zoom: float) -> tuple[Floats, Floats] | None:
     """Both spectra in dB over the shared rings, or None."""
     if source.shape != (RINGS,) or target.shape != (RINGS,) or not zoom > 0:
-        raise ShapeError(f"spectra are {source.shape} and {target.shape}, zoom {zoom}; expected ({RINGS},) and zoom > 0")
+        raise ShapeError(
+            f"spectra are {source.shape} and {target.shape}, zoom {zoom}; expected ({RINGS},) and zoom > 0"
+        )
     if not source.any() or not target.any():
         return None
     shared, moved = on_source_rings(target, zoom)
@@ -185,9 +189,7 @@ def _shared_levels(source: Floats, target: Floats, zoom: float) -> tuple[Floats,
     return 10 * np.log10(kept / kept.sum()), 10 * np.log10(moved / moved.sum())
 
 
-def _stains(
-    source: StainBasis | None, target: StainBasis | None
-) -> tuple[float | None, tuple[float, float] | None]:
+def _stains(source: StainBasis | None, target: StainBasis | None) -> tuple[float | None, tuple[float, float] | None]:
     """Largest angle in degrees, and ratio of strengths."""
     if source is None or target is None:
         return None, None

@@ -56,7 +56,9 @@ class StainBasis:
     def __post_init__(self) -> None:
         """Check shapes."""
         if self.vectors.shape != (2, 3) or self.maxima.shape != (2,):
-            raise ShapeError(f"stain vectors {self.vectors.shape}, maxima {self.maxima.shape}; expected (2, 3) and (2,)")
+            raise ShapeError(
+                f"stain vectors {self.vectors.shape}, maxima {self.maxima.shape}; expected (2, 3) and (2,)"
+            )
         if not (np.isfinite(self.vectors).all() and np.isfinite(self.maxima).all()):
             raise ShapeError("stain vectors or maxima are not finite; measure them again on images with tissue")
 

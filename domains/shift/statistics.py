@@ -1,7 +1,7 @@
 """Statistics of a set of images as the network sees them: small enough for an adapter's header, enough to align with.
 
-Takes (3, h, w) float32 images in [0, 1], one at a time; gives one :class:`ImageStatistics`. Every image counts the same,
-whatever its size. Pixels with NaN in any channel are missing and left out.
+Takes (3, h, w) float32 images in [0, 1], one at a time; gives one :class:`ImageStatistics`. Every image counts the
+same, whatever its size. Pixels with NaN in any channel are missing and left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +24,7 @@ _COLOUR_PIXELS = 65_536
 """Pixels per image, about, that go through the CIELAB conversion."""
 _STAIN_PIXELS = 4_096
 """Pixels per image, about, that stain vectors are estimated from."""
+_ROUNDING = 1e-6
 _VERSION = 1
 _NO_ARRAYS = ("stain", "count", "spacing", "shape")
 
@@ -77,7 +78,9 @@ class ImageStatistics:
         for name, shape in shapes.items():
             array = getattr(self, name)
             if array.shape != shape or not np.isfinite(array).all():
-                raise ShapeError(f"{name} is {array.shape}, finite: {np.isfinite(array).all()}; expected finite {shape}")
+                raise ShapeError(
+                    f"{name} is {array.shape}, finite: {np.isfinite(array).all()}; expected finite {shape}"
+                )
         if not np.allclose(self.histogram.sum(axis=1), 1, atol=1e-6) or (self.histogram < 0).any():
             raise ShapeError(f"histogram rows sum to {self.histogram.sum(axis=1)}; expected shares that sum to 1")
         if self.count < 1:
@@ -90,9 +93,7 @@ class ImageStatistics:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, exact to the last bit; about 30 kB as text."""
-        plain = {
-            f.name: getattr(self, f.name).tolist() for f in fields(self) if f.name not in _NO_ARRAYS
-        }
+        plain = {f.name: getattr(self, f.name).tolist() for f in fields(self) if f.name not in _NO_ARRAYS}
         return plain | {
             "version": _VERSION,
             "stain": None if self.stain is None else self.stain.to_json(),
@@ -158,7 +159,7 @@ class StatisticsSums:
         values = np.asarray(image[:, valid], dtype=np.float64)  # (3, n)
         if not values.shape[1]:
             return False
-        bins = np.clip((values * LEVELS).astype(np.int64), 0, LEVELS - 1)
+        bins = np.clip((values * LEVELS).astype(np.int64), 0, LEVELS - 1)  # 1 belongs to the last
         self._histogram += np.stack([np.bincount(row, minlength=LEVELS) for row in bins]) / values.shape[1]
         colour = _lab(_every(values, _COLOUR_PIXELS))
         self._moments += np.stack([f.mean(axis=1) for v in (values, colour) for f in (v, v**2)])
@@ -238,7 +239,7 @@ def _check(image: NDArray[np.floating[Any]]) -> None:
     if image.ndim != 3 or len(image) != 3 or not image.size or image.dtype.kind != "f":
         raise ShapeError(f"image is {image.dtype} {image.shape}; expected floating point (3, h, w) in [0, 1]")
     low, high = np.fmin.reduce(image, axis=None, initial=0), np.fmax.reduce(image, axis=None, initial=0)  # NaN passes
-    if low < 0 or high > 1:
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise InputError(f"image has values from {low:g} to {high:g}; expected [0, 1]: apply its look first")
 
 

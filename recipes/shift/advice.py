@@ -12,7 +12,6 @@ import numpy as np
 
 from samgraft.recipes.shift.measure import FeatureShift, Measured
 
-Lever = Literal["nothing", "resample", "histogram", "reinhard", "macenko", "augment", "no labels", "weak labels"]
 Worth = Literal["try", "perhaps", "no"]
 
 SIZE = 1.2
@@ -32,6 +31,7 @@ TOLD_APART = 0.65
 SIGNIFICANT = 0.05
 NEARER = 0.2
 """Share of the features' shift that an alignment has to take away in a trial to be worth trying."""
+HOW_TO_ALIGN = "samgraft segment ... --align {0}; compare a few masks with --align none"
 FAR = 1.0
 """Shift of the features in standard deviations, beyond chance, from which on pseudo-labels are mostly wrong."""
 
@@ -40,7 +40,8 @@ FAR = 1.0
 class Advice:
     """One lever."""
 
-    lever: Lever
+    lever: str
+    """"nothing", "resample", the name of an alignment, "augment", "no labels" or "weak labels"."""
     worth: Worth
     why: str
     """The figures, and the limit that they are compared with."""
@@ -51,8 +52,10 @@ class Advice:
 def advise(found: Measured) -> tuple[Advice, ...]:
     """Every lever that says something about this shift; those worth trying first."""
     same = looks_alike(found.features)
-    listed = [*_nothing(found, same), *_resample(found), *_values(found), *_augment(found), *_labels(found, same)]
-    listed = [_tried(one, found) for one in listed]
+    values = [_tried(one, found) for one in (*_values(found), *_other_trial(found))]
+    if same:  # what the backbone does not see need not be aligned
+        values = [replace(one, worth="perhaps" if one.worth == "try" else one.worth) for one in values]
+    listed = [*_nothing(found, same), *_resample(found), *values, *_augment(found), *_labels(found, same)]
     order: tuple[Worth, ...] = ("try", "perhaps", "no")
     return tuple(sorted(listed, key=lambda one: order.index(one.worth)))
 
@@ -87,10 +90,20 @@ def _tried(one: Advice, found: Measured) -> Advice:
     left = float(np.sqrt(max(trial.standardised**2 - found.features.standardised_chance**2, 0.0)))
     gain = 1 - left / before if before > 0 else 0.0
     why = f"tried: the features' shift beyond chance goes from {before:.2f} to {left:.2f} standard deviations"
-    worth: Worth = "try" if gain >= NEARER and one.worth != "no" else "no" if gain < 0 else one.worth
-    if gain < NEARER and one.worth == "try":
-        worth = "perhaps" if gain >= 0 else "no"
-    return replace(one, worth=worth, why=f"{one.why}; {why}")
+    worth: Worth = one.worth
+    if gain < 0:
+        worth = "no"
+    elif gain < NEARER and worth == "try":
+        worth = "perhaps"
+    return replace(one, worth=worth, why=f"{one.why}; {why}" if one.why else why)
+
+
+def _other_trial(found: Measured) -> Iterator[Advice]:
+    """The alignment that came nearest, where the rules name another one."""
+    named = {one.lever for one in _values(found)}
+    if found.trials and found.trials[0].name not in named:
+        name = found.trials[0].name
+        yield Advice(lever=name, worth="try", why="", how=HOW_TO_ALIGN.format(name))
 
 
 def _nothing(found: Measured, same: bool | None) -> Iterator[Advice]:
@@ -138,7 +151,6 @@ def _values(found: Measured) -> Iterator[Advice]:
     c, one, two = found.comparison, found.source.statistics, found.target.statistics
     moved = max(c.wasserstein)
     words = f"values lie {moved:.3f} of the range apart (limit {VALUES:g}), Jensen-Shannon {max(c.jensen_shannon):.2f}"
-    how = "samgraft segment ... --align {0}; compare a few masks with --align none"
     if c.stain_angle is not None and c.stain_ratio is not None:
         strength = max(max(r, 1 / max(r, 1e-6)) for r in c.stain_ratio)
         stained = f"stains are {c.stain_angle:.0f} degrees apart, strengths differ {strength:.2f}-fold"
@@ -147,7 +159,7 @@ def _values(found: Measured) -> Iterator[Advice]:
             lever="macenko",
             worth="try" if c.stain_angle > STAIN_ANGLE or strength > STAIN_STRENGTH else "no",
             why=f"both sets are stained tissue; {stained} {limits}",
-            how=how.format("macenko"),
+            how=HOW_TO_ALIGN.format("macenko"),
         )
         return
     if inverted(found) or one.gray != two.gray:
@@ -162,7 +174,7 @@ def _values(found: Measured) -> Iterator[Advice]:
     colours = max(c.colour_difference, abs(c.lightness_difference))
     if one.gray:
         yield Advice(
-            lever="histogram", worth="try" if moved > VALUES else "no", why=words, how=how.format("histogram")
+            lever="histogram", worth="try" if moved > VALUES else "no", why=words, how=HOW_TO_ALIGN.format("histogram")
         )
         return
     yield Advice(
@@ -170,7 +182,7 @@ def _values(found: Measured) -> Iterator[Advice]:
         worth="try" if c.colour_difference > COLOUR or (colours > COLOUR and moved > VALUES) else "no",
         why=f"mean colours are {c.colour_difference:.1f} apart in CIELAB, lightness {c.lightness_difference:+.1f} "
         f"(limit {COLOUR:g}); {words}",
-        how=how.format("reinhard"),
+        how=HOW_TO_ALIGN.format("reinhard"),
     )
 
 
@@ -181,7 +193,7 @@ def _augment(found: Measured) -> Iterator[Advice]:
         yield Advice(
             lever="augment",
             worth="perhaps",
-            why=f"bright and dark are exchanged (skewness {c.skewness[0]:.1f} and {c.skewness[1]:.1f}, limit {SKEWED:g})",
+            why=f"bright and dark change places (skewness {c.skewness[0]:.1f}, {c.skewness[1]:.1f}; limit {SKEWED:g})",
             how="where the source can be trained again: augment.invert 0.5",
         )
     if c.sharpness_shift is not None and abs(c.sharpness_shift) > SHARPNESS:
@@ -200,7 +212,9 @@ def _labels(found: Measured, same: bool | None) -> Iterator[Advice]:
     """Adaptation of the weights."""
     if same is None or found.features is None:
         return
-    why = f"the frozen backbone {'does not tell' if same else 'tells'} the sets apart ({_feature_words(found.features)})"
+    why = (
+        f"the frozen backbone {'does not tell' if same else 'tells'} the sets apart ({_feature_words(found.features)})"
+    )
     no_labels = "samgraft adapt: self-training on target images; it keeps the source adapter where it does harm"
     weak = "boxes or points on 10 to 20 target images: data.supervision with train.start_from"
     if same:

@@ -62,9 +62,13 @@ class Moments:
             mean, variance = (np.array(values[name], dtype=np.float64) for name in ("mean", "variance"))
             count, own = int(values["images"]), str(values["backbone"])
         except (TypeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"features in the adapter's header cannot be read ({error}); update samgraft") from error
+            raise CheckpointError(
+                f"features in the adapter's header cannot be read ({error}); update samgraft"
+            ) from error
         if mean.shape != variance.shape or mean.ndim != 1 or not np.isfinite([mean, variance]).all():
-            raise CheckpointError(f"features in the adapter's header are {mean.shape} and {variance.shape}; copy it again")
+            raise CheckpointError(
+                f"features in the adapter's header are {mean.shape} and {variance.shape}; copy it again"
+            )
         if own != backbone:
             raise CheckpointError(
                 f"features in the adapter's header are of backbone {own[:12]}; this one is {backbone[:12]}; leave "

@@ -55,7 +55,9 @@ def plane(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     axes[: min(2, len(directions))] = directions[:2]
     signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])
     total = float((values**2).sum())
-    return centred @ (axes * np.where(signs == 0, 1, signs)[:, None]).T, float((values[:2] ** 2).sum() / total) if total else 0.0
+    return centred @ (axes * np.where(signs == 0, 1, signs)[:, None]).T, float(
+        (values[:2] ** 2).sum() / total
+    ) if total else 0.0
 
 
 def thumbnail(view: View) -> NDArray[np.uint8]:
@@ -111,11 +113,23 @@ def _spectra(axes: Any, found: Measured) -> None:
     one, two = found.source.statistics.spectrum, found.target.statistics.spectrum
     shared, moved = on_source_rings(two, zoom)
     if one.any():
-        axes.plot(frequencies, _decibel(one, one[shared].sum()), color=SOURCE, linewidth=1.4, label=_short(found.source.title))
+        axes.plot(
+            frequencies, _decibel(one, one[shared].sum()), color=SOURCE, linewidth=1.4, label=_short(found.source.title)
+        )
     if two.any() and shared.any():
-        axes.plot(frequencies[shared], _decibel(moved, moved.sum()), color=TARGET, linewidth=1.4, label=_short(found.target.title))
+        axes.plot(
+            frequencies[shared],
+            _decibel(moved, moved.sum()),
+            color=TARGET,
+            linewidth=1.4,
+            label=_short(found.target.title),
+        )
     distance, sharpness = found.comparison.spectral_distance, found.comparison.sharpness_shift
-    words = "not comparable" if distance is None or sharpness is None else f"{distance:.1f} dB apart, fine {sharpness:+.1f} dB"
+    words = (
+        "not comparable"
+        if distance is None or sharpness is None
+        else f"{distance:.1f} dB apart, fine {sharpness:+.1f} dB"
+    )
     axes.set_title(f"spectra: {words}", fontsize=10)
     axes.set_xlabel("cycles per pixel" + ("" if ratio is None else " of the source"))
     axes.set_ylabel("power, dB")

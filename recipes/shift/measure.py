@@ -1,6 +1,6 @@
 """Measure the shift between two sets: statistics of what is seen, and distances of frozen features.
 
-    SOURCE (images, or an adapter that remembers them) + TARGET (images) -> views -> statistics, features -> Measured
+SOURCE (images, or an adapter that remembers them) + TARGET (images) -> views -> statistics, features -> Measured
 """
 
 from collections.abc import Mapping
@@ -283,7 +283,7 @@ def _remarks(source: SetSummary, target: SetSummary, rows: Labelled | None) -> l
     few = [one.title for one in (source, target) if one.groups and len(set(one.groups)) < 2]
     if few:
         found.append(
-            f"{' and '.join(few)}: a single patient or scene, so the probe and the p-value say that these images differ, "
-            "not that the domains do"
+            f"{' and '.join(few)}: a single patient or scene, so the probe and the p-value say that these images "
+            "differ, not that the domains do"
         )
     return found

@@ -68,11 +68,19 @@ def figures(found: Measured) -> list[tuple[str, str, str]]:
     """(name, value, how to read it) of everything that was measured."""
     c = found.comparison
     rows = [
-        ("Jensen-Shannon", _each(c.jensen_shannon, "{:.2f}"), "histograms per channel: 0 the same, 1 nothing in common"),
+        (
+            "Jensen-Shannon",
+            _each(c.jensen_shannon, "{:.2f}"),
+            "histograms per channel: 0 the same, 1 nothing in common",
+        ),
         ("Wasserstein", _each(c.wasserstein, "{:.3f}"), "how far values would move, share of the range"),
         ("mean", _each(c.mean_shift, "{:+.3f}"), "target minus source, share of the range"),
         ("contrast", _each(c.contrast_ratio, "{:.2f}"), "standard deviation, target over source"),
-        ("skewness", f"{c.skewness[0]:.1f}, {c.skewness[1]:.1f}", "source, target: > 0 bright on dark, < 0 dark on bright"),
+        (
+            "skewness",
+            f"{c.skewness[0]:.1f}, {c.skewness[1]:.1f}",
+            "source, target: > 0 bright on dark, < 0 dark on bright",
+        ),
         ("colour", f"{c.colour_difference:.1f}", "distance of mean a and b, CIELAB"),
         ("lightness", f"{c.lightness_difference:+.1f}", "target minus source, CIELAB"),
         ("spectra", _maybe(c.spectral_distance, "{:.1f} dB"), "root mean square over frequencies"),
@@ -85,14 +93,22 @@ def figures(found: Measured) -> list[tuple[str, str, str]]:
     if found.features is not None:
         rows += _feature_rows(found.features)
     return rows + [
-        (f"after {t.name}", f"{t.standardised:.2f} sd", "feature shift" + ("" if t.auc is None else f"; AUC {t.auc:.2f}"))
+        (
+            f"after {t.name}",
+            f"{t.standardised:.2f} sd",
+            "feature shift" + ("" if t.auc is None else f"; AUC {t.auc:.2f}"),
+        )
         for t in found.trials
     ]
 
 
 def _feature_rows(f: FeatureShift) -> list[tuple[str, str, str]]:
     rows = [
-        ("feature shift", f"{f.standardised:.2f} sd", f"{f.standardised_chance:.2f} by chance; {f.backbone}, {f.size} px"),
+        (
+            "feature shift",
+            f"{f.standardised:.2f} sd",
+            f"{f.standardised_chance:.2f} by chance; {f.backbone}, {f.size} px",
+        ),
         (
             "Frechet",
             f"{f.frechet:.3g}",
@@ -104,7 +120,11 @@ def _feature_rows(f: FeatureShift) -> list[tuple[str, str, str]]:
     if f.probe is not None:
         p = f.probe
         rows.append(
-            ("linear probe", f"AUC {p.auc:.2f}", f"+- {p.deviation:.2f} over draws; {p.folds} folds of {p.unit}; 0.5: alike")
+            (
+                "linear probe",
+                f"AUC {p.auc:.2f}",
+                f"+- {p.deviation:.2f} over draws; {p.folds} folds of {p.unit}; 0.5: alike",
+            )
         )
     return rows
 

@@ -108,7 +108,7 @@ def _members(files: Sequence[Path], *, channels: bool) -> tuple[Member, ...]:
 
 
 def _modality(root: Path) -> str | None:
-    """"CT" where ``dataset.json`` names the first channel so."""
+    """CT where ``dataset.json`` names the first channel so; else None."""
     if not (root / "dataset.json").is_file():
         return None
     header = read_json(root / "dataset.json")

@@ -30,6 +30,8 @@ PLACES = 9
 """Places in the plane that windows of slices take in turn, where the adapter works by windows."""
 TRIES = 4
 """A raster is searched for windows with data in so many times as many places as are wanted."""
+MOSTLY = 0.5
+"""Share of valid pixels from which a window is taken before others."""
 EMPTY = 0.05
 """Share of pixels that are 0 in all bands from which a raster without a nodata value is taken to miss them."""
 
@@ -172,7 +174,7 @@ def _windows(
     side = viewer.window or (WINDOW if scene.kind == "raster" or max(shape) > WHOLE else None)
     places = spread_windows(shape, side, 1 if side is None else count * TRIES if scene.kind == "raster" else count)
     unmarked = scene.kind == "raster" and _has_no_nodata(scene, places)
-    given = 0
+    given, sparse = 0, []
     for rows, cols in _interleaved(places, count):
         if given == count:
             return
@@ -181,13 +183,18 @@ def _windows(
             valid = valid & (raw != 0).any(axis=0)
             viewer.remark("pixels that are 0 in every band are taken for missing: the rasters have no nodata value")
         image = _seen(look, raw[None], valid)
-        if image is None or (scene.kind == "raster" and valid.mean() < 0.5 and given + 1 < count):
+        if image is None:
             continue
-        given += 1
         name = member.name if side is None else f"{member.name}, row {rows.start}, column {cols.start}"
-        yield View(
+        view = View(
             image=image, spacing=_plane_spacing(scene), file_spacing=file_spacing, group=member.group, name=name
         )
+        if valid.mean() >= MOSTLY:
+            given += 1
+            yield view
+        elif len(sparse) < count:
+            sparse.append(view)
+    yield from sparse[: count - given]
 
 
 def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list[tuple[slice, slice]]:
@@ -199,7 +206,9 @@ def spread_windows(shape: tuple[int, int], side: int | None, count: int) -> list
     across = min(cells[1], max(1, -(-count // down)))
     tops, lefts = (_spaced(n, length - side) for n, length in ((down, shape[0]), (across, shape[1])))
     return [
-        (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1]))) for top in tops for left in lefts
+        (slice(top, min(top + side, shape[0])), slice(left, min(left + side, shape[1])))
+        for top in tops
+        for left in lefts
     ]
 
 
@@ -251,5 +260,3 @@ def _plane_spacing(scene: Scene) -> Pair | None:
     from samgraft.domains.remote_sensing.georeference import ground_step
 
     return ground_step(scene.grid)
-
-

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from affine import Affine
 from PIL import Image
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
@@ -80,7 +81,7 @@ def test_a_set_against_itself_has_no_shift(sets: Path, backbone: HFSamBackbone) 
     found = measure_shift(sets / "plain", sets / "plain", backbone=backbone, options=QUICK)
     assert found.features is not None and found.features.probe is not None
     assert found.features.probe.auc == 0.5 and found.features.mmd_p == 1.0
-    assert found.features.standardised == found.features.frechet == pytest.approx(0, abs=1e-6)
+    assert (found.features.standardised, found.features.frechet) == pytest.approx((0, 0), abs=1e-6)
     assert found.comparison.wasserstein == (0, 0, 0)
     assert advise(found)[0].lever == "nothing" and levers(found)["no labels"].worth == "no"
 
@@ -112,8 +113,6 @@ def test_an_alignment_does_not_undo_inverted_contrast(sets: Path, backbone: HFSa
 
 
 def test_pixels_of_another_size_ask_for_resampling(tmp_path: Path) -> None:
-    from affine import Affine
-
     array = np.random.default_rng(0).integers(1, 255, (3, 80, 90)).astype(np.uint8)
     for name, size in (("fine", 0.3), ("coarse", 0.75)):
         (tmp_path / name).mkdir()
@@ -137,9 +136,7 @@ def test_network_pixels_by_hand() -> None:
     assert network_pixel(seen, None) is None and network_pixel(image_statistics([image]), 64) is None
 
 
-def test_the_memory_of_an_adapter_stands_in_for_its_images(
-    sets: Path, backbone: HFSamBackbone, tmp_path: Path
-) -> None:
+def test_the_memory_of_an_adapter_stands_in_for_its_images(sets: Path, backbone: HFSamBackbone, tmp_path: Path) -> None:
     file = adapter(tmp_path / "a.graft", backbone, sets / "plain")
     images = measure_shift(sets / "plain", sets / "dark", adapter=file, backbone=backbone, options=QUICK)
     memory = measure_shift(file, sets / "dark", backbone=backbone, options=QUICK)

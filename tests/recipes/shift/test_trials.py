@@ -1,4 +1,4 @@
-"""Trials of alignments: one that undoes a gamma, one that spoils, one that cannot be fitted; and what is advised then."""
+"""Trials of alignments: one that undoes a gamma, one that spoils, one that cannot be fitted; and the advice."""
 
 from dataclasses import replace
 
@@ -64,5 +64,7 @@ def test_trials_are_made_on_the_memory_of_an_adapter_too(found: Measured) -> Non
     from samgraft.recipes.shift.trials import try_alignments
 
     memory = replace(found.source, features=None, files=0, groups=())
-    trials, _ = try_alignments(found.target.examples, memory, found.target, Encoder(toy_backbone()), {"histogram": undo})
+    trials, _ = try_alignments(
+        found.target.examples, memory, found.target, Encoder(toy_backbone()), {"histogram": undo}
+    )
     assert len(trials) == 1 and trials[0].auc is None and trials[0].standardised < 1
