@@ -39,10 +39,12 @@ SLICES = 24
 """Slices of a volume that are measured."""
 BLOCKS, MOST_BLOCKS = 64, 4096
 """Blocks of a raster that are measured; more, up to the second, where those hold no valid pixel."""
+SMALL = 2**20
+"""Pixels up to which a raster is measured as a whole."""
 BLOCK = 512
 """Side of a block in pixels, for adapters without windows, and of pictures that are too large to be looked at whole."""
-DENSE = 0.1
-"""Share of valid pixels from which a block stands for the raster."""
+DENSE = 0.5
+"""Share of a full block that has to have data, for the block to stand for the raster."""
 WHOLE = 2**24
 """Pixels up to which a picture is measured as a whole."""
 
@@ -142,7 +144,7 @@ def scene_statistics(
     Returns:
         None where no pixel is valid.
     """
-    return _statistics(scene_images(scene, look, axis, window))
+    return _statistics(scene_images(scene, look, axis, window), tissue=scene.kind != "raster")
 
 
 def folder_statistics(
@@ -166,7 +168,7 @@ def folder_statistics(
             scene = open_scene(file)
             yield from scene_images(scene, look_of(scene), axis_of(scene), window)
 
-    found = _statistics(measured())
+    found = _statistics(measured(), tissue=open_scene(files[0]).kind != "raster")
     if found is None:
         raise InputError(f"{path}: no valid pixel in {len(files)} images; name a folder of training images")
     return found
@@ -200,8 +202,8 @@ def scene_images(scene: Scene, look: Look, axis: int | None, window: int | None)
     spacing = plane_spacing(scene, axis)
     if scene.kind == "volume":
         images = _slices(scene, look, 0 if axis is None else axis)
-    elif scene.kind == "picture" and scene.grid.shape[0] * scene.grid.shape[1] <= WHOLE:
-        images = iter([seen_pixels(look, *scene.read_valid(channels=look.channels))])
+    elif scene.grid.shape[0] * scene.grid.shape[1] <= (SMALL if scene.kind == "raster" else WHOLE):
+        images = iter([_block(scene, look, (slice(None), slice(None)))])
     else:
         images = _blocks(scene, look, BLOCK if window is None else window)
     return ((image, spacing) for image in images)
@@ -239,7 +241,7 @@ def _blocks(scene: Scene, look: Look, side: int) -> Iterator[NDArray[np.float32]
         dense, sparse = False, list[tuple[slice, slice]]()
         for place in places:
             image = _block(scene, look, place)
-            share = np.isfinite(image[0]).mean()
+            share = np.isfinite(image[0]).sum() / side**2
             if share >= DENSE:
                 dense = True
                 yield image
@@ -260,14 +262,15 @@ def _block(scene: Scene, look: Look, place: tuple[slice, slice]) -> NDArray[np.f
     return image
 
 
-def _statistics(parts: Measured) -> ImageStatistics | None:
-    """Statistics of images, or None where there is none with a valid pixel."""
+def _statistics(parts: Measured, *, tissue: bool) -> ImageStatistics | None:
+    """Statistics of images, or None where there is none with a valid pixel; rasters are never stained ``tissue``."""
     known = ((image, spacing) for image, spacing in parts if np.isfinite(image).any())
     first = next(known, None)
     if first is None:
         return None
     images, spacings = tee(chain([first], known))  # read in step, so one image is held
-    return image_statistics((image for image, _ in images), (spacing for _, spacing in spacings))
+    pixels, sizes = (image for image, _ in images), (spacing for _, spacing in spacings)
+    return image_statistics(pixels, sizes, stained=None if tissue else False)
 
 
 def image_files(path: Path) -> list[Path]:

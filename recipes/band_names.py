@@ -30,9 +30,7 @@ def common_bands(scenes: Sequence[Scene], bands: Sequence[int] | None) -> tuple[
     return None if names is None or None in names else tuple(name for name in names if name is not None)
 
 
-def bands_by_name(
-    scene: Scene, bands: tuple[int, ...] | None, names: tuple[str, ...] | None
-) -> tuple[int, ...] | None:
+def bands_by_name(scene: Scene, bands: tuple[int, ...] | None, names: tuple[str, ...] | None) -> tuple[int, ...] | None:
     """Channels of a scene by the names of training.
 
     Args:

@@ -134,7 +134,7 @@ def predict(
     file = None if isinstance(adapter, Grafted) else Path(adapter)
     moved = {name: v for name, v in (("align", align), ("spacing", spacing)) if v is not None}
     since = claim_output(output, inputs, file, overwrite=overwrite, moved=moved)
-    options: dict[str, Any] = {"batch": batch, **moved} | ({} if align_source is None else {"align_source": align_source})
+    options: dict[str, Any] = {"batch": batch, "align_source": align_source, **moved}
     network = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
     network.to(_device(device, share))
     outcomes = []
@@ -205,8 +205,8 @@ def claim_output(
         return float(known.get("since", 0.0))
     if known and not overwrite:
         raise ConfigError(
-            f"{output} holds masks of another adapter, or of another alignment (see {MARKER}); choose another folder, or "
-            "add --overwrite"
+            f"{output} holds masks of another adapter, or of another alignment (see {MARKER}); choose another folder, "
+            "or add --overwrite"
         )
     since = time.time() if known else 0.0
     write_text(output / MARKER, json.dumps({**facts, "since": since}, indent=1) + "\n")

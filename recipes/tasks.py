@@ -192,12 +192,6 @@ class SegmentationTask(lightning.LightningModule):
             self.train(mode)
         return any(gradient is None for gradient in found)
 
-    def on_fit_start(self) -> None:
-        """Collect amplitudes for ``augment.fourier``, where that is asked for."""
-        data = getattr(self.trainer, "datamodule", None)
-        if self.augmentation.enabled and self.augmentation.fourier and data is not None:
-            self.amplitudes = data.amplitudes(self.augmentation)
-
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Augment, predict, compare; the loss is that of the batch of all processes, on every process.
 
@@ -353,8 +347,14 @@ class SegmentationTask(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Attached parts come in evaluation mode; training wants their dropout. The backbone stays as it is."""
+        """Attached parts come in evaluation mode; training wants their dropout. The backbone stays as it is.
+
+        Amplitudes for ``augment.fourier`` are collected where that is asked for.
+        """
         self.train()
+        data = getattr(self.trainer, "datamodule", None)
+        if self.augmentation.enabled and self.augmentation.fourier and data is not None:
+            self.amplitudes = data.amplitudes(self.augmentation)
 
     def on_train_start(self) -> None:
         """Start the clock; let processes drop different things (dropout is the only draw from the global generator)."""

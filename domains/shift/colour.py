@@ -117,9 +117,7 @@ def gain_and_offset(
     return gain.astype(np.float32), (wanted_mean - gain * mean).astype(np.float32)
 
 
-def bounded(
-    wanted: NDArray[np.float64], there: NDArray[np.float64], *, least: float
-) -> NDArray[np.float64]:
+def bounded(wanted: NDArray[np.float64], there: NDArray[np.float64], *, least: float) -> NDArray[np.float64]:
     """``wanted / there`` between 1/5 and 5; 1 where either is below ``least``."""
     usable = (wanted >= least) & (there >= least)
     ratio = np.divide(wanted, there, out=np.ones_like(wanted), where=usable)

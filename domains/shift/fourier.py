@@ -1,8 +1,8 @@
-"""Fourier amplitude alignment (FDA): the low-frequency amplitudes of an image become those of the source, its phases stay.
+"""Fourier amplitude alignment (FDA): low-frequency amplitudes of an image become those of the source; phases stay.
 
 Amplitudes of the lowest frequencies hold lighting, contrast and colour cast; phases hold where things are. At use the
-amplitudes of the target are multiplied by the ratio of the source's mean amplitudes to the target's, for up to 7 cycles
-per image side. One picture thereby gets exactly the source's amplitudes (within the bound of the gains), and the slices
+amplitudes of the target are multiplied by the ratio of the source's mean amplitudes to the target's, up to 7 cycles
+per image. One picture thereby gets exactly the source's amplitudes (within the bound of the gains), and the slices
 of a volume keep their differences from each other. In training, ``recipes.amplitudes`` mixes amplitudes of target images
 into source images.
 
@@ -54,9 +54,7 @@ class FourierGain:
         found[missing] = np.nan
         return found
 
-    def _places(
-        self, height: int, width: int
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    def _places(self, height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         """Rows and columns of the spectrum that are changed, and the gains there; fewer for tiny pictures."""
         half = self.gain.shape[1] // 2
         down, right = (min(half, (side - 1) // 2) for side in (height, width))

@@ -10,8 +10,8 @@ zero and the other levels are matched among themselves.
 Source:
     Gonzalez and Woods, "Digital Image Processing", section "histogram specification".
 Deviations:
-    Ranks are taken in the middle of a bin, so that equal histograms give exactly the identity. Levels that the sample of
-    the target does not hold are interpolated; beyond its ends the map goes on with slope 1. ``skimage.exposure`` maps
+    Ranks are taken in the middle of a bin, so that equal histograms give exactly the identity. Levels that the sample
+    of the target does not hold are interpolated; beyond its ends the map goes on with slope 1. ``skimage.exposure`` maps
     levels to levels of one array by the array itself, which is another table in every window of a raster.
 """
 

@@ -8,10 +8,10 @@ Source:
     Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis", ISBI, section 2. The
     vectors and maxima come from ``stain_basis``.
 Deviations:
-    Vectors and maxima are those of the whole scene, not of the picture or window at hand, so the map is one 3 x 3 matrix
-    in optical density and a pixel has one value in every window. What lies outside of the plane of the two stains
-    (pigment, pens, counterstains) is kept and not dropped, so equal stains give exactly the identity. Amounts are scaled
-    by at most 5. Images that are not stained are refused.
+    Vectors and maxima are those of the whole scene, not of the picture or window at hand, so the map is one 3 x 3
+    matrix in optical density and a pixel has one value in every window. What lies outside of the plane of the two
+    stains (pigment, pens, counterstains) is kept and not dropped, so equal stains give exactly the identity. Amounts
+    are scaled by at most 5. Images that are not stained are refused.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """What the training images look like, measured while they are read: for the header of the adapter.
 
-Cases pass through :class:`Seen` on their way to the training set; a few slices or windows of each are kept as bytes, and
-what they have in common is computed when the adapter is written (``samgraft.recipes.alignment`` uses it).
+Cases pass through :class:`Seen` on their way to the training set; a few slices or windows of each are kept as bytes,
+and what they have in common is computed when the adapter is written (``samgraft.recipes.alignment`` uses it).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.domains.shift.statistics import ImageStatistics, image_statistics
-from samgraft.recipes.alignment import BLOCK, evenly
+from samgraft.recipes.alignment import BLOCK, SMALL, evenly
 from samgraft.recipes.data.cases import CaseArrays, CaseRef
 from samgraft.recipes.data.fit import windows
 
@@ -59,7 +59,8 @@ class Seen:
         if self._found is None and self._kept:
             kept = [one for one in self._kept if one[0].any() or not self.rasters]
             if kept:
-                self._found = image_statistics((self._seen(one) for one, _ in kept), (size for _, size in kept))
+                images, sizes = (self._seen(one) for one, _ in kept), (size for _, size in kept)
+                self._found = image_statistics(images, sizes, stained=False if self.rasters else None)
             self._kept = []  # not needed any more
         return self._found
 
@@ -73,7 +74,7 @@ class Seen:
         return case
 
     def _places(self, plane: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-        if not self.rasters and plane[0] * plane[1] <= WHOLE:
+        if plane[0] * plane[1] <= (SMALL if self.rasters else WHOLE):
             yield slice(0, plane[0]), slice(0, plane[1])
             return
         found = windows(plane, self.window or BLOCK, 0.0)

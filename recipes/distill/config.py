@@ -157,7 +157,7 @@ class DistillConfig:
         if self.bce_weight + self.dice_weight <= 0:
             raise ConfigError("bce_weight and dice_weight are both 0; give one of them weight")
         if self.augment.fourier:
-            raise ConfigError("augment.fourier is for training adapters; a distillation has no target images; set it to 0")
+            raise ConfigError("augment.fourier is for training adapters, and a distillation has no target; set it to 0")
 
     @property
     def views(self) -> int:

@@ -33,7 +33,7 @@ def aligned(
         said: What the header says.
         scene: What will be segmented.
         meta: The header itself, which remembers the training images.
-        name: "auto", "none", or one of ``domains.shift.alignment.ALIGNMENTS``; None asks for nothing and leaves no note.
+        name: "auto", "none", or one of ``domains.shift.alignment.ALIGNMENTS``; None asks for nothing, no note is left.
         source: Folder of training images (or one image), instead of what the header remembers.
         resampled: Rasters are seen at the pixel size of training, as ``segment_automatic`` does.
 

@@ -37,7 +37,7 @@ class Recorded:
     about: Mapping[str, str] = field(default_factory=dict)
     """For the result's meta."""
     alignment: Alignment | None = None
-    """What moves a scene towards the images of training, fitted on that scene (``engine.aligned``); None for nothing."""
+    """What moves a scene towards the images of training, fitted on it (``engine.aligned``); None for nothing."""
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""An adapter on a scene that was moved: measured once, moved back, the same for every window, and said in the result."""
+"""An adapter on a scene that was moved: measured once, moved back, the same in every window, said in the result."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from samgraft.domains.remote_sensing.provenance import read_provenance
 from samgraft.domains.shift.alignment import fit_alignment
 from samgraft.domains.shift.statistics import ImageStatistics, image_statistics
 from samgraft.errors import ConfigError, InputError, NoMatchError
-from samgraft.recipes import cli
+from samgraft.recipes import alignment, cli
 from samgraft.recipes.alignment import BLOCKS, evenly, fit_scene, scene_statistics
 from samgraft.recipes.api import MosaicOptions, segment, segment_mosaic
 from samgraft.recipes.engine.aligned import aligned, at_trained_spacing
@@ -45,7 +45,7 @@ def dark(image: NDArray[Any]) -> NDArray[np.uint8]:
 def source_of(image: NDArray[Any]) -> ImageStatistics:
     """Statistics of one gray picture, or of a colour one (3, h, w), of bytes."""
     shown = np.repeat(image[None], 3, axis=0) if image.ndim == 2 else image
-    return image_statistics([shown.astype(np.float32) / 255])
+    return image_statistics([shown.astype(np.float32) / 255], stained=False)
 
 
 def header(source: ImageStatistics | None = None) -> BundleMeta:
@@ -152,7 +152,10 @@ def test_missing_pixels_of_a_raster_do_not_count(tmp_path: Path) -> None:
     assert fit_scene("auto", empty, look_at(empty), found).words == "none (no valid pixel was found)"
 
 
-def test_blocks_are_spread_and_a_raster_with_little_data_is_still_measured(tmp_path: Path) -> None:
+def test_blocks_are_spread_and_a_raster_with_little_data_is_still_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "SMALL", 0)
     image = np.zeros((1, 320, 320), np.uint8)
     image[:, 305:312, 290:300] = 200
     scene = samgraft.open(write_raster(tmp_path / "r.tif", image, nodata=0))
@@ -186,7 +189,10 @@ def shifted(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("name", ["histogram", "moments", "reinhard"])
-def test_a_pixel_has_one_value_whatever_the_window(shifted: tuple[Path, Path], name: str) -> None:
+def test_a_pixel_has_one_value_whatever_the_window(
+    shifted: tuple[Path, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "SMALL", 0)
     scene = samgraft.open(shifted[0])
     source = ImageStatistics.from_json(read_header(shifted[1])["meta"]["extra"]["source"])
     fitted = fit_scene(name, scene, look_at(scene), source, window=64)
@@ -196,7 +202,8 @@ def test_a_pixel_has_one_value_whatever_the_window(shifted: tuple[Path, Path], n
     assert (whole[:, 40:60, 100:150] == 0).all()  # missing stays missing
     rows, rng = Rows(plane), np.random.default_rng(0)
     for top in range(0, 140, 9):
-        part = slice(top, int(rng.integers(top + 1, 151))), slice(int(rng.integers(0, 100)), int(rng.integers(101, 231)))
+        left, right = int(rng.integers(0, 100)), int(rng.integers(101, 231))
+        part = slice(top, int(rng.integers(top + 1, 151))), slice(left, right)
         np.testing.assert_array_equal(plane.read(*part), whole[:, part[0], part[1]])
         np.testing.assert_array_equal(rows.read(*part)[0], whole[:, part[0], part[1]])
 

@@ -71,7 +71,7 @@ def test_gray_statistics_leave_gray_images_gray() -> None:
     for name in ("fourier", "histogram", "moments", "reinhard"):
         fitted = fit_alignment(name, as_gray(SLIDES["a"]), as_gray(SLIDES["b"]))
         found = fitted.apply(image)
-        assert np.abs(found - found[:1]).max() < 2e-6 and np.abs(found - image).max() > 0.01
+        assert np.abs(found - found[:1]).max() < 5e-5 and np.abs(found - image).max() > 0.01
     with pytest.raises(InputError, match="the image does not look like it"):
         fit_alignment("macenko", as_gray(SLIDES["a"]), SLIDES["b"])
 
