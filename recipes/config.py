@@ -154,8 +154,8 @@ class DataConfig:
     bands: tuple[int, ...] | None = None
     """Zero-based raster bands shown as red, green, blue; None takes the first three."""
     supervision: Supervision = "masks"
-    """What the labels are: "masks"; or "boxes", "points", "scribbles", "coarse" polygons, where no mask is read, neither
-    to train nor to validate."""
+    """What the labels are: "masks"; or "boxes", "points", "scribbles", "coarse" polygons, and then no mask is read,
+    neither to train nor to validate."""
     weak: str | None = None
     """File or folder below ``path`` of weak labels; None finds the usual names (docs/weak_labels.md)."""
     scribble_background: int = 255

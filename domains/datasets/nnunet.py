@@ -51,7 +51,8 @@ def read_nnunet(root: Path | str, *, split: Path | None = None, labels: bool = T
         )
     classes = _classes(root, header)
     cases = [
-        Case(id=case, image=channels, label=files.get(case), classes=classes) for case, channels in sorted(images.items())
+        Case(id=case, image=channels, label=files.get(case), classes=classes)
+        for case, channels in sorted(images.items())
     ]
     grouped, splits = make_splits(root, cases, split)
     return DatasetIndex(

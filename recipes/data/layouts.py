@@ -216,9 +216,7 @@ def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
     return look
 
 
-def read_case(
-    case: Case, *, config: DataConfig, task: CaseTask, annotated: frozenset[int] | None = None
-) -> CaseArrays:
+def read_case(case: Case, *, config: DataConfig, task: CaseTask, annotated: frozenset[int] | None = None) -> CaseArrays:
     """Read a case as slices.
 
     Args:
@@ -233,7 +231,7 @@ def read_case(
     """
     scene = case.load_image()
     look = choose_look(scene, config, task.modality)
-    labels = np.zeros(scene.grid.shape, np.int8)
+    labels: NDArray[np.integer] = np.zeros(scene.grid.shape, np.int8)
     if _masks(config):
         labels = _wanted_labels(case, task.kind, task.values)
         require_annotated(case.id, labels, annotated, task.names)

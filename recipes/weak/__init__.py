@@ -1,1 +1,1 @@
-"""Training from labels that are no masks: boxes, points, scribbles, coarse polygons, and sets where classes are missing."""
+"""Training from labels that are no masks (boxes, points, scribbles, coarse polygons), and where classes are missing."""

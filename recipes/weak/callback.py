@@ -39,7 +39,9 @@ class Refinement(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds done and the labels that they left, for a resumed run."""
-        return {"done": self.done, "labels": compact(self.tiles.labels)} if self.done else {"done": 0}
+        if not self.done:
+            return {"done": 0}
+        return {"done": self.done, "labels": compact(self.tiles.labels), "unsure": torch.stack(self.tiles.unsure)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the labels of the last round.
@@ -57,6 +59,7 @@ class Refinement(Callback):
                 f"{self.tiles.size} pixels; resume with the same data and configuration"
             )
         self.tiles.labels[:] = [one.int() for one in labels]
+        self.tiles.unsure[:] = list(state_dict["unsure"])
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -70,7 +73,11 @@ class Refinement(Callback):
         self.done += 1
         if result is None or not trainer.is_global_zero:
             return
-        row = {"step": trainer.global_step, "weak/round": self.done, **{f"weak/{k}": v for k, v in vars(result).items()}}
+        row = {
+            "step": trainer.global_step,
+            "weak/round": self.done,
+            **{f"weak/{k}": v for k, v in vars(result).items()},
+        }
         with (self.run / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         contact_sheet(self.run / f"weak_round_{self.done}.png", tile_panels(self.tiles))

@@ -11,8 +11,11 @@ SUPERVISIONS: tuple[Supervision, ...] = ("masks", "boxes", "points", "scribbles"
 
 @dataclass(frozen=True, kw_only=True)
 class WeakConfig:
-    """How weak labels become pseudo-masks and losses. Nothing here counts with ``data.supervision: masks``, except
-    ``exclusion`` where ``data.partial`` is set."""
+    """How weak labels become pseudo-masks and losses.
+
+    Nothing here counts with ``data.supervision: masks``, except
+    ``exclusion`` where ``data.partial`` is set.
+    """
 
     prompts: bool = True
     """Ask the frozen backbone for a mask of every box, point, scribble or polygon, and learn from the certain pixels.

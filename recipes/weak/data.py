@@ -6,7 +6,6 @@ No mask of a weakly labelled set is opened, neither to train nor to validate.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,12 +38,34 @@ class WeakData(SegmentationData):
         weak: What is made of it.
         kind: "semantic" or "instance".
         size: Side of the network input.
-        options: As of :class:`SegmentationData`.
+        steps: Batches per epoch.
+        val_cases: Validate on the first few cases only; None takes all.
+        class_names: Names of the foreground classes, where the data set does not know them.
+        deal_validation: Several processes share the validation cases.
     """
 
-    def __init__(self, config: DataConfig, weak: WeakConfig, *, kind: Kind, size: int, **options: Any) -> None:
-        """Index the data set."""
-        super().__init__(config, kind=kind, size=size, **options)
+    def __init__(
+        self,
+        config: DataConfig,
+        weak: WeakConfig,
+        *,
+        kind: Kind,
+        size: int,
+        steps: int = 200,
+        val_cases: int | None = None,
+        class_names: Sequence[str] | None = None,
+        deal_validation: bool = True,
+    ) -> None:
+        """Index the data set; only headers are read."""
+        super().__init__(
+            config,
+            kind=kind,
+            size=size,
+            steps=steps,
+            val_cases=val_cases,
+            class_names=class_names,
+            deal_validation=deal_validation,
+        )
         self.weak, self.made = weak, (0, 0)
         if not self.index.train:
             raise InputError(f"{config.path}: no training case has {config.supervision}; check data.weak and the split")
@@ -121,7 +142,8 @@ def tile_panels(tiles: WeakTiles) -> list[tuple[str, Array, Array, Array]]:
     found = []
     for n in chosen:
         label = tiles.labels[n].numpy()
-        found.append((tiles.names[n], tiles.images[n].numpy(), label.clip(0), (label == IGNORE).astype(label.dtype)))
+        unknown = (label == IGNORE) | tiles.unsure[n].numpy()
+        found.append((tiles.names[n], tiles.images[n].numpy(), label.clip(0), unknown.astype(label.dtype)))
     return found
 
 

@@ -1,8 +1,8 @@
 """How well a prediction agrees with weak labels: what chooses the best checkpoint where no mask may be read.
 
 Boxes: mean IoU of every weak box and the box of what was predicted near it, times the share of the prediction that lies
-in some box; where objects are separate, false ones count as boxes without overlap. Points: share of points that are hit,
-times the share of points off the class that are not; separate objects: F1 of points and objects, one point each.
+in some box; where objects are separate, false ones count as boxes without overlap. Points: share of points that are
+hit, times the share of points off the class that are not; separate objects: F1 of points and objects, one point each.
 Scribbles: accuracy on drawn pixels, a mean over the classes drawn. Coarse: Dice with the outlines.
 
 All of these would be content with boxes that are filled, or with everything being an object. So the figure that chooses
@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from samgraft.errors import InputError
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.metrics import Summary, overlap, summarise
-from samgraft.recipes.weak.labels import Box, WeakLabels, WeakObject, pixel_box
+from samgraft.recipes.weak.labels import Box, WeakLabels, WeakObject, box_ious, box_of, pixel_box
 
 MARGIN = 0.15
 """What lies so far outside a box, as a share of its sides and at least 2 pixels, still belongs to its object."""
@@ -71,13 +72,21 @@ def _figure(
         masks = ((predicted > 0 if instance else predicted == c, _areas(weak, predicted.shape, c)) for c in known)
         return float(np.mean([overlap(mask, area)[0] for mask, area in masks]))
     if weak.kind == "boxes":
-        return _separate_boxes(weak, predicted) if instance else float(np.mean([_boxes(weak, predicted, c) for c in known]))
-    return _separate_points(weak, predicted) if instance else float(np.mean([_points(weak, predicted, c) for c in known]))
+        return (
+            _separate_boxes(weak, predicted)
+            if instance
+            else float(np.mean([_boxes(weak, predicted, c) for c in known]))
+        )
+    return (
+        _separate_points(weak, predicted) if instance else float(np.mean([_points(weak, predicted, c) for c in known]))
+    )
 
 
 def _pseudo_dice(case: CaseArrays, predicted: NDArray[np.integer], instance: bool, known: Sequence[int]) -> float:
     """Mean over classes of Dice on pixels whose pseudo-label is certain."""
     sure = case.labels != IGNORE
+    if case.weak is not None and case.weak.unsure is not None:
+        sure &= ~case.weak.unsure
     found = []
     for label in known:
         truth = (case.labels > 0 if instance else case.labels == label) & sure
@@ -128,16 +137,14 @@ def _boxes(weak: WeakLabels, predicted: NDArray[np.integer], label: int) -> floa
             for other in objects:
                 if other is not one:
                     _clear(part, near, other.around, one.around, mask.shape)
-            ious.append(box_iou(_box_of(part, near), one.around))
+            ious.append(float(box_ious([box_of(part, near)], [one.around])[0, 0]))
         outside += int((mask & ~taken).sum())
     if not ious:
         return float(total == 0)
     return float(np.mean(ious)) * (1 - outside / max(total, 1))
 
 
-def _clear(
-    part: NDArray[np.bool_], near: tuple[slice, slice], other: Box, own: Box, shape: tuple[int, int]
-) -> None:
+def _clear(part: NDArray[np.bool_], near: tuple[slice, slice], other: Box, own: Box, shape: tuple[int, int]) -> None:
     """Take the pixels of another box out of a mask, unless they lie in its own box as well."""
     rows, cols = pixel_box(other, shape)
     mine = pixel_box(own, shape)
@@ -145,22 +152,6 @@ def _clear(
     there = (y >= rows.start) & (y < rows.stop) & (x >= cols.start) & (x < cols.stop)
     inside = (y >= mine[0].start) & (y < mine[0].stop) & (x >= mine[1].start) & (x < mine[1].stop)
     part[there & ~inside] = False
-
-
-def _box_of(mask: NDArray[np.bool_], near: tuple[slice, slice]) -> Box | None:
-    if not mask.any():
-        return None
-    rows, cols = np.flatnonzero(mask.any(axis=1)) + near[0].start, np.flatnonzero(mask.any(axis=0)) + near[1].start
-    return float(cols[0]), float(rows[0]), float(cols[-1]), float(rows[-1])
-
-
-def box_iou(a: Box | None, b: Box) -> float:
-    """IoU of two boxes that name their first and last pixels; 0 if one is missing."""
-    if a is None:
-        return 0.0
-    across, down = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + 1) for i in (0, 1))
-    areas = sum((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
-    return across * down / (areas - across * down)
 
 
 def _separate_boxes(weak: WeakLabels, predicted: NDArray[np.integer]) -> float:
@@ -173,14 +164,11 @@ def _separate_boxes(weak: WeakLabels, predicted: NDArray[np.integer]) -> float:
             if p is not None
         ]
         boxes = [one.around for _, one in weak.on_slice(index)]
-        pairs = sorted(((box_iou(f, b), i, j) for i, f in enumerate(found) for j, b in enumerate(boxes)), reverse=True)
-        used: tuple[set[int], set[int]] = (set(), set())
-        for iou, i, j in pairs:
-            if iou >= _FALSE and i not in used[0] and j not in used[1]:
-                used[0].add(i)
-                used[1].add(j)
-                total += iou
-        count += len(boxes) + len(found) - len(used[0])
+        ious = box_ious(found, boxes)
+        rows, cols = linear_sum_assignment(ious, maximize=True)
+        matched = ious[rows, cols][ious[rows, cols] >= _FALSE]
+        total += float(matched.sum())
+        count += len(boxes) + len(found) - len(matched)
     return total / count if count else 1.0
 
 

@@ -1,13 +1,14 @@
-"""Weak labels of a case in one form, whatever file they came from: objects with boxes or points, or pixels that were
-drawn on.
+"""Weak labels of a case in one form, whatever file they came from: objects, or pixels that were drawn on.
 
-Pixels are those of the case's slices in native resolution: points are (x, y), a box names its first and last pixel.
+An object has a box, points or a coarse outline. Pixels are those of the case's slices in native resolution: points are
+(x, y), a box names its first and last pixel.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from monai.data.box_utils import box_iou
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -57,6 +58,8 @@ class WeakLabels:
     """scribbles: (n, h, w); -1 not drawn, 0 background, else the class, or the object's number."""
     nodata: NDArray[np.bool_] | None = None
     """(n, h, w): where the image has no data; None if there is data everywhere."""
+    unsure: NDArray[np.bool_] | None = None
+    """(n, h, w): pixels whose pseudo-label is a guess, which shapes objects and teaches nothing itself."""
     asked: bool = False
     """The frozen backbone was asked for masks, and the case's labels are what became of them."""
 
@@ -105,6 +108,26 @@ def pixel_box(box: Box, shape: tuple[int, int]) -> tuple[slice, slice]:
         last = min(max(int(np.floor(high + 1e-6)), first), length - 1)
         sides.append(slice(first, last + 1))
     return sides[0], sides[1]
+
+
+def box_of(mask: NDArray[np.bool_], place: tuple[slice, slice]) -> Box | None:
+    """The tight box of a mask whose first pixel lies at the start of ``place``; None if it is empty."""
+    if not mask.any():
+        return None
+    rows, cols = np.flatnonzero(mask.any(axis=1)) + place[0].start, np.flatnonzero(mask.any(axis=0)) + place[1].start
+    return float(cols[0]), float(rows[0]), float(cols[-1]), float(rows[-1])
+
+
+def box_ious(some: Sequence[Box | None], others: Sequence[Box]) -> NDArray[np.floating]:
+    """(n, m): IoU of boxes that name their first and last pixels; 0 for one that is missing."""
+    found = np.zeros((len(some), len(others)))
+    present = [index for index, box in enumerate(some) if box is not None]
+    if present and others:
+        edges = [np.array([some[i] for i in present], dtype=float), np.array(others, dtype=float)]
+        for boxes in edges:
+            boxes[:, 2:] += 1  # outer edges
+        found[present] = box_iou(*edges)
+    return found
 
 
 def nearest_cells(points: Sequence[Sequence[tuple[int, int]]], shape: tuple[int, int]) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""What a batch of places teaches: the usual loss on pseudo-labels, and the losses of weak and partial labels beside it."""
+"""What a batch of places teaches: the usual loss on pseudo-labels, and beside it those of weak and partial labels."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.graft import Grafted
-from samgraft.recipes.losses import as_multiclass, at_least_float
+from samgraft.recipes.losses import IGNORE, as_multiclass, at_least_float
 from samgraft.recipes.representations import DistanceMaps, Maps, ObjectMaps, Representation
 from samgraft.recipes.weak.config import WeakConfig
 from samgraft.recipes.weak.losses import alike_loss, marks_loss, tightness_loss
 from samgraft.recipes.weak.partial import exclusion_loss, marginal_logits
-from samgraft.recipes.weak.tiles import WeakTiles, tile_numbers
+from samgraft.recipes.weak.tiles import Known, WeakTiles, tile_numbers
 
 
 def foreground(representation: Maps, logits: Tensor) -> Tensor:
@@ -44,6 +44,15 @@ def at_places(probabilities: Tensor, places: Tensor, size: int) -> tuple[Tensor,
     return found[..., :area].unflatten(2, (size, size)), seen[:, :area].unflatten(1, (size, size))
 
 
+def without_guesses(target: Tensor, unsure: Tensor) -> Tensor:
+    """A target (B, S, S), or (B, K, S, S) whose first channel says what is known, without pixels that are a guess."""
+    unsure = unsure.to(target.device)
+    if target.ndim == unsure.ndim:
+        return target.masked_fill(unsure, IGNORE)
+    first = target[:, :1].masked_fill(unsure[:, None], IGNORE)
+    return torch.cat([first, target[:, 1:]], dim=1)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeakLearning:
     """The loss of a batch of weakly or partly labelled tiles."""
@@ -69,39 +78,40 @@ class WeakLearning:
         Heads that find objects themselves learn from pseudo-labels only.
         """
         there = places.cpu()
-        labels, marks = self.tiles.known(there)
+        known = self.tiles.known(there)
         if isinstance(representation, Maps):
-            loss = _BatchLoss(self, representation, loss, image=image, places=there, marks=marks)
-        return representation.learn(loss, grafted, features, image, labels)
+            loss = _BatchLoss(self, representation, loss, image=image, places=there, known=known)
+        return representation.learn(loss, grafted, features, image, known.labels)
 
 
 class _BatchLoss(nn.Module):
     """The usual loss and the weak ones, of one batch."""
 
     def __init__(
-        self, owner: WeakLearning, representation: Maps, loss: nn.Module, *, image: Tensor, places: Tensor, marks: Tensor
+        self, owner: WeakLearning, representation: Maps, loss: nn.Module, *, image: Tensor, places: Tensor, known: Known
     ) -> None:
         super().__init__()
         self.owner, self.representation, self.loss = owner, representation, loss
-        self.image, self.places, self.marks = image, places, marks
+        self.image, self.places, self.known = image, places, known
         self.numbers = tile_numbers(places, owner.tiles.size)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits (B, K, S, S) and the target of the representation."""
         logits, weights = at_least_float(logits), self.owner.config
-        total = self._partial(logits, target) if self.owner.partial else self.loss(logits, target)
+        target = without_guesses(target, self.known.unsure)
+        total: Tensor = self._partial(logits, target) if self.owner.partial else self.loss(logits, target)
         if self.owner.tiles.supervision == "masks":
             return total
         found = foreground(self.representation, logits)
         if weights.tightness > 0 and self.owner.tiles.supervision == "boxes":
             total = total + weights.tightness * self._tightness(found)
         if weights.marks > 0 and self.owner.tiles.supervision in ("points", "scribbles"):
-            marks = self.marks.clamp_max(1) if self.owner.tiles.instance else self.marks
+            marks = self.known.marks.clamp_max(1) if self.owner.tiles.instance else self.known.marks
             total = total + weights.marks * marks_loss(found, marks.to(found.device))
         if weights.crf > 0:
             shown = (self.places >= 0).to(found.device)
-            options = {"radius": weights.crf_radius, "colour": weights.crf_colour}
-            total = total + weights.crf * alike_loss(found, self.image, shown, **options)  # type: ignore[arg-type]
+            alike = alike_loss(found, self.image, shown, radius=weights.crf_radius, colour=weights.crf_colour)
+            total = total + weights.crf * alike
         return total
 
     def _partial(self, logits: Tensor, target: Tensor) -> Tensor:

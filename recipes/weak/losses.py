@@ -1,7 +1,7 @@
 """Losses of weak labels: the lines of a box, marks that someone drew, and neighbours that look alike.
 
-All of them take probabilities (B, C, H, W) of foreground classes, in [0, 1], and are means, so that their weights do not
-depend on how much was annotated.
+All of them take probabilities (B, C, H, W) of foreground classes, in [0, 1], and are means, so that their weights do
+not depend on how much was annotated.
 
 Source:
     Bags of rows and columns of a box: Hsu et al., Weakly supervised instance segmentation using the bounding box
@@ -84,8 +84,8 @@ def tightness_loss(
         probabilities: (B, C, H, W) in [0, 1].
         rows: Of boxes.
         columns: Of boxes.
-        seen: (B, H, W) bool: pixels that count. A line that is not shown nearly whole says nothing, since the object may
-            lie where it is not shown.
+        seen: (B, H, W) bool: pixels that count. A line that is not shown nearly whole says nothing, since the object
+            may lie where it is not shown.
         sharpness: Of the maximum.
 
     Raises:
@@ -123,9 +123,7 @@ def marks_loss(probabilities: Tensor, marks: Tensor) -> Tensor:
     return torch.stack(terms).mean() if terms else probabilities.sum() * 0
 
 
-def alike_loss(
-    probabilities: Tensor, image: Tensor, shown: Tensor, *, radius: int = 3, colour: float = 0.1
-) -> Tensor:
+def alike_loss(probabilities: Tensor, image: Tensor, shown: Tensor, *, radius: int = 3, colour: float = 0.1) -> Tensor:
     """Mean chance that two neighbours are of different classes, weighed by how near and how alike they are.
 
     Args:

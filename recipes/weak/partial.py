@@ -48,14 +48,18 @@ def read_annotated(
         InputError: the list is missing or damaged, lacks a case, or names an unknown class.
     """
     if kind != "semantic":
-        raise ConfigError("data.partial is for task.kind 'semantic'; separate objects are of one class; set it to false")
+        raise ConfigError(
+            "data.partial is for task.kind 'semantic'; separate objects are of one class; set it to false"
+        )
     path = Path(config.path) / (config.annotated or FILE)
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(value, list) for value in content.values()):
         raise InputError(f'{path}: expected {{"case": ["class", ...], ...}}')
     missing = sorted(set(cases) - set(content))
     if missing:
-        raise InputError(f"{path} lacks {len(missing)} cases, such as {missing[:3]}; name the classes annotated in each")
+        raise InputError(
+            f"{path} lacks {len(missing)} cases, such as {missing[:3]}; name the classes annotated in each"
+        )
     number = {name: label for label, name in names.items()}
     found: dict[str, frozenset[int]] = {}
     for case in cases:

@@ -2,9 +2,10 @@
 
 A box is asked exactly as ``samgraft segment --boxes`` asks it (``samgraft.recipes.engine.prompted``); a point goes with
 the nearest points of other objects, as points off the object; a scribble is asked by some of its pixels, with pixels of
-other scribbles as points off it; a coarse outline is an earlier mask. What is not certain is unknown: pixels whose logit
-is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own predicted
-IoU or by its stability. Pixels outside all objects are background, except with scribbles, which say nothing about them.
+other scribbles as points off it; a coarse outline is an earlier mask. What is not certain teaches nothing: pixels whose
+logit is near 0, pixels that objects quarrel over, and everything of an object whose mask is poor by the backbone's own
+predicted IoU or by its stability, or does not fill its box. Pixels outside all objects are background, except with
+scribbles, which say nothing about them.
 
 Source:
     Masks from boxes: SAMRS, arXiv:2305.02034, section 3.1; stability: Segment Anything, arXiv:2304.02643, section B.
@@ -12,7 +13,7 @@ Deviations:
     Uncertain pixels are ignored and not guessed; points get negatives from other objects.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,7 +34,7 @@ from samgraft.recipes.engine.windows import Window
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import ObjectPrompt
 from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import WeakObject, nearest_cells, pixel_box
+from samgraft.recipes.weak.labels import WeakObject, box_ious, nearest_cells, pixel_box
 
 NEGATIVES = 4
 """Points of other objects that go with a point or a scribble."""
@@ -45,6 +46,8 @@ LOST = 0.125
 """An object whose point got no mask may reach this share of the shorter side away."""
 
 Place = tuple[slice, slice]
+Labelled = tuple[NDArray[np.int32], NDArray[np.bool_]]
+"""Labels (h, w), and where they are a guess."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,11 +73,13 @@ class Claim:
     """What an object claims of a slice."""
 
     place: Place
-    """Rows and columns."""
-    sure: NDArray[np.bool_]
-    """Certainly of the object."""
+    """Rows and columns; all masks lie on them."""
+    inside: NDArray[np.bool_]
+    """The object, as far as anyone can say."""
     unsure: NDArray[np.bool_]
-    """Perhaps."""
+    """Pixels in it and beside it that may well be wrong."""
+    unknown: NDArray[np.bool_]
+    """Pixels of which nothing can be said."""
 
 
 class PseudoLabels:
@@ -107,20 +112,21 @@ class PseudoLabels:
             return case
         shape = (case.num_slices, *case.plane)
         seeds = case.weak.seeds(shape, instance=self.instance, radius=self.config.point_radius)
-        labels = np.full(shape, IGNORE, dtype=np.int32)
+        labels, unsure = np.full(shape, IGNORE, dtype=np.int32), np.zeros(shape, dtype=bool)
         for index in range(case.num_slices):
             pixels = case.image[index] if case.image.shape[1] == 3 else np.repeat(case.image[index], 3, axis=0)
-            plane = Slice(pixels=pixels.astype(np.float32) / 255)
+            plane = Slice(pixels=np.asarray(pixels, dtype=np.float32) / np.float32(255))
             if case.weak.drawn is not None:
-                labels[index] = self._scribbled(plane, seeds[index])
+                labels[index], unsure[index] = self._scribbled(plane, seeds[index])
             else:
-                labels[index] = self._pointed_at(plane, case.weak.on_slice(index))
-        labels = np.where(seeds != IGNORE, seeds, labels)
+                labels[index], unsure[index] = self._pointed_at(plane, case.weak.on_slice(index))
+        labels, unsure = np.where(seeds != IGNORE, seeds, labels), unsure & (seeds == IGNORE)
         nodata = case.labels == IGNORE
-        weak = replace(case.weak, nodata=nodata if nodata.any() else None, asked=self.config.prompts)
+        known = nodata if nodata.any() else None
+        weak = replace(case.weak, nodata=known, unsure=unsure, asked=self.config.prompts)
         return replace(case, labels=small_labels(labels, ~nodata), weak=weak)
 
-    def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> NDArray[np.int32]:
+    def _pointed_at(self, plane: Slice, found: Sequence[tuple[int, WeakObject]]) -> Labelled:
         """Labels of a slice with boxes, points or coarse areas."""
         objects = [one for _, one in found]
         prompts = [object_prompt(one, objects) for one in objects]
@@ -139,55 +145,108 @@ class PseudoLabels:
             return [None] * len(prompts)
         with torch.no_grad():
             masks = ask_objects(plane, prompts, self.settings)
-        good = [mask if self._trusted(mask) else None for mask in masks]
+        good = [mask if self._trusted(mask, one) else None for mask, one in zip(masks, prompts, strict=True)]
         self.asked, self.trusted = self.asked + len(good), self.trusted + sum(one is not None for one in good)
         return good
 
-    def _trusted(self, mask: ObjectMask) -> bool:
+    def _trusted(self, mask: ObjectMask, one: ObjectPrompt) -> bool:
+        """Whether a mask is good by the backbone's own estimate, is stable, and fills its box."""
         most = int((mask.logits > -OFFSET).sum())
         stable = int((mask.logits > OFFSET).sum()) / max(most, 1)
-        return mask.iou >= self.config.min_iou and stable >= self.config.min_stability and bool(mask.crop.any())
+        fills = one.box is None or float(box_ious([mask.box()], [one.box])[0, 0]) >= self.config.min_agreement
+        good = mask.iou >= self.config.min_iou and stable >= self.config.min_stability
+        return good and fills and bool(mask.crop.any())
 
     def _claim(self, where: "Domain", mask: ObjectMask | None) -> Claim:
-        """What a mask gives its object, cut to where it may lie; without a mask everything there is unsure."""
+        """What a mask gives its object, cut to where it may lie; without a mask nothing is known there."""
         core, allowed = where.core, where.allowed
         if mask is None:
-            return Claim(place=where.place, sure=core, unsure=allowed & ~core)
-        logits = np.full(mask.shape, -np.inf, dtype=np.float32)
-        logits[mask.place] = mask.logits.numpy()
-        part = logits[where.place]
-        sure = (allowed & (part > self.config.certain)) | core
-        return Claim(place=where.place, sure=sure, unsure=allowed & ~sure & (part >= -self.config.certain))
+            return Claim(place=where.place, inside=core, unsure=core & False, unknown=allowed & ~core)
+        logits = _on_place(mask, where.place)
+        return claim_of(logits, where, (-self.config.certain, 0.0, self.config.certain))
 
-    def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _scribbled(self, plane: Slice, seeds: NDArray[np.int32]) -> Labelled:
         """Labels of a slice with scribbles: every stroke is asked; what no mask holds stays unknown."""
         strokes = list(_strokes(seeds))
         masks = self._ask(plane, [stroke_prompt(value, inside, seeds) for value, inside in strokes])
-        labels, claimed = np.full(plane.shape, IGNORE, np.int32), np.zeros(plane.shape, np.int32)
-        for (value, _), mask in zip(strokes, masks, strict=True):
+        claims, values = [], []
+        for (value, inside), mask in zip(strokes, masks, strict=True):
             if mask is not None:
-                sure = mask.logits.numpy() > self.config.certain
-                part = labels[mask.place]
-                claimed[mask.place] += sure & (part != value)
-                part[sure] = value
-        return np.where(claimed > 1, IGNORE, labels)
+                allowed = np.ones(mask.logits.shape, dtype=bool)
+                where = Domain(place=mask.place, allowed=allowed, core=inside[mask.place])
+                claims.append(self._claim(where, mask))
+                values.append(value)
+        return paint_claims(claims, values, plane.shape, base=IGNORE)
 
 
-def paint_claims(claims: Sequence[Claim], values: Sequence[int], shape: tuple[int, int]) -> NDArray[np.int32]:
-    """(h, w) labels: 0 where nobody claims, ``IGNORE`` where it is unsure or claimed with different values.
+def _on_place(mask: ObjectMask, place: Place) -> NDArray[np.float32]:
+    """Logits of a mask on other rows and columns; as low as can be where it was not looked for."""
+    logits = np.full([part.stop - part.start for part in place], -np.inf, dtype=np.float32)
+    both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(mask.place, place, strict=True)]
+    if all(part.start < part.stop for part in both):
+        there, here = (
+            tuple(slice(p.start - q.start, p.stop - q.start) for p, q in zip(both, origin, strict=True))
+            for origin in (mask.place, place)
+        )
+        logits[here] = mask.logits.numpy()[there]
+    return logits
 
-    A pixel that is sure for one object and unsure for another belongs to the former.
+
+def claim_of(
+    values: NDArray[np.floating],
+    where: "Domain",
+    levels: tuple[float, float, float],
+    kept: NDArray[np.bool_] | None = None,
+) -> Claim:
+    """A claim from logits or probabilities.
+
+    Args:
+        values: On the domain's rows and columns.
+        where: Where the object may lie.
+        levels: Below the first a pixel is off the object, above the second it is on it, above the third for sure.
+        kept: Of the pixels above the first level, those that count; None for all.
     """
-    labels, quarrel = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=bool)
+    low, half, high = levels
+    possible = where.allowed & (values >= low)
+    possible = possible if kept is None else possible & kept
+    inside = (possible & (values > half)) | where.core
+    return Claim(
+        place=where.place,
+        inside=inside,
+        unsure=possible & ~(values > high) & ~where.core,
+        unknown=np.zeros_like(inside),
+    )
+
+
+def paint_claims(claims: Sequence[Claim], values: Sequence[int], shape: tuple[int, int], *, base: int = 0) -> Labelled:
+    """Labels of a slice from the claims of its objects.
+
+    A pixel that is sure for one object and unsure for another belongs to the former; one that is sure for objects of
+    different values is unknown.
+
+    Args:
+        claims: Of all objects.
+        values: Their labels.
+        shape: (h, w) of the slice.
+        base: Label where nobody claims.
+
+    Returns:
+        (h, w) labels with ``IGNORE`` where nothing is known, and (h, w) bool where they are a guess.
+    """
+    labels = np.full(shape, base, dtype=np.int32)
+    guess, sure, quarrel = (np.zeros(shape, dtype=bool) for _ in range(3))
     for claim in claims:
-        part = labels[claim.place]
-        part[claim.unsure] = IGNORE
+        labels[claim.place][claim.unknown] = IGNORE
+        guess[claim.place] |= claim.unsure
     for claim, value in zip(claims, values, strict=True):
-        part = labels[claim.place]
-        quarrel[claim.place] |= claim.sure & (part > 0) & (part != value)
-        part[claim.sure] = value
+        labels[claim.place][claim.inside & claim.unsure] = value
+    for claim, value in zip(claims, values, strict=True):
+        part, own, there = labels[claim.place], claim.inside & ~claim.unsure, sure[claim.place]
+        quarrel[claim.place] |= own & there & (part != value)
+        part[own] = value
+        there |= own
     labels[quarrel] = IGNORE
-    return labels
+    return labels, guess & ~sure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -293,14 +352,3 @@ def stroke_prompt(value: int, inside: NDArray[np.bool_], seeds: NDArray[np.int32
         reach = 0.25 * ((np.array([row, col]) - middle) ** 2).sum()
         away = away[((away - [row, col]) ** 2).sum(axis=1) > reach]
     return ObjectPrompt(points=tuple(points))
-
-
-def pseudo_cases(
-    make: PseudoLabels, cases: Sequence[Callable[[], CaseArrays]], tell: Callable[[int, CaseArrays], None] | None = None
-) -> Iterator[CaseArrays]:
-    """Read cases one after the other and label them; ``tell`` gets the number, from 1, and the case."""
-    for number, read in enumerate(cases, start=1):
-        made = make(read())
-        if tell is not None:
-            tell(number, made)
-        yield made

@@ -1,10 +1,9 @@
-"""Find and read files of weak labels: boxes and points of detection files, scribbles and coarse outlines of label images
-or polygons.
+"""Find and read files of weak labels: boxes and points of detection files, drawn label images, coarse polygons.
 
-Below the folder of the data set lies one file for all images (COCO JSON, CSV with a column ``image``, a vector file), or
-a folder with one file per case, called like the case. Without ``data.weak`` they are called as the supervision is:
-``boxes.json``, ``points.csv``, ``scribbles/``, ``coarse/`` and so on. A case without a file, or that the file for all does
-not name, was not annotated: it neither trains nor validates. Where a file is there, it names every object of the case.
+Below the folder of the data set lies one file for all images (COCO JSON, CSV with a column ``image``, a vector file),
+or a folder with one file per case, called like the case. Without ``data.weak`` they are called as the supervision is:
+``boxes.json``, ``points.csv``, ``scribbles/``, ``coarse/`` and so on. A case without a file, or that the file for all
+does not name, was not annotated: it neither trains nor validates. Where a file is there, it names every object.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -315,5 +314,7 @@ def _table_names(path: Path, stamp: int) -> frozenset[str]:
         rows = [{str(k).strip().lower(): v for k, v in row.items()} for row in csv.DictReader(file)]
     names = {Path(row[name] or "").name for row in rows for name in IMAGE if row.get(name)}
     if rows and not names:
-        raise ConfigError(f"{path} is one file for all images and has no column 'image'; add it, or give a file per case")
+        raise ConfigError(
+            f"{path} is one file for all images and has no column 'image'; add it, or give a file per case"
+        )
     return frozenset(names)

@@ -25,9 +25,9 @@ from samgraft.adapters.graft import Grafted
 from samgraft.recipes.losses import IGNORE, at_least_float
 from samgraft.recipes.representations import Maps, Representation
 from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import nearest_cells
+from samgraft.recipes.weak.labels import box_ious, box_of, nearest_cells
 from samgraft.recipes.weak.learning import foreground
-from samgraft.recipes.weak.pseudo import Claim, Domain, domain, paint_claims
+from samgraft.recipes.weak.pseudo import Claim, Domain, Labelled, claim_of, domain, paint_claims
 from samgraft.recipes.weak.tiles import TileObject, WeakTiles
 
 _HALF = 0.5
@@ -45,23 +45,20 @@ class RoundResult:
     """Share of pixels that teach nothing now."""
 
 
-def hysteresis(
-    probability: NDArray[np.floating], domain: Domain, low: float, high: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Sure and unsure pixels of an object.
+def hysteresis(probability: NDArray[np.floating], where: Domain, low: float, high: float) -> Claim:
+    """What an object claims by the probability of its class.
 
     Args:
-        probability: Of its class, on the domain's rows and columns.
-        domain: Where it may lie. If part of it is certain, only what hangs together with that counts.
+        probability: On the domain's rows and columns.
+        where: Where it may lie. If part of it is certain, only what hangs together with that counts.
         low: Pixels below are not of the object.
-        high: Pixels above are, if they may be.
+        high: Pixels above are, if they may be; those in between count where they hang together with such.
     """
-    above = domain.allowed & (probability > low)
-    seeds = domain.core if domain.core.any() else domain.allowed & (probability > high)
-    parts, _ = ndimage.label(above | domain.core)
+    above = (where.allowed & (probability >= low)) | where.core
+    seeds = where.core if where.core.any() else where.allowed & (probability > high)
+    parts, _ = ndimage.label(above)
     kept = np.isin(parts, np.setdiff1d(np.unique(parts[seeds]), [0]))
-    sure = (kept & (probability > high) & domain.allowed) | domain.core
-    return sure, kept & ~sure
+    return claim_of(probability, where, (low, _HALF, high), kept)
 
 
 def agreement_of(one: TileObject, inside: NDArray[np.bool_], place: tuple[slice, slice]) -> float:
@@ -85,19 +82,39 @@ def agreement_of(one: TileObject, inside: NDArray[np.bool_], place: tuple[slice,
         both = np.zeros_like(inside)
         rows = slice(max(one.rows[0], place[0].start), min(one.rows[1] + 1, place[0].stop))
         cols = slice(max(one.cols[0], place[1].start), min(one.cols[1] + 1, place[1].stop))
-        here = (slice(rows.start - place[0].start, rows.stop - place[0].start),)
-        here += (slice(cols.start - place[1].start, cols.stop - place[1].start),)
+        top, left = place[0].start, place[1].start
+        here = (slice(rows.start - top, rows.stop - top), slice(cols.start - left, cols.stop - left))
         both[here] = one.region[
             rows.start - one.rows[0] : rows.stop - one.rows[0], cols.start - one.cols[0] : cols.stop - one.cols[0]
         ]
         return float((inside & both).sum() / max(int((inside | both).sum()), 1))
-    common, sides = 1, []
-    for axis, (first, last) in ((1, one.rows), (0, one.cols)):
-        lines = np.flatnonzero(inside.any(axis=axis)) + place[1 - axis].start
-        common *= max(0, min(int(lines[-1]), last) - max(int(lines[0]), first) + 1)
-        sides.append((int(lines[-1]) - int(lines[0]) + 1, last - first + 1))
-    areas = [down * across for down, across in zip(*sides, strict=True)]
-    return common / (sum(areas) - common)
+    own = (float(one.cols[0]), float(one.rows[0]), float(one.cols[1]), float(one.rows[1]))
+    return float(box_ious([box_of(inside, place)], [own])[0, 0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refined:
+    """New labels of a tile."""
+
+    labels: NDArray[np.int32]
+    """(S, S), with ``IGNORE``."""
+    unsure: NDArray[np.bool_]
+    """(S, S): a guess."""
+    accepted: int
+    """Objects with a new mask; with scribbles 1 if the tile has one."""
+    refused: int
+    """Objects that kept what they had."""
+
+
+def _as_before(where: Domain, value: int, before: Labelled) -> Claim:
+    """What an object had."""
+    labels, unsure = (table[where.place] for table in before)
+    return Claim(
+        place=where.place,
+        inside=where.allowed & (labels == value),
+        unsure=where.allowed & unsure & (labels != IGNORE),
+        unknown=where.allowed & (labels == IGNORE),
+    )
 
 
 class Refiner:
@@ -112,28 +129,30 @@ class Refiner:
         """Remember both."""
         self.tiles, self.config = tiles, config
 
-    def tile(self, number: int, probabilities: NDArray[np.floating]) -> tuple[NDArray[np.int32], int, int]:
-        """New labels (S, S) of a tile, and how many objects were accepted and refused.
+    def tile(self, number: int, probabilities: NDArray[np.floating]) -> "Refined":
+        """New labels of a tile.
 
         Args:
             number: Of the tile.
             probabilities: (C, S, S) of the foreground classes, or (1, S, S) where all objects are of one kind.
         """
         tiles, marks = self.tiles, self.tiles.marks[number].numpy()
-        current = tiles.labels[number].numpy()
+        before = tiles.labels[number].numpy(), tiles.unsure[number].numpy()
         if tiles.supervision == "scribbles":
-            labels, good = self._scribbled(current, marks, probabilities)
-            counts = (int(good), int(not good))
+            labels, unsure, good = self._scribbled(before, marks, probabilities)
+            total = 1
         else:
-            labels, counts = self._objects(tiles.objects[number], current, probabilities)
-        labels = np.where(marks != IGNORE, marks, labels)
+            objects = tiles.objects[number]
+            (labels, unsure), good = self._objects(objects, before, probabilities)
+            total = len(objects)
+        labels = np.where(marks != IGNORE, marks, labels).astype(np.int32)
         labels[tiles.void[number].numpy()] = IGNORE
-        return labels.astype(np.int32), *counts
+        return Refined(labels=labels, unsure=unsure & (marks == IGNORE), accepted=good, refused=total - good)
 
     def _objects(
-        self, objects: tuple[TileObject, ...], current: NDArray[np.int32], probabilities: NDArray[np.floating]
-    ) -> tuple[NDArray[np.int32], tuple[int, int]]:
-        shape = (current.shape[0], current.shape[1])
+        self, objects: tuple[TileObject, ...], before: Labelled, probabilities: NDArray[np.floating]
+    ) -> tuple[Labelled, int]:
+        shape = (before[0].shape[0], before[0].shape[1])
         cells = nearest_cells([[(r, c) for r, c, on in one.points if on] for one in objects], shape)
         whole = (slice(0, shape[0]), slice(0, shape[1]))
         claims, values, accepted = [], [], 0
@@ -141,29 +160,29 @@ class Refiner:
             where = domain(one.in_tile(), index, cells, shape, whole)
             value = one.number if self.tiles.instance else one.label
             chance = probabilities[0 if self.tiles.instance else one.label - 1][where.place]
-            sure, unsure = hysteresis(chance, where, self.config.low, self.config.high)
-            inside = (sure | unsure) & (chance > _HALF)
-            if agreement_of(one, inside, where.place) >= self.config.min_agreement and sure.any():
+            claim = hysteresis(chance, where, self.config.low, self.config.high)
+            seen = claim.inside & (chance > _HALF)  # a certain pixel that the adapter does not see is no agreement
+            if (claim.inside & ~claim.unsure).any() and agreement_of(
+                one, seen, where.place
+            ) >= self.config.min_agreement:
                 accepted += 1
             else:
-                before = current[where.place]
-                sure = where.allowed & (before == value)
-                unsure = where.allowed & (before == IGNORE)
-            claims.append(Claim(place=where.place, sure=sure, unsure=unsure))
+                claim = _as_before(where, value, before)
+            claims.append(claim)
             values.append(value)
-        return paint_claims(claims, values, shape), (accepted, len(objects) - accepted)
+        return paint_claims(claims, values, shape), accepted
 
     def _scribbled(
-        self, current: NDArray[np.int32], marks: NDArray[np.int32], probabilities: NDArray[np.floating]
-    ) -> tuple[NDArray[np.int32], bool]:
-        """Sure pixels of all classes; objects cannot be told apart by their class, so that numbers stay."""
+        self, before: Labelled, marks: NDArray[np.int32], probabilities: NDArray[np.floating]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
+        """The likeliest class everywhere; objects cannot be told apart by their class, so that numbers stay."""
         whole = np.concatenate([1 - probabilities.sum(axis=0, keepdims=True), probabilities])
         best = whole.argmax(axis=0)
         drawn = marks >= 0
         right = float((best == marks)[drawn].mean()) if drawn.any() else 0.0
         if self.tiles.instance or right < self.config.min_agreement:
-            return current.copy(), False
-        return np.where(whole.max(axis=0) > self.config.high, best, IGNORE).astype(np.int32), True
+            return *before, 0
+        return best.astype(np.int32), whole.max(axis=0) <= self.config.high, 1
 
     @torch.no_grad()
     def round(self, grafted: Grafted, representation: Representation, *, batch: int = 8) -> RoundResult | None:
@@ -185,10 +204,11 @@ class Refiner:
                 images = torch.stack([self.tiles.images[n] for n in chosen]).to(device).float() / 255
                 found = self._probabilities(grafted, representation, images)
                 for number, one in zip(chosen, found, strict=True):
-                    labels, good, bad = self.tile(number, one.cpu().numpy())
-                    self.tiles.labels[number] = torch.from_numpy(labels)
-                    accepted, refused = accepted + good, refused + bad
-                    unknown += int((labels == IGNORE).sum())
+                    new = self.tile(number, one.cpu().numpy())
+                    self.tiles.labels[number] = torch.from_numpy(new.labels)
+                    self.tiles.unsure[number] = torch.from_numpy(new.unsure)
+                    accepted, refused = accepted + new.accepted, refused + new.refused
+                    unknown += int(((new.labels == IGNORE) | new.unsure).sum())
         finally:
             grafted.train(mode)
         share = unknown / max(1, len(self.tiles) * self.tiles.size**2)

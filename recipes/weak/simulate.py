@@ -1,11 +1,12 @@
-"""Weak labels made of full masks, as a person might have drawn them: for tests and benchmarks only.
+r"""Weak labels made of full masks, as a person might have drawn them: for tests and benchmarks only.
 
 This is the one place that reads masks and writes weak labels; training never comes here. Files are those that
 ``samgraft.recipes.weak.reading`` reads, one per case: ``OUT/boxes/CASE.csv``, ``OUT/points/CASE.csv``,
 ``OUT/scribbles/CASE.png`` (``.tif`` for rasters, ``.nii.gz`` for volumes), ``OUT/coarse/...``; then
 ``samgraft fit ... --data.supervision boxes --data.weak OUT/boxes``.
 
-    python -m samgraft.recipes.weak.simulate --data PATH --layout image_mask --kind instance --supervision points --out OUT
+    python -m samgraft.recipes.weak.simulate --data PATH --layout image_mask --kind instance \
+        --supervision points --out OUT
 """
 
 import argparse
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from samgraft.domains.atomic import atomic_path
+from samgraft.domains.detections.base import DEFAULT_CLASS
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, DataIndex
@@ -39,7 +41,8 @@ EMPTY_EVERY = 4
 class Part:
     """An object as a person sees it on a slice."""
 
-    slice: int
+    index: int
+    """Of the slice."""
     value: int
     """Class, from 1, or number of the object."""
     place: tuple[slice, slice]
@@ -99,7 +102,7 @@ def parts_of(labels: NDArray[np.integer], kind: Kind) -> Iterator[Part]:
             for number, place in enumerate(ndimage.find_objects(found), start=1):
                 inside = found[place] == number if place is not None else np.zeros(0, bool)
                 if place is not None and inside.sum() >= SMALLEST:
-                    yield Part(slice=index, value=value, place=place, inside=inside)
+                    yield Part(index=index, value=value, place=place, inside=inside)
 
 
 def depth_of(inside: NDArray[np.bool_]) -> NDArray[np.floating]:
@@ -119,18 +122,18 @@ def _rows(
     """Class, slice and coordinates of every object."""
     rows: list[list[object]] = []
     for part in parts_of(case.labels, kind):
-        name = "object" if kind == "instance" else index.classes[part.value]
+        name = DEFAULT_CLASS if len(index.classes) == 1 else index.classes[part.value]
         (down, across), (height, width) = part.place, part.inside.shape
         if supervision == "boxes":
-            edges = np.array([across.start, down.start, across.stop - 1, down.stop - 1], dtype=float)
+            edges = np.array([across.start, down.start, across.stop - 1, down.stop - 1], dtype=np.float64)
             edges += rng.normal(0, 1, 4) * jitter * np.array([width, height, width, height])
             x0, y0, x1, y1 = np.round(edges)
             limits = case.plane[1] - 1, case.plane[0] - 1
             x0, y0 = max(0, min(x0, limits[0])), max(0, min(y0, limits[1]))
-            rows.append([name, part.slice, x0, y0, min(max(x1, x0), limits[0]), min(max(y1, y0), limits[1])])
+            rows.append([name, part.index, x0, y0, min(max(x1, x0), limits[0]), min(max(y1, y0), limits[1])])
         else:
             row, col = _inner(part.inside, rng)
-            rows.append([name, part.slice, col + across.start, row + down.start])
+            rows.append([name, part.index, col + across.start, row + down.start])
     return rows
 
 
@@ -156,9 +159,9 @@ def _drawn(
         number = part.value if kind == "instance" else index.values[part.value - 1]
         number += supervision == "scribbles" and kind == "instance" and number >= background  # it is not free
         if supervision == "scribbles":
-            drawn[part.slice][part.place][_stroke(part.inside, rng)] = number
+            drawn[part.index][part.place][_stroke(part.inside, rng)] = number
         else:
-            _fill(drawn[part.slice], part, number, rng)
+            _fill(drawn[part.index], part, number, rng)
     if supervision == "scribbles":
         for number, plane in enumerate(case.labels):
             if (plane > 0).any() or number % EMPTY_EVERY == 0:
@@ -169,7 +172,7 @@ def _drawn(
 
 
 def _stroke(inside: NDArray[np.bool_], rng: np.random.Generator, *, deep: bool = True) -> NDArray[np.bool_]:
-    """A line between two pixels far from each other, as far as it stays inside; three pixels wide where there is room."""
+    """A line between two pixels far from each other, as far as it stays inside; three pixels wide if there is room."""
     depth = depth_of(inside) if deep else inside.astype(float)
     places = np.argwhere(depth >= 0.5 * depth.max())
     start = places[rng.integers(len(places))]

@@ -58,6 +58,18 @@ class TileObject:
         return WeakObject(label=self.label, box=(self.cols[0], self.rows[0], self.cols[1], self.rows[1]))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """What is known of some pixels."""
+
+    labels: Tensor
+    """(B, S, S) int64 pseudo-labels, or ``IGNORE``."""
+    marks: Tensor
+    """(B, S, S) int64 what was drawn or pointed at, or ``IGNORE``."""
+    unsure: Tensor
+    """(B, S, S) bool: the pseudo-label is a guess."""
+
+
 class WeakTiles(TileSet):
     """Tiles whose labels are places, with what is known of the places.
 
@@ -80,6 +92,7 @@ class WeakTiles(TileSet):
         self.supervision: Supervision = "masks"
         self.marks: list[Tensor] = []
         self.void: list[Tensor] = []
+        self.unsure: list[Tensor] = []
         self.annotated: list[Tensor] = []
         self.objects: list[tuple[TileObject, ...]] = []
         self.names: list[str] = []
@@ -108,6 +121,7 @@ class WeakTiles(TileSet):
                 picture = torch.from_numpy(np.ascontiguousarray(case.picture(index)[:, rows, cols]))
                 self.images.append((fit.image(picture.float() / 255) * 255).round().clamp(0, 255).to(torch.uint8))
                 self.labels.append(fit.labels(label))
+                self.unsure.append(self._unsure(case, index, fit, (rows, cols)))
                 self.void.append(self._void(case, index, fit, (rows, cols)))
                 self.marks.append(self._nothing if seeds is None else _marks(seeds[index, rows, cols], fit))
                 self.objects.append(objects)
@@ -123,6 +137,13 @@ class WeakTiles(TileSet):
             void = torch.from_numpy(case.weak.nodata[index][place].astype(np.int32))
         return fit.labels(void, outside=1) > 0
 
+    def _unsure(self, case: CaseArrays, index: int, fit: Fit, place: tuple[slice, slice]) -> Tensor:
+        """(S, S) bool: pseudo-labels that are a guess."""
+        if case.weak is None or case.weak.unsure is None:
+            return self._nothing > 0
+        guess = torch.from_numpy(case.weak.unsure[index][place].astype(np.int32))
+        return fit.labels(guess, outside=0) > 0
+
     def _objects(self, case: CaseArrays, index: int, fit: Fit, place: tuple[slice, slice]) -> tuple[TileObject, ...]:
         if case.weak is None:
             return ()
@@ -135,17 +156,17 @@ class WeakTiles(TileSet):
         places = torch.arange(index * area, (index + 1) * area).view(self.size, self.size)
         return self.images[index], places.masked_fill(self.void[index], IGNORE)
 
-    def known(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-labels and marks (B, S, S) int64 of places (B, S, S); ``IGNORE`` where a place is."""
+    def known(self, places: Tensor) -> "Known":
+        """What is known of places (B, S, S), which are ``IGNORE`` where there is none."""
         tiles = tile_numbers(places, self.size)
-        found = []
-        for tables in (self.labels, self.marks):
-            rows = [
+        labels, marks, unsure = (
+            torch.stack([
                 torch.full_like(own, IGNORE) if tile < 0 else self._look(tables[tile], own, tile)
                 for tile, own in zip(tiles, places, strict=True)
-            ]
-            found.append(torch.stack(rows))
-        return found[0], found[1]
+            ])
+            for tables in (self.labels, self.marks, self.unsure)
+        )  # fmt: skip
+        return Known(labels=labels, marks=marks, unsure=unsure > 0)
 
     def _look(self, table: Tensor, places: Tensor, tile: int) -> Tensor:
         within = (places - tile * self.size**2).clamp_min(0)
@@ -195,6 +216,13 @@ def tile_object(number: int, one: WeakObject, fit: Fit, place: tuple[slice, slic
         first = min(int(np.ceil(ends[0] - 0.5)), fit.size - 1)
         spans.append((first, max(first, int(np.ceil(ends[1] - 0.5)) - 1)))
     rows, cols = spans
+    points, region = _tile_points(one, fit, place), None
+    if one.points and not any(on for _, _, on in points):
+        return None
+    if one.region is not None:
+        region = _tile_region(one, fit, place)[rows[0] : rows[1] + 1, cols[0] : cols[1] + 1]
+        if not region.any():
+            return None
     return TileObject(
         number=number,
         label=one.label,
@@ -202,8 +230,8 @@ def tile_object(number: int, one: WeakObject, fit: Fit, place: tuple[slice, slic
         cols=cols,
         whole_rows=whole[0],
         whole_cols=whole[1],
-        points=_tile_points(one, fit, place),
-        region=None if one.region is None else _tile_region(one, fit, place)[rows[0] : rows[1] + 1, cols[0] : cols[1] + 1],
+        points=points,
+        region=region,
     )
 
 
@@ -225,11 +253,14 @@ def _tile_region(one: WeakObject, fit: Fit, place: tuple[slice, slice]) -> NDArr
     window = np.zeros(fit.source, dtype=np.uint8)
     rows = slice(max(top, place[0].start), min(top + inside.shape[0], place[0].stop))
     cols = slice(max(left, place[1].start), min(left + inside.shape[1], place[1].stop))
-    window[rows.start - place[0].start : rows.stop - place[0].start, cols.start - place[1].start : cols.stop - place[1].start] = (
-        inside[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-    )
+    here = (_moved(rows, -place[0].start), _moved(cols, -place[1].start))
+    window[here] = inside[_moved(rows, -top), _moved(cols, -left)]
     found: NDArray[np.bool_] = (fit.labels(torch.from_numpy(window).int()) > 0).numpy()
     return found
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _marks(seeds: NDArray[np.int32], fit: Fit) -> Tensor:

@@ -7,17 +7,22 @@ import pytest
 
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import MaskPrompt
-from samgraft.recipes.weak.judge import agreement_summaries, box_iou, judge
-from samgraft.recipes.weak.labels import WeakObject
+from samgraft.recipes.weak.judge import agreement_summaries, judge
+from samgraft.recipes.weak.labels import WeakObject, box_ious, box_of
 from tests.recipes.weak.test_tiles import case_of
 
 EMPTY = np.zeros((20, 30), np.int16)
 
 
 def test_box_iou_counts_pixels() -> None:
-    assert box_iou((2, 1, 5, 4), (2, 1, 5, 4)) == 1.0
-    assert box_iou((2, 1, 5, 4), (2, 3, 5, 6)) == pytest.approx(8 / 24)
-    assert box_iou((2, 1, 5, 4), (6, 1, 9, 4)) == 0.0 and box_iou(None, (0, 0, 1, 1)) == 0.0
+    found = box_ious([(2, 1, 5, 4), None], [(2, 1, 5, 4), (2, 3, 5, 6), (6, 1, 9, 4)])
+    assert found == pytest.approx(np.array([[1.0, 8 / 24, 0.0], [0.0, 0.0, 0.0]]))
+    mask = np.zeros((3, 4), bool)
+    mask[1, 1:3] = True
+    assert (
+        box_of(mask, (slice(10, 13), slice(20, 24))) == (21, 11, 22, 11)
+        and box_of(~mask & mask, (slice(0), slice(0))) is None
+    )
 
 
 def test_boxes_of_classes() -> None:
@@ -31,14 +36,14 @@ def test_boxes_of_classes() -> None:
     assert judge(alone, predicted, instance=False, classes=2)["agreement"] == pytest.approx(0.5)
     none = case_of(EMPTY)
     assert judge(none, predicted, instance=False, classes=1)["agreement"] == 0.0
-    assert judge(none, 0 * predicted, instance=False, classes=1)["agreement"] == 1.0
+    assert judge(none, 0 * predicted, instance=False, classes=1)["agreement"] == pytest.approx(1.0)
 
 
 def test_neighbours_of_one_class_do_not_count_for_each_other() -> None:
     case = case_of(EMPTY, WeakObject(label=1, box=(4, 5, 9, 8)), WeakObject(label=1, box=(10, 5, 14, 8)))
     predicted = np.zeros((1, 20, 30), int)
     predicted[0, 5:9, 4:15] = 1
-    assert judge(case, predicted, instance=False, classes=1)["box_iou"] == 1.0
+    assert judge(case, predicted, instance=False, classes=1)["box_iou"] == pytest.approx(1.0)
 
 
 def test_separate_objects() -> None:
@@ -86,7 +91,7 @@ def test_certain_pseudo_labels_join_the_figure() -> None:
     predicted = np.zeros((1, 20, 30), int)
     predicted[0, 5:9, 4:7] = 1
     figures = judge(case, predicted, instance=False, classes=1)
-    assert figures["box_iou"] == 0.5 and figures["pseudo_dice"] == pytest.approx(2 * 9 / (9 + 18))
+    assert figures["box_iou"] == pytest.approx(0.5) and figures["pseudo_dice"] == pytest.approx(2 * 9 / (9 + 18))
     assert figures["agreement"] == pytest.approx((0.5 + 2 / 3) / 2)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from samgraft.recipes.losses import IGNORE
+from samgraft.recipes.prompting import MaskPrompt
 from samgraft.recipes.weak.config import WeakConfig
 from samgraft.recipes.weak.labels import WeakLabels, WeakObject
 from samgraft.recipes.weak.pseudo import Claim, PseudoLabels, object_prompt, paint_claims, stroke_prompt
-from samgraft.recipes.prompting import MaskPrompt
 from tests.recipes._oracle import Oracle, squares
 from tests.recipes.weak.test_tiles import case_of
 
@@ -22,7 +22,9 @@ def labelled(config: WeakConfig, weak: WeakLabels, *, instance: bool = False) ->
     image = squares((64, 64), [FIRST, SECOND])
     case = case_of(np.zeros((64, 64), np.int8))
     case = replace(case, image=np.repeat(image[None, None], 3, axis=1), weak=weak)
-    return PseudoLabels(Oracle(), config, instance=instance)(case).labels[0]
+    made = PseudoLabels(Oracle(), config, instance=instance)(case)
+    assert made.weak is not None and made.weak.unsure is not None and made.weak.asked == config.prompts
+    return np.where(made.weak.unsure[0], IGNORE, made.labels[0])
 
 
 def truth() -> np.ndarray:
@@ -89,12 +91,16 @@ def test_masks_that_cannot_be_trusted_are_unknown() -> None:
 
 
 def test_objects_that_quarrel_leave_pixels_unknown() -> None:
-    def claim(sure: list[int], unsure: list[int]) -> Claim:
-        return Claim(place=(slice(0, 1), slice(1, 5)), sure=np.array([sure], bool), unsure=np.array([unsure], bool))
+    def claim(inside: list[int], unsure: list[int], unknown: list[int]) -> Claim:
+        masks = [np.array([mask], bool) for mask in (inside, unsure, unknown)]
+        return Claim(place=(slice(0, 1), slice(1, 6)), inside=masks[0], unsure=masks[1], unknown=masks[2])
 
-    claims = [claim([1, 1, 0, 0], [0, 0, 1, 1]), claim([0, 1, 1, 0], [0, 0, 0, 0])]
-    assert paint_claims(claims, [3, 4], (1, 6)).tolist() == [[0, 3, IGNORE, 4, IGNORE, 0]]
-    assert paint_claims(claims, [3, 3], (1, 6)).tolist() == [[0, 3, 3, 3, IGNORE, 0]]
+    claims = [claim([1, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]), claim([0, 1, 1, 0, 0], [0] * 5, [0] * 5)]
+    labels, guess = paint_claims(claims, [3, 4], (1, 7))
+    assert labels.tolist() == [[0, 3, IGNORE, 4, 0, IGNORE, 0]]
+    assert guess.tolist() == [[False, False, False, False, True, False, False]]
+    labels, _ = paint_claims(claims, [3, 3], (1, 7), base=IGNORE)
+    assert labels.tolist() == [[IGNORE, 3, 3, 3, IGNORE, IGNORE, IGNORE]]
 
 
 def test_a_stroke_is_asked_along_its_length() -> None:

@@ -1,5 +1,7 @@
 """Refinement: hysteresis and refusals by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from samgraft.recipes.weak.callback import Refinement, round_shares
 from samgraft.recipes.weak.config import WeakConfig
 from samgraft.recipes.weak.labels import WeakObject
 from samgraft.recipes.weak.pseudo import Domain
-from samgraft.recipes.weak.refine import Refiner, agreement_of, hysteresis
+from samgraft.recipes.weak.refine import Refined, Refiner, agreement_of, hysteresis
 from samgraft.recipes.weak.tiles import TileObject
 from tests.recipes.weak.test_tiles import case_of, tiles_of
 
@@ -18,16 +20,15 @@ CONFIG = WeakConfig(low=0.35, high=0.65, min_agreement=0.5)
 
 
 def test_hysteresis_keeps_what_hangs_together_with_sure_pixels() -> None:
-    line = np.array([[0.9, 0.5, 0.5, 0.2, 0.5, 0.1]])
-    allowed = np.ones((1, 6), bool)
+    line = np.array([[0.9, 0.6, 0.4, 0.2, 0.6, 0.1]])
     nothing = np.zeros((1, 6), bool)
-    sure, unsure = hysteresis(line, Domain(place=(slice(0, 1), slice(0, 6)), allowed=allowed, core=nothing), 0.35, 0.65)
-    assert sure.tolist() == [[True, False, False, False, False, False]]
-    assert unsure.tolist() == [[False, True, True, False, False, False]]
+    where = Domain(place=(slice(0, 1), slice(0, 6)), allowed=~nothing, core=nothing)
+    claim = hysteresis(line, where, 0.35, 0.65)
+    assert np.flatnonzero(claim.inside).tolist() == [0, 1] and np.flatnonzero(claim.unsure).tolist() == [1, 2]
     core = nothing.copy()
     core[0, 4] = True
-    sure, unsure = hysteresis(line, Domain(place=(slice(0, 1), slice(0, 6)), allowed=allowed, core=core), 0.35, 0.65)
-    assert np.flatnonzero(sure).tolist() == [4] and not unsure.any()
+    claim = hysteresis(line, replace(where, core=core), 0.35, 0.65)
+    assert np.flatnonzero(claim.inside).tolist() == [4] and not claim.unsure.any()
 
 
 def box(rows: tuple[int, int], cols: tuple[int, int], **more: object) -> TileObject:
@@ -38,7 +39,7 @@ def test_agreement_with_each_kind_of_label() -> None:
     inside = np.zeros((4, 6), bool)
     inside[1:3, 2:6] = True
     place = (slice(10, 14), slice(20, 26))  # the mask covers rows 11..12, columns 22..25
-    assert agreement_of(box((11, 12), (22, 25)), inside, place) == 1.0
+    assert agreement_of(box((11, 12), (22, 25)), inside, place) == pytest.approx(1.0)
     assert agreement_of(box((11, 14), (22, 25)), inside, place) == pytest.approx(8 / 16)
     assert agreement_of(box((12, 15), (24, 29)), inside, place) == pytest.approx(2 / (8 + 24 - 2))
     assert agreement_of(box((12, 15), (24, 29)), ~inside & inside, place) == 0.0
@@ -47,12 +48,17 @@ def test_agreement_with_each_kind_of_label() -> None:
     region = np.ones((2, 3), bool)
     region[0, 0] = False
     coarse = box((12, 13), (24, 26), region=region)
-    assert agreement_of(coarse, inside, place) == pytest.approx(1 / (8 + 5 - 1 - 1))  # one column lies beyond the mask
+    assert agreement_of(coarse, inside, place) == pytest.approx(1 / (8 + 3 - 1))  # one column lies beyond the mask
+
+
+def outcome(found: Refined) -> tuple[np.ndarray, int, int]:
+    """Labels with ``IGNORE`` where they are a guess, and the counts."""
+    return np.where(found.unsure, IGNORE, found.labels), found.accepted, found.refused
 
 
 def refined(probability: np.ndarray, *objects: WeakObject, current: np.ndarray, instance: bool = False):  # type: ignore[no-untyped-def]
     tiles = tiles_of(case_of(current, *objects), size=len(current), instance=instance)
-    return Refiner(tiles, CONFIG).tile(0, probability)
+    return outcome(Refiner(tiles, CONFIG).tile(0, probability))
 
 
 def test_a_mask_that_leaves_its_box_is_refused_and_the_object_keeps_what_it_had() -> None:
@@ -87,7 +93,7 @@ def test_points_split_a_blob_and_are_hit() -> None:
     tiles = tiles_of(case, size=12, instance=True)
     probability = np.zeros((1, 12, 12))
     probability[0, 2:5] = 0.9
-    labels, accepted, refused = Refiner(tiles, CONFIG).tile(0, probability)
+    labels, accepted, refused = outcome(Refiner(tiles, CONFIG).tile(0, probability))
     assert (accepted, refused) == (2, 1) and current.shape == (6, 12)
     assert labels[3, 0] == 1 and labels[3, 11] == 2 and labels[0, 5] == 3 and labels[8, 5] == 0
 
@@ -100,10 +106,11 @@ def test_scribbles_refine_a_tile_that_agrees_with_them() -> None:
     tiles = tiles_of(case_of(drawn.astype(np.int16), kind="scribbles", drawn=drawn), size=8)
     probability = np.zeros((2, 8, 8))
     probability[0, :4], probability[0, 4] = 0.9, 0.5
-    labels, accepted, refused = Refiner(tiles, CONFIG).tile(0, probability)
+    labels, accepted, refused = outcome(Refiner(tiles, CONFIG).tile(0, probability))
     assert (accepted, refused) == (1, 0)
     assert (labels[:4] == 1).all() and (labels[4] == IGNORE).all() and (labels[5:] == 0).all()
-    labels, accepted, refused = Refiner(tiles, CONFIG).tile(0, 1 - probability - np.array([0.0, 1.0])[:, None, None])
+    wrong = 1 - probability - np.array([0.0, 1.0])[:, None, None]
+    labels, accepted, refused = outcome(Refiner(tiles, CONFIG).tile(0, wrong))
     assert (accepted, refused) == (0, 1) and (labels == drawn).all()
 
 

@@ -21,7 +21,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitConfig]:
     """An adapter of a few steps, and the configuration that made it."""
     folder = tmp_path_factory.mktemp("source")
     config = small_config(write_pictures(folder / "p", classes=2), layout="image_mask")
-    config = replace(config, train=replace(config.train, steps=4, cache=False), task=replace(config.task, class_names=("a", "b")))
+    config = replace(
+        config, train=replace(config.train, steps=4, cache=False), task=replace(config.task, class_names=("a", "b"))
+    )
     return fit(config, folder / "run", backbone=toy_backbone(), report=False).adapter, config
 
 
@@ -43,9 +45,7 @@ def test_a_run_starts_with_the_weights_of_an_adapter(source: tuple[Path, FitConf
         ({"head": "autosam"}, "'class_tokens'|'autosam'|absent"),
     ],
 )
-def test_another_make_is_refused_by_name(
-    source: tuple[Path, FitConfig], task: dict[str, object], message: str
-) -> None:
+def test_another_make_is_refused_by_name(source: tuple[Path, FitConfig], task: dict[str, object], message: str) -> None:
     adapter, config = source
     changed = replace(config, task=replace(config.task, **task))  # type: ignore[arg-type]
     network, _ = build(changed, backbone=toy_backbone())
