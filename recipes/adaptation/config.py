@@ -132,6 +132,9 @@ class AdaptConfig:
     """When the source adapter is kept."""
     mirror: Mirror = "auto"
     """Mirror tiles left-right; "auto" does where the source adapter hardly minds (not where sides have a meaning)."""
+    look: str = "auto"
+    """How the source adapter sees tiles when it labels them (``samgraft.recipes.adaptation.looks``), such as "plain" or
+    "negative"; "auto" takes another look than "plain" where criteria say that it is understood clearly better."""
     weak: AugmentConfig = WEAK
     """Changes of what the teacher sees."""
     strong: AugmentConfig = STRONG

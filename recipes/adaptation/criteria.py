@@ -11,7 +11,7 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,9 +152,10 @@ class Judge:
         self.listened: Tensor | None = None
         self.expected: list[float] | None = None
         self.mirror = True
+        self.look: Callable[[Tensor], Tensor] = lambda image: image
 
     def look_frozen(self, backbone: Backbone) -> None:
-        """Keep the frozen backbone's features of the tiles, for :meth:`_asked`; grafts must be out of it."""
+        """Keep the frozen backbone's features of the tiles, for :meth:`ask`; grafts must be out of it."""
         with torch.no_grad():
             for index in self._chunks():
                 image, _ = self.tiles.batch(index, self.device)
@@ -180,7 +181,7 @@ class Judge:
         copies: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         for index in self._chunks():
             image, known = self.tiles.batch(index, self.device)
-            answer = self.reader.answer(image)
+            answer = self.reader.answer(self.look(image))
             classes = self.reader.counted(answer)
             parts.append((classes.cpu(), self.reader.drawn(answer), answer.confidence.cpu()))
             for name, other, seen in self._views(image, known):
@@ -247,7 +248,7 @@ class Judge:
         flat = known.flatten(0, 1) if known.ndim == 4 else known
 
         def counted(copy: Tensor) -> Tensor:
-            return self.reader.counted(self.reader.answer(copy))
+            return self.reader.counted(self.reader.answer(self.look(copy)))
 
         if self.mirror:
             yield "flip", counted(image.flip(-1)).flip(-1), flat

@@ -4,6 +4,7 @@ Takes files, folders, or a data set's configuration; gives squares of the adapte
 files as ``samgraft segment`` makes them (``samgraft.recipes.engine``).
 """
 
+import logging
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from samgraft.domains.atomic import full_suffix
 from samgraft.domains.datasets.index import Case, make_splits
 from samgraft.domains.datasets.raster_vector import split_by_number
 from samgraft.domains.scene import Scene
-from samgraft.errors import InputError
+from samgraft.errors import InputError, SamgraftError
 from samgraft.recipes.config import DataConfig
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.slabs import Slabs, slab_squares
@@ -36,6 +37,7 @@ _IMAGE_FOLDERS = ("imagesTr", "images", "rasters", "oam")
 _CHANNEL_FOLDERS = ("imagesTr", "imagesTs")
 """nnU-Net: a file per channel, numbered; elsewhere numbers are names."""
 _CHANNEL = re.compile(r"(?P<case>.+)_\d{4}$")
+_log = logging.getLogger(__name__)
 BLANK = 1 / 255
 """Tiles whose values differ by no more than this show nothing."""
 
@@ -135,21 +137,27 @@ def read_tiles(cases: Sequence[Case], recorded: Recorded, *, most: int, seed: in
     Args:
         cases: Target images.
         recorded: What the adapter's header says of its inputs.
-        most: Largest number; each image gives its share, drawn by ``seed``.
+        most: Largest number; each image gives its share, drawn by ``seed``. An image that cannot be read is left out
+            with a warning.
         seed: Of that draw.
 
     Raises:
-        InputError: an image cannot be read, has not the adapter's channels, or all tiles are blank.
+        InputError: not one image can be read and has the adapter's channels, or all tiles are blank.
     """
     found: list[_Tile] = []
+    reason = "they hold nothing but blank tiles"
     for number, case in enumerate(cases):
         share = -(-(most - len(found)) // (len(cases) - number))
         if share < 1:
             break
         rng = np.random.default_rng([seed, number])
-        found += _tiles(case.load_image(), recorded, share, rng, case.id)
+        try:
+            found += _tiles(case.load_image(), recorded, share, rng, case.id)
+        except SamgraftError as error:
+            reason = f"{case.id}: {error}"
+            _log.warning("adapt: %s is left out: %s", case.id, error)
     if not found:
-        raise InputError(f"{len(cases)} target images hold nothing but blank tiles; check the files with samgraft doctor")
+        raise InputError(f"no tile could be made of {len(cases)} target images: {reason}")
     return Tiles(
         images=torch.stack([tile.image for tile in found]),
         known=torch.stack([tile.known for tile in found]),

@@ -1,6 +1,6 @@
 """One step and one round: the teacher labels a weak view, the student learns a strong view of that, the teacher follows.
 
-    tile -> weak view -> teacher: pseudo labels, source: where it is confident
+    tile -> weak view -> teacher: pseudo labels, source: where it is confident (maybe through another look)
                       -> strong view of image and labels -> student: loss, step -> teacher moves a little
 
 Everything runs in evaluation mode, so that no statistic of a layer drifts; augmentation is the only noise.
@@ -20,6 +20,7 @@ from samgraft.errors import ConfigError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.images import Tiles
+from samgraft.recipes.adaptation.looks import Look
 from samgraft.recipes.adaptation.networks import Networks, State, copied
 from samgraft.recipes.adaptation.pseudo import class_thresholds, pseudo_labels
 from samgraft.recipes.adaptation.regions import snap_borders, snap_classes, snap_objects
@@ -35,6 +36,8 @@ SAMPLE = 32
 """Tiles on which thresholds are measured before a round."""
 WARMUP = 0.05
 """Share of the steps with a rising rate."""
+TRANSLATION = 0.5
+"""With a look, the source adapter labels for this share of the run; then the teacher, which has learned the plain one."""
 ROUNDS = 8
 """A run with a time has at least about so many rounds."""
 FOREGROUND = 0.5
@@ -113,6 +116,10 @@ class Loop:
     shares: ClassShares | None = None
     regions: Tensor | None = None
     """(n, S, S) of everything mode."""
+    look: Look | None = None
+    """How the source adapter sees tiles when it labels them; None: as they are."""
+    translating: bool = False
+    """Whether the source adapter labels, through its look, and not the teacher; the same for a round."""
     step: int = 0
     number: int = 0
     """Rounds so far."""
@@ -141,6 +148,7 @@ class Loop:
             tick: Called with the number of steps so far.
         """
         began = self.clock.spent()
+        self.translating = self.look is not None and self.clock.progress(self.step) < TRANSLATION
         self.thresholds = self.measure()
         left = min(self.config.every, self.config.steps - self.step)
         sampler = BalancedSampler(
@@ -169,7 +177,7 @@ class Loop:
         portion = low + (high - low) * self.clock.progress(self.step)
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + self.number)
         chosen = torch.randperm(len(self.tiles), generator=generator)[:SAMPLE].tolist()
-        with self.networks.speaking(self.networks.teacher):
+        with self.networks.speaking(self.networks.source if self.translating else self.networks.teacher):
             return thresholds_on(self, chosen, portion=portion)
 
     def lesson(self, index: list[int]) -> Lesson:
@@ -182,10 +190,12 @@ class Loop:
         code = code.flatten(0, 1) if code.ndim == 4 else code
         inside = (code != IGNORE) & (code % 2 == 1)
         with self.networks.speaking(self.networks.source):
-            flat, features = self.reader.encode(weak)
-            anchor = pseudo_labels(self.reader.read(flat, features), self.anchor_thresholds, inside)
-        with self.networks.speaking(self.networks.teacher):
-            answer = self.reader.answer(weak)
+            flat, features = self.reader.encode(weak if self.look is None else self.look(weak))
+            answer = self.reader.read(flat, features)
+        anchor = pseudo_labels(answer, self.anchor_thresholds, inside)
+        if not self.translating:
+            with self.networks.speaking(self.networks.teacher):
+                answer = self.reader.answer(weak)
         pseudo = pseudo_labels(answer, self.thresholds, inside)
         if self.regions is not None:
             regions = torch.div(code.clamp_min(0), 2, rounding_mode="floor")
@@ -220,7 +230,7 @@ class Loop:
                 if getattr(weights, name):
                     representation = self.reader.representation
                     found[name] = representation.learn(self.loss, networks.grafted, features, flat, labels)
-        if weights.contrast and features.neck.requires_grad:
+        if weights.contrast and features.neck.requires_grad and len(features.neck) == len(lesson.pseudo):
             own, other = pooled(features.neck, lesson.pseudo), pooled(lesson.source.neck, lesson.weak)
             found["contrast"] = contrast(own, other, temperature=self.config.temperature).to(flat.device)
         return found
@@ -285,13 +295,15 @@ class Loop:
 
 
 def thresholds_on(loop: Loop, chosen: list[int], *, portion: float) -> Tensor:
-    """Class thresholds of whoever speaks, on some tiles."""
+    """Class thresholds of whoever labels at this time, on some tiles."""
     size = loop.config.batch_size
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
     def answered() -> Any:
         for part in parts:
             image, known = loop.tiles.batch(part, loop.device)
+            if loop.translating and loop.look is not None:
+                image = loop.look(image)
             yield loop.reader.answer(image), known.flatten(0, 1) if known.ndim == 4 else known
 
     return class_thresholds(answered(), loop.reader.channels, portion=portion, least=loop.config.least_confidence)

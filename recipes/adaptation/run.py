@@ -193,6 +193,7 @@ def _facts(result: AdaptResult, session: Session) -> dict[str, Any]:
         "reason": result.reason,
         "best_step": result.best_step,
         "criterion": "score",
+        "look": session.look,
         "labels": "none",
         "images": len(session.cases),
         "tiles": len(session.tiles),

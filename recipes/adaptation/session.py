@@ -20,8 +20,9 @@ from samgraft.domains.atomic import atomic_path
 from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
-from samgraft.recipes.adaptation.criteria import Judge, Judged, refusal
+from samgraft.recipes.adaptation.criteria import Judge, Judged, refusal, share_of_classes, worst_ratio
 from samgraft.recipes.adaptation.images import Tiles, read_tiles, target_images
+from samgraft.recipes.adaptation.looks import LOOKS, PLAIN, worth
 from samgraft.recipes.adaptation.loop import Clock, Loop
 from samgraft.recipes.adaptation.networks import Networks, State, copied, load_network, moving_parameters
 from samgraft.recipes.adaptation.pseudo import class_thresholds
@@ -38,6 +39,10 @@ LEAST_FOREGROUND = 0.002
 """A tile counts as one with foreground from this share of its pixels on."""
 MIRRORED = 0.9
 """Tiles are mirrored if the source's agreement on mirror images is at least this share of that on other copies."""
+LOOK_TILES = 10
+"""Tiles on which looks are compared."""
+LOOK_MARGIN = 0.05
+"""How much better than the plain look another one has to be."""
 JUDGING, SURVEY = 0.04, 0.08
 """Shares of the time that judging once, and asking the source adapter about all tiles, may take."""
 Tell = Callable[[str], None]
@@ -208,21 +213,55 @@ class Session:
             )
 
     def _judge_source(self, meta: BundleMeta) -> Round:
-        """Round 0; afterwards it is known what others are compared with."""
-        began = time.process_time()
+        """Round 0: the source adapter as it is. Afterwards it is known what others are compared with."""
+        expected = shares_of(meta, self.reader.counted_channels)
         with self.networks.speaking(self.networks.source):
             found = self.judge.answers()
         self._choose_mirror(found.figures)
-        if not self.judge.mirror:
-            with self.networks.speaking(self.networks.source):
-                found = self.judge.answers()
+        self.look = self._choose_look(expected)
+        began = time.process_time()
+        with self.networks.speaking(self.networks.source):
+            self.before = found = self.judge.answers()
         with self.networks.bare() as backbone:
             asked = self.judge.ask(backbone, found)
-        listened = found.confidence >= self.config.anchor_confidence
-        self.judge.remember_source(found, listened, shares_of(meta, self.reader.counted_channels))
-        self.before = found
         self.clock.reserve = time.process_time() - began
-        return Round(step=0, figures=self.judge.compare(found, asked))
+        if self.look != PLAIN:
+            self.judge.look = LOOKS[self.look]
+            with self.networks.speaking(self.networks.source):
+                found = self.judge.answers()
+            self.judge.look = LOOKS[PLAIN]
+        self.judge.remember_source(found, found.confidence >= self.config.anchor_confidence, expected)
+        return Round(step=0, figures=self.judge.compare(self.before, asked))
+
+    def _choose_look(self, expected: list[float] | None) -> str:
+        """Name of the look that the source adapter understands best; the plain one unless another is clearly better.
+
+        Raises:
+            ConfigError: ``config.look`` is no look.
+        """
+        if self.config.look in LOOKS:
+            return self.config.look
+        if self.config.look != "auto":
+            raise ConfigError(f"look is {self.config.look!r}; expected auto or one of {', '.join(LOOKS)}")
+        tiles = self.judge.tiles
+        small = Judge(self.reader, tiles.rows(spread(len(tiles), LOOK_TILES)), self.device)
+        small.mirror = self.judge.mirror
+        with self.networks.bare() as backbone:
+            small.look_frozen(backbone)
+        worths = {}
+        for name, look in LOOKS.items():
+            small.look = look
+            with self.networks.speaking(self.networks.source):
+                found = small.answers()
+            with self.networks.bare() as backbone:
+                asked = small.ask(backbone, found)
+            shares = share_of_classes(found.classes, small.known(), self.reader.counted_channels)
+            ratio = worst_ratio(shares, expected) if expected is not None else 1.0
+            worths[name] = worth({**found.figures, **asked}, ratio)
+        best = max(worths, key=lambda name: worths[name])
+        chosen = best if worths[best] > worths[PLAIN] + LOOK_MARGIN else PLAIN
+        self.tell("looks: " + ", ".join(f"{name} {value:.3f}" for name, value in worths.items()) + f"; taken: {chosen}")
+        return chosen
 
     def _choose_mirror(self, figures: Mapping[str, float]) -> None:
         """Settle ``mirror: auto`` by how little the source adapter minds mirror images."""
@@ -242,7 +281,7 @@ class Session:
             size = 8
             for start in range(0, len(train), size):
                 image, known = train.batch(range(start, min(start + size, len(train))), self.device)
-                answer = self.reader.answer(image)
+                answer = self.reader.answer(LOOKS[self.look](image))
                 front = (self.reader.counted(answer) > 0).float().view(len(image), -1).mean(dim=1)
                 foreground.extend((front >= LEAST_FOREGROUND).tolist())
                 yield answer, known.flatten(0, 1) if known.ndim == 4 else known
@@ -269,6 +308,7 @@ class Session:
             anchor_thresholds=thresholds,
             shares=ClassShares(torch.tensor(expected)) if prior else None,
             regions=regions,
+            look=None if self.look == PLAIN else LOOKS[self.look],
         )
 
 

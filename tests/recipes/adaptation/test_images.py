@@ -86,8 +86,18 @@ def test_slices_and_slabs_of_volumes(tmp_path):
 
 def test_blank_images_are_refused(tmp_path):
     Image.fromarray(np.full((20, 30), 9, np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="nothing but blank tiles"):
+    with pytest.raises(InputError, match="1 target images: they hold nothing but blank"):
         read_tiles(target_images([tmp_path]), said(), most=5, seed=0)
+
+
+def test_a_damaged_image_is_left_out_by_name(tmp_path, caplog):
+    root = write_pictures(tmp_path / "p", cases=2)
+    (root / "images" / "P0-000.png").write_bytes(b"no picture")
+    assert read_tiles(target_images([root]), said(), most=5, seed=0).names == ("P0-001",)
+    assert "P0-000 is left out" in caplog.text
+    (root / "images" / "P0-001.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="2 target images: P0-001: "):
+        read_tiles(target_images([root]), said(), most=5, seed=0)
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
