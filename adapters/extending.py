@@ -1,8 +1,8 @@
 """Further grafts on a network that has its own already, for as long as a block of code lasts.
 
-    with extended(grafted, {"scene": NeckAffineConfig()}) as wider:
-        ...                     # change wider's parameters, save it as a bundle, use it
-    # the same grafts, tensors and modules as before, bit by bit
+with extended(grafted, {"scene": NeckAffineConfig()}) as wider:
+...                     # change wider's parameters, save it as a bundle, use it
+# the same grafts, tensors and modules as before, bit by bit
 """
 
 import contextlib
@@ -84,4 +84,3 @@ def _built(grafted: Grafted, further: Mapping[str, GraftConfig]) -> dict[str, Gr
             claimed[path] = name
         found[name] = graft
     return found
-

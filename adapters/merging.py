@@ -7,7 +7,7 @@
 The average of low-rank factors is not the average of what they do: (B1 + B2)(A1 + A2) / 4 has cross terms that no
 adapter was trained for. "exact" stacks the factors instead, [w1 s1 B1, w2 s2 B2] [A1; A2], so the rank is the sum of
 ranks; "svd" cuts that sum back. Grafts that are tensors of the backbone or factors on them (norms, biases, scales)
-change it linearly, so theta_0 + sum w_i (theta_i - theta_0) is exact, with theta_0 the graft that changes nothing. Where
+change it linearly: theta_0 + sum w_i (theta_i - theta_0) is exact, with theta_0 the graft that changes nothing. Where
 weights do not sum to 1 this is task arithmetic. Grafts with something between their layers have no such form and are
 refused by name.
 
@@ -95,7 +95,7 @@ def require_alike(configs: Sequence[Mapping[str, GraftConfig]], *, how: How) -> 
                 "grafts can be merged; use a router for others"
             )
         for name, config in first.items():
-            free = TRAINING_ONLY
+            free: tuple[str, ...] = TRAINING_ONLY
             if how != "average" and isinstance(config, LoraConfig | DecoderLoraConfig):
                 free = (*free, *OF_RANK)
             mine, theirs = config.to_dict(), other[name].to_dict()
@@ -103,8 +103,8 @@ def require_alike(configs: Sequence[Mapping[str, GraftConfig]], *, how: How) -> 
             if wrong:
                 key = wrong[0]
                 raise ConfigError(
-                    f"graft {name!r} has {key} {theirs.get(key)!r} in adapter {number}, {mine.get(key)!r} in the first; "
-                    "only adapters with the same options can be merged"
+                    f"graft {name!r} has {key} {theirs.get(key)!r} in adapter {number}, {mine.get(key)!r} in the "
+                    "first; only adapters with the same options can be merged"
                 )
 
 
@@ -161,8 +161,10 @@ def merge_states(
     return Merged(configs=merged, state=found, discarded=discarded)
 
 
-def combine(factors: Sequence[Factors], weights: Sequence[float], rank: int | None = None) -> tuple[Factors, float, float]:
-    """sum w_i up_i @ down_i as factors again, computed in float64.
+def combine(
+    factors: Sequence[Factors], weights: Sequence[float], rank: int | None = None
+) -> tuple[Factors, float, float]:
+    """Sum w_i up_i @ down_i as factors again, computed in float64.
 
     Args:
         factors: Changes of the same matrix.
@@ -232,7 +234,7 @@ def _linear(name: str, states: Sequence[State], weights: Sequence[float], identi
 
 
 def _averaged(states: Sequence[State], weights: Sequence[float]) -> dict[str, Tensor]:
-    """sum w_i theta_i of every tensor, in float64; whole numbers have to be the same."""
+    """Sum w_i theta_i of every tensor, in float64; whole numbers have to be the same."""
     _require_names(states)
     found = {}
     for key, first in states[0].items():

@@ -96,7 +96,7 @@ class FeatureMoments:
                 "them with samgraft route --learn IMAGE ... --adapters FILE"
             )
         try:
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             found = cls(**values)
             sizes = {len(v) for v in (found.mean, found.variance, found.token_mean, found.token_variance)}
         except (TypeError, AttributeError) as error:
@@ -121,8 +121,8 @@ def shrunken(inputs: Vectors, mean: Vectors) -> Vectors:
     own = ((inputs - mean) ** 2).sum(axis=0) / max(count - 1, 1)
     if count < 2 or not own.mean() > 0:
         raise InputError(
-            f"{count} network inputs, and no difference between them, say nothing about how images of this kind differ; "
-            "give more training images"
+            f"{count} network inputs, and no difference between them, say nothing about how images of this kind "
+            "differ; give more training images"
         )
     found: Vectors = (WEIGHT * own.mean() + count * own) / (WEIGHT + count)
     return found

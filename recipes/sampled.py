@@ -6,7 +6,6 @@ these. They depend on the scene and the adapter's input recipe only, not on how 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from samgraft.domains.scene import Scene
 from samgraft.errors import InputError
 from samgraft.recipes.data.cases import CaseArrays, to_bytes
-from samgraft.recipes.data.fit import Fit, windows
+from samgraft.recipes.data.fit import Fit, window_starts, windows
 from samgraft.recipes.data.slabs import Slabs
 from samgraft.recipes.engine.planes import Plane, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
@@ -36,9 +35,16 @@ def spread(total: int, count: int | None = None) -> list[int]:
 
     Steps of the golden ratio: unlike equal steps they do not fall on one column of a lattice of windows.
     """
-    order = dict.fromkeys(int((k * GOLDEN + 0.5) % 1.0 * total) for k in range(2 * total))
-    order |= dict.fromkeys(range(total))
-    return list(order)[:count]
+    wanted, found = total if count is None else min(count, total), dict[int, None]()
+    for index in (int((k * GOLDEN + 0.5) % 1.0 * total) for k in range(2 * total)):
+        if len(found) == wanted:
+            break
+        found[index] = None
+    for index in range(total):  # what the steps did not meet
+        if len(found) == wanted:
+            break
+        found[index] = None
+    return list(found)
 
 
 def scene_inputs(scene: Scene, recorded: Recorded, count: int, *, slabs: bool = True) -> Tensor:
@@ -60,10 +66,10 @@ def scene_inputs(scene: Scene, recorded: Recorded, count: int, *, slabs: bool = 
         return _of_volume(scene, recorded, count, slabs=slabs)
     view = at_trained_gsd(scene, recorded.recipe.gsd)
     plane = Plane(view, recorded.look(view))
-    places = windows(plane.shape, recorded.window, recorded.overlap)
+    down, right = _starts(plane.shape[0], recorded), _starts(plane.shape[1], recorded)
     found: dict[int, Tensor] = {}
-    for index in spread(len(places), TRIES * count):
-        rows, cols = places[index]
+    for index in spread(len(down) * len(right), TRIES * count):
+        rows, cols = down[index // len(right)], right[index % len(right)]
         if plane.valid(rows, cols).any():
             found[index] = _square(to_bytes(plane.read(rows, cols)), recorded.size)
         if len(found) == count:
@@ -86,6 +92,14 @@ def case_inputs(case: CaseArrays, recipe: InputRecipe, count: int, *, slabs: boo
     chosen = _chosen(case.num_slices, places, recipe, count, slabs=slabs)
     shown = {index: case.picture(index) for indices, _ in chosen for index in indices}
     return _stacked(chosen, shown, recipe, slabs=slabs)
+
+
+def _starts(length: int, recorded: Recorded) -> list[slice]:
+    """Windows along one axis; those of both axes are the lattice of the engine, which may have millions of places."""
+    if recorded.window is None:
+        return [slice(0, length)]
+    starts = window_starts(length, recorded.window, recorded.overlap)
+    return [slice(start, min(start + recorded.window, length)) for start in starts]
 
 
 def _of_volume(scene: Scene, recorded: Recorded, count: int, *, slabs: bool) -> Tensor:
@@ -134,5 +148,3 @@ def _stacked(
 def _square(picture: NDArray[np.uint8], size: int) -> Tensor:
     image = torch.from_numpy(np.ascontiguousarray(picture)).float() / 255
     return Fit(source=(image.shape[1], image.shape[2]), size=size).image(image)
-
-

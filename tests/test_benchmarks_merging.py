@@ -14,7 +14,9 @@ def test_costs_are_told_against_the_own_adapter() -> None:
             ("average", 0, 0.6, 0.45),
         )
     ]
-    rows.append({"pair": "nuclei", "seed": 0, "row": "router", "scores": {dark: 0.8}, "routed_right": {dark: 1, bright: 0}})
+    rows.append(
+        {"pair": "nuclei", "seed": 0, "row": "router", "scores": {dark: 0.8}, "routed_right": {dark: 1, bright: 0}}
+    )
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(rows, "nuclei").splitlines()]
     assert lines[0] == ["row", dark, f"cost {dark}", bright, f"cost {bright}", "routed right"]
     assert lines[2] == [f"adapter of {dark}", "0.700", "0.000", "0.200", "0.300", "-"]

@@ -2,9 +2,9 @@
 
     y = (1 + s) * neck(x) + b        s, b: one number per channel (C,), both zero at step 0
 
-2 C parameters (512 with SAM). The last norm of the neck takes it over when merged: w' = (1 + s) w, b' = (1 + s) b_0 + b.
-It lies behind all frozen blocks, so the encoder runs once however often it is changed: what test-time methods move
-(``samgraft.recipes.test_time``), and a very small graft of its own.
+2 C parameters (512 with SAM). The last norm of the neck takes it over when merged: its weight becomes (1 + s) w, its
+bias (1 + s) b_0 + b. It lies behind all frozen blocks, so the encoder runs once however often it is changed: what
+test-time methods move (``samgraft.recipes.test_time``), and a very small graft of its own.
 
 Source:
     A scale and a shift per channel as in SSF, arXiv:2210.08823, section 3, at the one place SSF does not have.
@@ -77,7 +77,7 @@ class NeckAffineGraft(Graft):
     def __init__(self, config: NeckAffineConfig, backbone: Backbone) -> None:
         """Build it; ``backbone`` is only read."""
         super().__init__(config, ("I8 neck",))
-        self._norm = _last_norm(backbone)
+        self._norms = (_last_norm(backbone),)  # a plain attribute would make it a part of the graft
         self.affine = ChannelAffine(backbone.spec.neck_channels, next(backbone.parameters()))
         self._merged = MergedWeights()
 
@@ -98,10 +98,11 @@ class NeckAffineGraft(Graft):
     @torch.no_grad()
     def merge(self, backbone: Backbone) -> None:
         """Fold it into the last norm of the neck, computed in float32 or better."""
-        weight, bias = self._norm.get_parameter("weight"), self._norm.get_parameter("bias")
+        norm = self._norms[0]
+        weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
         wide = torch.promote_types(weight.dtype, torch.float32)
         factor, shift = 1 + self.affine.scale.to(wide), self.affine.shift.to(wide)
-        self._merged.put(self._norm, {"weight": factor * weight.to(wide), "bias": factor * bias.to(wide) + shift})
+        self._merged.put(norm, {"weight": factor * weight.to(wide), "bias": factor * bias.to(wide) + shift})
         self.remove(backbone)
 
     def unmerge(self, backbone: Backbone) -> None:
@@ -120,7 +121,8 @@ def _points(backbone: Backbone) -> nn.ModuleList:
 
 def _last_norm(backbone: Backbone) -> nn.Module:
     _points(backbone)
-    for path, module in backbone.named_modules():
+    found: dict[str, nn.Module] = dict(backbone.named_modules())
+    for path, module in found.items():
         if path.endswith(LAST_NORM):
             return module
     raise NoMatchError(f"the neck of {backbone.spec.name!r} does not end with {LAST_NORM!r}; nothing was changed")

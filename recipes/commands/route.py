@@ -15,7 +15,9 @@ def run(arguments: Sequence[str]) -> None:
         "far from all. 1 is as far as an image may be and still belong.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="images to be routed")
-    parser.add_argument("-a", "--adapters", nargs="+", required=True, metavar="FILE", help="adapter files, one a domain")
+    parser.add_argument(
+        "-a", "--adapters", nargs="+", required=True, metavar="FILE", help="adapter files, one a domain"
+    )
     parser.add_argument("--backbone", default=None, help="name, folder or file; by default that of the first adapter")
     parser.add_argument(
         "--learn",

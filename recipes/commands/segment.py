@@ -33,8 +33,8 @@ METHODS = ("persam", "persam_f", "matcher", "in_context", "reference_region")
 def run(arguments: Sequence[str]) -> None:
     """Segment and write every ``--output``."""
     values = _parser().parse_args(list(arguments))
-    values.adapter = choose_adapter(values)
     _check(values)
+    values.adapter = choose_adapter(values)
     segment = test_time_segment(test_time_method(values))
 
     from samgraft.adapters.prompts.improve import Improvement

@@ -85,6 +85,7 @@ def test_time_adapter(values: argparse.Namespace, scene: "Scene | None", reading
         return given
     target = Path(f"{values.output[0]}.test_time.graft")
     whole = open_scene(values.input, **reading) if scene is None else scene
+    say(f"fitting the adapter to {whole.path.name}: {method.method}, on {method.inputs} inputs at most")
     path, verdict = write_adapted(whole, values.adapter, target, method=method, backbone=values.backbone)
     _tell(method, verdict)
     if path == target:
@@ -95,6 +96,7 @@ def test_time_adapter(values: argparse.Namespace, scene: "Scene | None", reading
 def _segment(method: "SceneMethod", scene: "Scene", **options: Any) -> "Segmentation":
     from samgraft.recipes.test_time.segmenting import segment_adapted
 
+    say(f"fitting the adapter to {scene.path.name}: {method.method}, on {method.inputs} inputs at most")
     result, verdict = segment_adapted(scene, method=method, **options)
     _tell(method, verdict)
     return result

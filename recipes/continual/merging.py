@@ -48,7 +48,9 @@ class MergeReport:
         """One or two lines."""
         sizes = ", ".join(f"{count:,}" for count in self.before)
         lines = [f"{self.how}: {self.parameters:,} parameters, of {sizes}"]
-        lines += [f"{name}: {share:.1%} of the change did not fit into the rank" for name, share in self.discarded.items()]
+        lines += [
+            f"{name}: {share:.1%} of the change did not fit into the rank" for name, share in self.discarded.items()
+        ]
         return "; ".join(lines)
 
 

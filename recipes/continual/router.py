@@ -4,11 +4,12 @@
     route = domains.route("case.nii.gz")            # route.name, or None where it is far from all of them
     result = domains.segment("case.nii.gz")
 
-A domain that is added changes nothing of those that are there: the backbone is shared and frozen, and adapters are in it
-one at a time (``samgraft.adapters.AdapterShelf``). That is all there is to not forgetting; what has to be right is the
-choice. An image is looked at as each adapter would, encoded by the frozen backbone, and compared with what the adapters'
-headers remember of their training images (``samgraft.recipes.features``). The distance is told in thresholds: 1 is as
-far as an image may be and still belong; the nearest of those below 1 is taken, and none if there is none.
+A domain that is added changes nothing of those that are there: the backbone is shared and frozen, and adapters are in
+it one at a time (``samgraft.adapters.AdapterShelf``). That is all there is to not forgetting; what has to be right is
+the choice. An image is looked at as each adapter would, encoded by the frozen backbone, and compared with what the
+adapters' headers remember of their training images (``samgraft.recipes.features``). The distance is told in
+thresholds: 1 is as far as an image may be and still belong; the nearest of those up to 1 is taken, and none if there is
+none.
 """
 
 import math
@@ -48,7 +49,9 @@ class Route:
 
     def text(self) -> str:
         """One line."""
-        told = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.distances.items(), key=lambda one: one[1]))
+        told = ", ".join(
+            f"{name} {value:.2f}" for name, value in sorted(self.distances.items(), key=lambda one: one[1])
+        )
         return f"{self.name or 'unknown'} (distance in thresholds: {told})"
 
 

@@ -308,8 +308,7 @@ def _finished(
     return result
 
 
-def output_paths(
-    output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
+def output_paths(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:
     """Outputs as paths; what cannot be written is said before the work begins.
 
     Raises:

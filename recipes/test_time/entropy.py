@@ -127,7 +127,7 @@ class _Scene:
             with torch.enable_grad():
                 for logits in self.logits():
                     own = weights[start : start + len(logits)]
-                    (entropy_map(logits) * own).sum().backward()  # type: ignore[no-untyped-call]
+                    (entropy_map(logits) * own).sum().backward()
                     start += len(logits)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Normalisation statistics at test time: channel means and variances of a scene's features brought to those of training.
+"""Normalisation statistics at test time: channel means and variances of a scene are brought to those of training.
 
     y_c = (x_c - m_c) / sqrt(v_c) * sqrt(V_c) + M_c       m_c = (N M_c + n m'_c) / (N + n), v_c likewise
 

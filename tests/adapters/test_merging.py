@@ -20,7 +20,6 @@ from samgraft.adapters.grafts import (
 from samgraft.adapters.merging import Factors, combine, merge_states
 from samgraft.errors import CheckpointError, ConfigError
 from tests.adapters.toy import toy_backbone
-from tests.contract import perturb
 
 FIRST = Factors(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0], [0.0], [2.0]]))
 SECOND = Factors(torch.tensor([[2.0, -1.0]]), torch.tensor([[0.0], [1.0], [1.0]]))
@@ -32,7 +31,9 @@ def made(config: GraftConfig, seed: int) -> Grafted:
     """A graft on the toy backbone, its tensors moved."""
     torch.manual_seed(seed)
     grafted = attach(toy_backbone(), {"own": config})
-    perturb(grafted, 0.1 * (seed + 1))
+    with torch.no_grad():
+        for parameter in grafted.trainable_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return grafted
 
 

@@ -66,7 +66,7 @@ class Domain:
 
 
 def domain(name: str, limit: int | None) -> Domain:
-    """Cases of a set, or of one staining of nuclei; where the val split has none, every fifth training case is scored."""
+    """Cases of a set, or of one staining of nuclei; without any in the val split every fifth of training is scored."""
     base, _, kind = name.partition(":")
     spec = replace(spec_of(base), full_resolution=True)  # a pair has to have the same decoder
     train, scored = cases(base, "train"), cases(base, "val")
@@ -110,10 +110,10 @@ def score(grafted: Grafted, one: Domain, scored: Sequence[Case] | None = None) -
     return float(found[one.metric])
 
 
-def inputs(one: Domain, case: Case) -> Tensor:
+def inputs(one: Domain, case: Case, count: int = INPUTS) -> Tensor:
     """A few network inputs (n, 3, S, S) of a case, spread over it."""
     images, _ = tensors(one.spec, [case])
-    return images[sorted(spread(len(images), INPUTS))]
+    return images[sorted(spread(len(images), count))]
 
 
 def save(path: Path, grafted: Grafted, one: Domain) -> Path:

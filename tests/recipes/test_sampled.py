@@ -63,14 +63,14 @@ def test_windows_without_data_are_passed_over(tmp_path: Path) -> None:
         scene_inputs(open_scene(empty), said(window=40), 8)
 
 
-def config(root: Path, layout: str) -> DataConfig:
-    return DataConfig(layout=layout, path=str(root), size=32)  # type: ignore[arg-type]
+def config(root: Path, layout: str, **options: object) -> DataConfig:
+    return DataConfig(layout=layout, path=str(root), size=32, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 30}, {"neighbours": True}, {"slab": 4}], ids=str)
 def test_a_volume_looks_the_same_in_training(tmp_path: Path, options: dict[str, object]) -> None:
     root = write_volumes(tmp_path / "set")
-    case = index_data(config(root, "nnunet"), "semantic").train[0]
+    case = index_data(config(root, "nnunet", **options), "semantic").train[0]
     recorded = Recorded(recipe=InputRecipe(size=32, **options), classes={1: "a"}, modality="MR")  # type: ignore[arg-type]
     scene = open_scene(root / "imagesTr" / f"{case.id}_0000.nii.gz")
     for count in (3, 8, 50):

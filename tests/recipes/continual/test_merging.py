@@ -55,7 +55,9 @@ def test_the_exact_merge_answers_like_the_average_of_weights(pair: list[Path], t
     found = answer(report.adapter)
     torch.testing.assert_close(found, expected.predict(toy_image()).logits, atol=1e-4, rtol=1e-4)
     averaged = merge_adapters(pair, tmp_path / "n.graft", backbone=toy_backbone())
-    assert (answer(averaged.adapter) - found).abs().max() > 10 * (found - expected.predict(toy_image()).logits).abs().max()
+    assert (answer(averaged.adapter) - found).abs().max() > 10 * (
+        found - expected.predict(toy_image()).logits
+    ).abs().max()
     assert report.parameters > averaged.parameters == report.before[0]
 
 
@@ -63,7 +65,9 @@ def test_the_header_says_what_it_is_made_of(pair: list[Path], tmp_path: Path) ->
     meta = read_meta(pair[0])
     again = replace(meta, metrics={"dice": 0.9}, extra={**meta.extra, "features": {"x": 1}, "trust": {}})
     save_bundle(pair[0], toy_adapter(), meta=again)
-    report = merge_adapters(pair, tmp_path / "m.graft", weights=[0.25, 0.75], how="svd", rank=1, backbone=toy_backbone())
+    report = merge_adapters(
+        pair, tmp_path / "m.graft", weights=[0.25, 0.75], how="svd", rank=1, backbone=toy_backbone()
+    )
     found, header = read_meta(report.adapter), read_header(report.adapter)
     assert found.classes == {1: "a", 2: "b"} and found.extra["input"] == meta.extra["input"]
     assert found.metrics == {} and set(found.extra) == {"input", "merged"}

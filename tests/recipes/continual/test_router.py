@@ -152,7 +152,7 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         assert cli.main([*words, *more, "-o", out[0]]) == 2
         assert message in capsys.readouterr().err
-    assert cli.main(["segment", image, "--route", "auto", "-o", out[0]]) == 2
+    assert cli.main(["segment", image, "--everything", "--route", "auto", "-o", out[0]]) == 2
     assert "chooses among adapters; add --adapter FILE" in capsys.readouterr().err
     assert cli.main(["route", image, "--learn", "-a", *files]) == 2
     assert "--learn teaches one adapter; 2 are given" in capsys.readouterr().err

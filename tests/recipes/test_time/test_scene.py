@@ -79,7 +79,7 @@ def test_every_scene_starts_from_the_same_adapter(method: SceneMethod, scenes: l
             frozen_tensors = method.method == "statistics" or method.moved in ("neck", "adapter")  # type: ignore[attr-defined]
             assert not frozen_tensors or inside[1] == before[1]
         found[order] = [results[0], results[1]]
-    for first, second, labels in zip(*found.values(), plain, strict=True):
+    for first, second in zip(*found.values(), strict=True):
         assert np.array_equal(first, second)
     again = [samgraft.segment(scene, adapter=grafted, progress=False).labels for scene in scenes]
     assert all(np.array_equal(one, other) for one, other in zip(again, plain, strict=True))

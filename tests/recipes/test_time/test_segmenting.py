@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from samgraft.adapters.bundle import load_bundle, read_header, read_meta
 from samgraft.adapters.backbones import load_backbone
+from samgraft.adapters.bundle import load_bundle, read_header, read_meta
 from samgraft.domains.opening import open_scene
 from samgraft.recipes import cli
 from samgraft.recipes.mosaic.segment import MosaicOptions, segment_mosaic
@@ -85,5 +85,3 @@ def test_contradictions_are_named(
     assert cli.main(["segment", str(image), "-a", adapter, "-o", str(tmp_path / "o.png"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o.png").exists()
-
-

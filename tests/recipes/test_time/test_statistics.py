@@ -25,7 +25,9 @@ def wide(*values: float) -> torch.Tensor:
 
 
 def test_without_a_prior_the_statistics_of_training_come_out() -> None:
-    scale, shift = alignment(wide(2.0, 5.0), wide(4.0, 1.0), 8, source((1.0, 0.0), (9.0, 0.25)), StatisticsConfig(prior=0))
+    scale, shift = alignment(
+        wide(2.0, 5.0), wide(4.0, 1.0), 8, source((1.0, 0.0), (9.0, 0.25)), StatisticsConfig(prior=0)
+    )
     assert (scale + 1).tolist() == [1.5, 0.5] and shift.tolist() == [1.0 - 3.0, -2.5]
 
 
