@@ -155,10 +155,12 @@ def test_settings_of_a_run_follow_recipe_pair_and_side(tmp_path: Path) -> None:
     assert source.task == target.task and source.task.kind == "instance"
 
 
-def test_the_clock_of_a_run_shows_process_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = SegmentationTask.__new__(SegmentationTask)
-    monkeypatch.setattr("time.process_time", lambda: 17.0)
+def test_the_clock_of_a_run_shows_process_time_since_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, clock, now = SegmentationTask.__new__(SegmentationTask), _shift_rows.ProcessClock(), {"process": 5.0}
+    monkeypatch.setattr("time.process_time", lambda: now["process"])
     monkeypatch.setattr("time.monotonic", lambda: 1000.0)
     object.__setattr__(task, "began", 0.0)
-    _shift_rows.ProcessClock(5.0).on_train_batch_start(None, task, None, 0)  # type: ignore[arg-type]
-    assert 1000.0 - task.began == pytest.approx(12.0)
+    clock.on_train_start(None, task)  # type: ignore[arg-type]
+    now["process"] = 17.0
+    clock.on_train_batch_start(None, task, None, 0)  # type: ignore[arg-type]
+    assert (1000.0 - task.began, clock.steps) == (pytest.approx(12.0), 1)

@@ -95,11 +95,15 @@ class Row:
 
 
 class ProcessClock(Callback):
-    """Let the limit of time of a run count the time of this process, which began before it."""
+    """Let the limit of time of a run count the time of this process from its first step on, and count the steps."""
 
-    def __init__(self, began: float) -> None:
-        """Remember when the row began, by ``time.process_time``."""
-        self.began, self.steps = began, 0
+    def __init__(self) -> None:
+        """Nothing was done yet."""
+        self.began, self.steps = 0.0, 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self.began = time.process_time()
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -137,12 +141,12 @@ def fit_config(pair: Pair, data: Path, *, target: bool, seed: int, budget: float
     return replace(recipe, data=replace(recipe.data, path=str(data), seed=seed, **sizes), train=train)
 
 
-def train(config: FitConfig, run: Path, backbone: str, began: float) -> dict[str, Any]:
-    """``samgraft fit`` until the process has worked for the budget since ``began``; steps that it took.
+def train(config: FitConfig, run: Path, backbone: str) -> dict[str, Any]:
+    """``samgraft fit`` until the process has trained for the budget; steps that it took.
 
     The run is validated once, at its end: nothing is chosen by figures. Frozen tensors that change are an error there.
     """
-    clock = ProcessClock(began)
+    clock = ProcessClock()
     fit(config, run, backbone=open_backbone(backbone), report=False, callbacks=[clock])
     return {"steps": clock.steps, "lr": config.task.lr}
 
@@ -183,10 +187,9 @@ def _adapted(known: Known) -> Outcome:
 
 def _trained(labels: str, **data: Any) -> Callable[[Known], Outcome]:
     def run(known: Known) -> Outcome:
-        began, start = time.process_time(), known.adapter
-        settings = {"target": True, "seed": known.seed, "budget": known.budget, "start_from": start, **data}
+        settings = {"target": True, "seed": known.seed, "budget": known.budget, "start_from": known.adapter, **data}
         config = fit_config(known.pair, known.sets[labels], **settings)
-        facts = train(config, known.run / "fit", known.backbone_name, began)
+        facts = train(config, known.run / "fit", known.backbone_name)
         return Outcome(adapter=known.run / "fit" / "adapter.graft", facts=facts)
 
     return run
@@ -284,7 +287,7 @@ def source_adapter(pair: Pair, data: Path, task: Task, backbone: str) -> Path:
     if not (folder / "done").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         seed, budget = task["seed"], task["source_budget"]
-        train(fit_config(pair, data, target=False, seed=seed, budget=budget), folder, backbone, time.process_time())
+        train(fit_config(pair, data, target=False, seed=seed, budget=budget), folder, backbone)
         (folder / "done").touch()
     if pair.modality is None:
         return adapter
