@@ -4,17 +4,16 @@ A source adapter is trained with masks on one domain (graft-tiny, the shipped re
 Rows: the adapter as it is; its input aligned, by the rule and in every way; fitted to each scene at test time; adapted
 to target images without labels; trained on from weak boxes or points of the target (and of vessels, around which a box
 says little, from scribbles); trained on from 5 labelled target cases, and from all of them, which is the upper bound.
-All that train begin with the source adapter and take the same process time of training. Every row is scored on cases of the target
-whose patients (or ground) nobody trained on: Dice of a case, or AP50 of all objects. The gap closed is (row - source
-only) / (all target labels - source only), of means over seeds.
+All that train begin with the source adapter and train for the same process time. Every row is scored on cases of the
+target whose patients (or ground) nobody trained on: Dice of a case, or AP50 of all objects. The gap closed is (row -
+source only) / (all target labels - source only), of means over seeds.
 
 Every run is validated once, at its end, on a copy of a training case, so no figure chooses anything. Results are
 written as they come and found again, so that a benchmark that was stopped goes on where it was.
 
-Time, in process seconds: a seed trains 6 source adapters (240 s each) and 36 rows of 7 pairs (90 s each; reading, the
-masks that are made of weak labels, up to 120 s, and the last validation come on top, say 40 s), and scores 96 rows (about
-15 s each): 6 x 240 + 36 x 130 + 96 x 15 = 7,560 s. Three seeds are 6.3 hours of one core, or 3.2 hours with ``--jobs 2``
-on two.
+Time, in process seconds: a seed trains 6 source adapters (240 s each) and 36 rows of 7 pairs (90 s each; reading, masks
+made of weak labels, which take up to 120 s, and the last validation come on top, say 40 s), and scores 96 rows (about
+15 s each): 6 x 240 + 36 x 130 + 96 x 15 = 7,560 s. Three seeds are 6.3 hours of one core, or 3.2 with ``--jobs 2``.
 
 ``--trial`` runs everything with a few cases and seconds, beside the real results; ``--summary`` only writes the tables
 of what is there; ``--forget`` drops the results of ``--rows``, whose code has changed.
