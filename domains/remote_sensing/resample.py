@@ -65,7 +65,8 @@ class ResampledScene(ViewScene):
         """Bring labels back to the pixels of the source: each takes the label of the pixel that holds its centre.
 
         Args:
-            labels: (h, w) of ``covering(window)``.
+            labels: (h, w) of ``covering(window)``; without a window also of the whole grid, which is more where pixels
+                became less than half as wide.
             window: Rows and columns of the source; None is all of it.
 
         Returns:
@@ -76,6 +77,8 @@ class ResampledScene(ViewScene):
         """
         parts = explicit_window(window, self.source.grid.shape)
         rows, cols = (self._places(axis, part) for axis, part in enumerate(parts))
+        if window is None and labels.shape == self.grid.shape:
+            return labels[np.ix_(rows, cols)]
         expected = (int(rows[-1] - rows[0]) + 1, int(cols[-1] - cols[0]) + 1)
         if labels.shape != expected:
             raise ShapeError(f"labels are {labels.shape}; this window is covered by {expected} pixels")
