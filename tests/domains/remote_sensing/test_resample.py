@@ -112,7 +112,7 @@ def test_whole_multiples_go_there_and_back(height: int, width: int, factor: int)
 
 
 def test_labels_of_the_whole_grid_go_back_where_pixels_became_much_smaller(tmp_path: Path) -> None:
-    fine = ResampledScene(scene_of(tmp_path / "a.tif", np.ones((1, 3, 2), np.uint8)), (12, 8))
+    fine = ResampledScene(scene_of(tmp_path, np.ones((1, 3, 2), np.uint8)), (12, 8))
     labels = np.arange(12 * 8).reshape(12, 8)
     found = fine.to_source(labels)  # centres of the source lie in rows 2, 6, 10 and columns 2, 6
     assert found.tolist() == [[18, 22], [50, 54], [82, 86]]
