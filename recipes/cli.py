@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "doctor": ("check a file, a DICOM series or a data set, and say what is wrong", "samgraft.recipes.commands.doctor"),
     "labels": ("bring RTSTRUCT, DICOM-SEG or other labels onto an image", "samgraft.recipes.commands.labels"),
+    "rescale": ("let an adapter see images of another modality", "samgraft.recipes.commands.rescale"),
     "report": ("write the HTML report of a run", "samgraft.recipes.commands.report"),
     "demo": ("make two example images, segment them and write a report", "samgraft.recipes.commands.demo"),
     "boxes-to-masks": ("make an instance-mask set of a detection set", "samgraft.recipes.commands.boxes_to_masks"),

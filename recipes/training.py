@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,13 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
 
 
 def fit(
-    config: FitConfig, run: Path, *, resume: bool = False, backbone: Backbone | None = None, report: bool = True
+    config: FitConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    backbone: Backbone | None = None,
+    report: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train, keep the best adapter, write the report.
 
@@ -101,6 +108,7 @@ def fit(
         resume: Continue from ``checkpoints/last.ckpt``.
         backbone: Ready backbone; None loads the configured one.
         report: Write ``report.html`` at the end.
+        callbacks: Further ones of Lightning's, before those of the run.
 
     Raises:
         OutputError: the folder holds a run already and ``resume`` is False.
@@ -114,6 +122,7 @@ def fit(
     task, data = build(config, backbone=backbone)
     if isinstance(data, WeakData) and config.data.supervision != "masks":
         trainer.callbacks.insert(0, Refinement(data.tiles, config.weak, run))  # type: ignore[attr-defined]
+    trainer.callbacks[:0] = callbacks  # type: ignore[attr-defined]
     if first:
         write_config(run, config)
         if isinstance(data, WeakData):

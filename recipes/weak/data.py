@@ -104,7 +104,7 @@ class WeakData(SegmentationData):
             radius=self.weak.point_radius,
         )
         total = len(self.index.train) + len(self.val_refs)
-        for number, ref in enumerate(self.index.train, start=1):
+        for number, ref in enumerate(self.seen.watching(self.index.train), start=1):
             tiles.add(self._made(make, ref, f"{number}/{total}", tell))
         if not len(tiles):
             raise InputError(f"{config.path}: no training case shows anything that is labelled; check {config.weak}")

@@ -12,9 +12,23 @@ from samgraft.errors import ConfigError
 from samgraft.recipes.commands.parsing import CONFIGS, config_names, read_fit_config
 from samgraft.recipes.config import DataConfig, FitConfig, TaskConfig, TrainConfig, to_yaml
 from samgraft.recipes.training import fit
+from samgraft.recipes.weak.simulate import simulate
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 from tests.recipes.test_raster_recipes import RECIPES as MOSAICS
+
+
+def weakly(write: Callable[[Path], Path], name: str) -> Callable[[Path], Path]:
+    """The same data set with the weak labels that a recipe wants beside its masks."""
+
+    def made(folder: Path) -> Path:
+        root, config = write(folder), read_fit_config(CONFIGS / f"{name}.yaml")
+        data = DataConfig(layout=config.data.layout, path=str(root))
+        simulate(data, config.task.kind, config.data.supervision, root, class_names=config.task.class_names)
+        return root
+
+    return made
+
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "ct_tumour": lambda p: write_volumes(p, modality="CT"),
@@ -25,6 +39,10 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "nuclei": lambda p: write_pictures(p, instances=True),
     "retina_vessels": write_pictures,
     "aerial_buildings": write_rasters,
+    "ct_to_mr": weakly(write_volumes, "ct_to_mr"),
+    "stain_to_stain": weakly(lambda p: write_pictures(p, instances=True), "stain_to_stain"),
+    "city_to_city": weakly(write_rasters, "city_to_city"),
+    "camera_to_camera": weakly(write_pictures, "camera_to_camera"),
 }
 
 

@@ -111,6 +111,16 @@ def test_whole_multiples_go_there_and_back(height: int, width: int, factor: int)
     np.testing.assert_array_equal(source.to_source(labels), expected)
 
 
+def test_labels_of_the_whole_grid_go_back_where_pixels_became_much_smaller(tmp_path: Path) -> None:
+    fine = ResampledScene(scene_of(tmp_path, np.ones((1, 3, 2), np.uint8)), (12, 8))
+    labels = np.arange(12 * 8).reshape(12, 8)
+    found = fine.to_source(labels)  # centres of the source lie in rows 2, 6, 10 and columns 2, 6
+    assert found.tolist() == [[18, 22], [50, 54], [82, 86]]
+    inner = fine.covering((slice(0, 3), slice(0, 2)))
+    assert labels[inner].shape == (9, 5)
+    np.testing.assert_array_equal(fine.to_source(labels[inner]), found)
+
+
 def test_gsd_is_metres_on_the_ground(tmp_path: Path) -> None:
     source = scene_of(tmp_path, rasters.pixels((1, 40, 60)), transform=Affine(0.5, 0, 500_000, 0, -0.25, 5_000_000))
     scene = at_gsd(source, 1.0)
