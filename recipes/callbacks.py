@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor
 
 from samgraft.adapters.backbones.hf import hash_tensors
 from samgraft.errors import CheckpointError
+from samgraft.recipes.monitor import monitor
 from samgraft.recipes.ranks import whole_state
 from samgraft.recipes.report import save_panels, versions, write_text
-from samgraft.recipes.tasks import SegmentationTask, monitor
+from samgraft.recipes.tasks import SegmentationTask
 
 
 def _task(module: lightning.LightningModule) -> SegmentationTask:

@@ -40,21 +40,12 @@ from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects, he
 from samgraft.recipes.weak.judge import agreement_summaries, judge
 from samgraft.recipes.weak.learning import WeakLearning
 
-MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
-"""Figure by which the best checkpoint is chosen; without masks it is ``AGREEMENT``."""
-AGREEMENT = "val/agreement"
-"""How well validation cases agree with their weak labels (``samgraft.recipes.weak.judge``)."""
 INSTANCE_CLASSES = ("interior", "border")
 CACHED_VIEWS = 32
 """Views of an image where the features of a frozen encoder are kept; few are soon learned by heart."""
 _SAMPLES = 8
 _MOST_PANEL = 1536
 """Pixels along a side of a picture that is kept for the report."""
-
-
-def monitor(config: FitConfig) -> str:
-    """The figure that chooses the best checkpoint of a run."""
-    return MONITOR[config.task.kind] if config.data.supervision == "masks" else AGREEMENT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

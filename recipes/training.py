@@ -24,13 +24,14 @@ from samgraft.recipes.features import remember_features
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.metrics import Summary
+from samgraft.recipes.monitor import monitor
 from samgraft.recipes.optimiser import require_optimizer
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
 from samgraft.recipes.split_map import write_split
 from samgraft.recipes.starting import start_from
 from samgraft.recipes.strategies import choose_strategy
-from samgraft.recipes.tasks import SegmentationTask, monitor
+from samgraft.recipes.tasks import SegmentationTask
 from samgraft.recipes.weak.callback import Refinement
 from samgraft.recipes.weak.data import WeakData, needs_weak
 from samgraft.recipes.weak.learning import WeakLearning

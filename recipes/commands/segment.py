@@ -1,7 +1,7 @@
 """``samgraft segment INPUT``: segment one file with an adapter, with prompts, or like labelled files."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> None:
         values.adapter = test_time_adapter(values, scene, reading_options(values))
         run_tiles(values, options.get("everything"))
         return
-    result = _written(values, scene, options)
+    result = _written(segment, values, scene, options)
     found = (
         f"{len(result.instances)} objects"
         if result.kind == "instance"
@@ -71,11 +71,12 @@ def run(arguments: Sequence[str]) -> None:
         say(f"wrote {path}")
 
 
-def _written(values: argparse.Namespace, scene: "Scene", options: dict[str, Any]) -> "Segmentation":
+def _written(
+    segment: "Callable[..., Segmentation]", values: argparse.Namespace, scene: "Scene", options: dict[str, Any]
+) -> "Segmentation":
     """Segment, bring labels to the file's own pixels, and write all outputs, or none."""
     from samgraft.adapters.prompts.improve import Improvement
     from samgraft.domains.atomic import all_or_none
-    from samgraft.recipes.api import segment
     from samgraft.recipes.engine.run import output_paths
     from samgraft.recipes.ground import on_source
 

@@ -300,5 +300,6 @@ def _val_refs(source: RasterSource, blocks: Blocks) -> tuple[CaseRef, ...]:
     for number in order.tolist():
         top, bottom, left, right = (int(value) for value in parts[number])
         name = f"block-{top // blocks.side[0]}-{left // blocks.side[1]}"
-        refs.append(BlockRef(id=name, read=partial(read_block, source, (top, bottom, left, right), name, validates=True)))
+        read = partial(read_block, source, (top, bottom, left, right), name, validates=True)
+        refs.append(BlockRef(id=name, read=read))
     return tuple(refs)
