@@ -84,4 +84,5 @@ def fit_stain(target: ImageStatistics, source: ImageStatistics) -> StainTransfer
 def _glass(stats: ImageStatistics) -> NDArray[np.float64]:
     """(3,) level of clear glass in [1 / 255, 1]."""
     below = np.cumsum(stats.histogram, axis=1) < 0.98
-    return np.maximum(below.sum(axis=1), 1) / 255
+    level: NDArray[np.float64] = np.maximum(below.sum(axis=1), 1) / 255
+    return level
