@@ -18,8 +18,11 @@ from samgraft.recipes.adaptation.session import Session
 from samgraft.recipes.callbacks import frozen_hashes
 from samgraft.recipes.config import DataConfig
 from samgraft.recipes.engine.run import load_adapter
+from samgraft.recipes.training import fit
 from tests.adapters.toy import toy_backbone
+from tests.recipes._sets import write_volumes
 from tests.recipes.adaptation._sets import train_source, write_discs
+from tests.recipes.test_tasks import small_config
 
 SHORT = AdaptConfig(steps=4, every=2, judge_tiles=4, tiles=12, lr=1e-3, look="plain", progress=False)
 GAIN, OFFSET = 0.3, 10.0
@@ -192,6 +195,27 @@ def test_heads_that_separate_objects(head, target, tmp_path):
     assert result.best_step == 2 and new["tensors_sha256"] != old["tensors_sha256"]
     losses = {name for name in result.rounds[-1].figures if name.startswith("train_")}
     assert {"train_loss", "train_pseudo", "train_anchor"} <= losses and "train_prior" not in losses
+
+
+@pytest.mark.parametrize("slab", [None, 3])
+def test_volumes_slice_by_slice_and_in_slabs(slab, tmp_path):
+    root = write_volumes(tmp_path / "v")
+    settings = small_config(root, slab=slab)
+    path = fit(settings, tmp_path / "run", backbone=toy_backbone(), report=False).adapter
+    # discs of 149 and 81 pixels on 4 of 6 slices of 40 x 36
+    left, right = 149 * 4 / 8640, 81 * 4 / 8640
+    assert read_meta(path).training["class_shares"] == pytest.approx([1 - left - right, left, right], abs=2e-3)
+    guard = GuardConfig(margin=-10.0, least_agreement=0.0, share_factor=1e6)
+    config = replace(SHORT, steps=2, batch_size=2, guard=guard)
+    result = adapt(path, DataConfig(path=str(root)), tmp_path / "a.graft", config, backbone=toy_backbone())
+    assert result.best_step == 2 and result.rounds[-1].figures["train_prior"] > 0
+    found = samgraft.segment(
+        root / "imagesTr" / "case_03_0000.nii.gz",
+        adapter=load_adapter(result.adapter, toy_backbone()),
+        progress=False,
+    )
+    assert found.labels.shape == found.grid.shape and set(np.unique(found.labels)) <= {0, 1, 2}
+    assert "slice" in result.report.read_text()
 
 
 def test_the_command(source, target, tmp_path, monkeypatch, capsys):
