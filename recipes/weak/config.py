@@ -54,7 +54,8 @@ class WeakConfig:
     high: float = 0.65
     """Refined masks: pixels above this are the object, and those in between that touch it are unknown."""
     min_agreement: float = 0.5
-    """A refined mask whose own box has a lower IoU with the weak box, or that misses more of its marks, is refused."""
+    """A refined mask is refused if its own box has a lower IoU with the weak box, if it misses more of its marks, if
+    its IoU with the mask before is lower, or if less of what is seen in the tile lies where objects may be."""
     point_radius: int = 1
     """Radius of the disc around a point that certainly is of its class, network pixels."""
     exclusion: float = 0.2

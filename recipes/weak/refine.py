@@ -3,7 +3,9 @@
 In every tile each object gets the pixels where the adapter is sure of its class, among those where it may lie (its box,
 the band of its outline, its side of the points); pixels that are less sure and touch them are unknown (hysteresis). A
 mask that leaves its weak label is refused, and the object keeps what it had: the mask's own box has to agree with the
-weak box, a mask with its coarse outline, points have to be hit, and with scribbles the tile's drawn pixels.
+weak box, a mask with its coarse outline and with the mask that the object had, points have to be hit, and with
+scribbles the tile's drawn pixels. Nor is anything taken from a tile in which most of a class is seen where none of its
+objects may be: such an adapter fills boxes, which agree with themselves.
 
 Source:
     Rounds of training on one's own masks, bounded by boxes: Dai et al., BoxSup, arXiv:1503.01640, section 3.3, and
@@ -12,6 +14,7 @@ Deviations:
     Uncertain pixels are ignored; a refused object keeps its last mask instead of its box.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +120,18 @@ def _as_before(where: Domain, value: int, before: Labelled) -> Claim:
     )
 
 
+def inside_share(
+    probability: NDArray[np.floating], domains: Sequence[Domain], channels: Sequence[int], channel: int
+) -> float:
+    """Share of a class's pixels in a tile that lie where some object of the class may; 1 if there is none."""
+    predicted = probability > _HALF
+    allowed = np.zeros_like(predicted)
+    for where, own in zip(domains, channels, strict=True):
+        if own == channel:
+            allowed[where.place] |= where.allowed
+    return float((predicted & allowed).sum() / max(1, int(predicted.sum()))) if predicted.any() else 1.0
+
+
 class Refiner:
     """Makes the pseudo-labels of tiles again.
 
@@ -143,28 +158,36 @@ class Refiner:
             total = 1
         else:
             objects = tiles.objects[number]
-            (labels, unsure), good = self._objects(objects, before, probabilities)
+            (labels, unsure), good = self._objects(objects, before, probabilities, marks)
             total = len(objects)
         labels = np.where(marks != IGNORE, marks, labels).astype(np.int32)
         labels[tiles.void[number].numpy()] = IGNORE
         return Refined(labels=labels, unsure=unsure & (marks == IGNORE), accepted=good, refused=total - good)
 
     def _objects(
-        self, objects: tuple[TileObject, ...], before: Labelled, probabilities: NDArray[np.floating]
+        self,
+        objects: tuple[TileObject, ...],
+        before: Labelled,
+        probabilities: NDArray[np.floating],
+        marks: NDArray[np.int32],
     ) -> tuple[Labelled, int]:
         shape = (before[0].shape[0], before[0].shape[1])
         cells = nearest_cells([[(r, c) for r, c, on in one.points if on] for one in objects], shape)
         whole = (slice(0, shape[0]), slice(0, shape[1]))
+        domains = [domain(one.in_tile(), index, cells, shape, whole) for index, one in enumerate(objects)]
+        channels = [0 if self.tiles.instance else one.label - 1 for one in objects]
+        inside = [inside_share(probability, domains, channels, c) for c, probability in enumerate(probabilities)]
         claims, values, accepted = [], [], 0
-        for index, one in enumerate(objects):
-            where = domain(one.in_tile(), index, cells, shape, whole)
+        for one, where, channel in zip(objects, domains, channels, strict=True):
             value = one.number if self.tiles.instance else one.label
-            chance = probabilities[0 if self.tiles.instance else one.label - 1][where.place]
+            chance = probabilities[channel][where.place]
             claim = hysteresis(chance, where, self.config.low, self.config.high)
             seen = claim.inside & (chance > _HALF)  # a certain pixel that the adapter does not see is no agreement
-            if (claim.inside & ~claim.unsure).any() and agreement_of(
-                one, seen, where.place
-            ) >= self.config.min_agreement:
+            old = where.allowed & (before[0][where.place] == value) & (marks[where.place] == IGNORE)
+            agreement = min(agreement_of(one, seen, where.place), inside[channel])
+            if old.any():
+                agreement = min(agreement, float((seen & old).sum() / (seen | old).sum()))
+            if (claim.inside & ~claim.unsure).any() and agreement >= self.config.min_agreement:
                 accepted += 1
             else:
                 claim = _as_before(where, value, before)

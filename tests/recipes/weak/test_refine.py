@@ -64,11 +64,11 @@ def refined(probability: np.ndarray, *objects: WeakObject, current: np.ndarray, 
 def test_a_mask_that_leaves_its_box_is_refused_and_the_object_keeps_what_it_had() -> None:
     current = np.zeros((12, 12), np.int16)
     current[2:6, 2:6] = IGNORE
-    current[3:5, 3:5], current[8:11, 8:11] = 1, 2
+    current[8:11, 8:11] = 2
     objects = WeakObject(label=1, box=(2, 2, 5, 5)), WeakObject(label=2, box=(8, 8, 10, 10))
     probability = np.zeros((2, 12, 12))
     probability[0, 2:6, 2:6] = 0.9
-    probability[0, 0:2] = 0.9  # outside of all boxes
+    probability[0, 0] = 0.9  # outside of all boxes: 12 of 27 pixels
     probability[0, 2, 2] = 0.5
     probability[1, 9, 9] = 0.9  # a ninth of its box
     labels, accepted, refused = refined(probability, *objects, current=current)
@@ -81,8 +81,23 @@ def test_separate_objects_keep_their_numbers() -> None:
     current = np.zeros((10, 10), np.int16)
     current[1:5, 1:5], current[4:9, 4:9] = 1, 2
     objects = WeakObject(label=1, box=(1, 1, 4, 4)), WeakObject(label=1, box=(4, 4, 8, 8))
-    labels, accepted, _ = refined(np.full((1, 10, 10), 0.9), *objects, current=current, instance=True)
+    probability = np.where(current > 0, 0.9, 0.1)[None]
+    labels, accepted, _ = refined(probability, *objects, current=current, instance=True)
     assert accepted == 2 and labels[1, 1] == 1 and labels[8, 8] == 2 and labels[4, 4] == IGNORE
+
+
+def test_filled_boxes_do_not_pass_for_masks() -> None:
+    current = np.zeros((12, 12), np.int16)
+    current[4, 2:9], current[2:7, 5] = 1, 1  # a cross of 11 pixels in a box of 35
+    one = WeakObject(label=1, box=(2, 2, 8, 6))
+    everywhere = np.full((1, 12, 12), 0.9)
+    labels, accepted, refused = refined(everywhere, one, current=0 * current)
+    assert (accepted, refused) == (0, 1) and not labels.any()  # 35 of 144 pixels lie in a box
+    filled = np.zeros((1, 12, 12))
+    filled[0, 2:7, 2:9] = 0.9
+    labels, accepted, refused = refined(filled, one, current=current)
+    assert (accepted, refused) == (0, 1) and (labels == current).all()  # IoU with the mask before: 11 of 35
+    assert refined(filled, one, current=0 * current)[1:] == (1, 0)
 
 
 def test_points_split_a_blob_and_are_hit() -> None:

@@ -176,7 +176,7 @@ def test_the_command_line_fits_boxes_from_a_source_and_scores_with_masks(
     assert main(["fit", *words, *weak, "--train.start_from", str(source), "-o", str(tmp_path / "run")]) == 0
     assert "agreement" in capsys.readouterr().out
     first = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[0])
-    assert (first["step"], first["weak/round"]) == (0, 1) and first["weak/accepted"] + first["weak/refused"] == 2
+    assert (first["step"], first["weak/round"]) == (0, 1) and first["weak/accepted"] + first["weak/refused"] == 4
     masks = ["--data.supervision", "masks", "--train.progress", "false"]
     assert main(["validate", "--run", str(tmp_path / "run"), *masks]) == 0
     assert "dice/mean" in capsys.readouterr().out
