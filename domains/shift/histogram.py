@@ -100,7 +100,8 @@ def _held(table: NDArray[np.float64], middle: int) -> NDArray[np.float64]:
         return table
     path = np.concatenate([[0.0], np.cumsum(np.minimum(steps, MOST_GAIN))])
     at = min(middle, len(table) - 1)
-    return path - path[at] + table[at]
+    held: NDArray[np.float64] = path - path[at] + table[at]
+    return held
 
 
 def _ranks(shares: NDArray[np.float64]) -> NDArray[np.float64]:

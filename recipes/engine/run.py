@@ -75,8 +75,7 @@ def segment(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         prompts: Boxes and points in pixels, in 3D, or a file that ``prompt_files`` or ``volume_prompt_files`` reads.
         volume: Carry prompts through the slices of a volume so; None stays on their slices (unless they are in 3D).
-        align: Adapter only: move the scene towards the images of training: "auto", "histogram", "moments", "reinhard",
-            "macenko", "fourier", or "none"; None does not (docs/align.md).
+        align: Adapter only: "auto", or another way to move the scene towards the images of training (docs/align.md).
         align_source: Folder of training images, for an adapter whose header does not remember them.
         spacing: "adapter" shows a volume at the millimetres per network pixel of training; None as it is.
         references: Labelled files of the same kind, and the method that reads them.
@@ -103,8 +102,8 @@ def segment(
         ConfigError: contradictory options, or an unknown suffix in ``output``.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    _check_asked(prompts, references, better, records, adapter, volume)
-    _check_moved(align, align_source, spacing, automatic=adapter is not None and prompts is None and references is None)
+    alone = adapter is not None and prompts is None and references is None
+    _check_asked(prompts, references, better, records, adapter, volume, () if alone else (align, align_source, spacing))
     source = scene if isinstance(scene, Scene) else open_scene(scene)
     targets = _targets(output, source)
     network, grafted, meta, opened = _network(adapter, backbone)
@@ -118,8 +117,7 @@ def segment(
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
-            said = _header(grafted, meta, network_size, bands)
-            said = at_trained_spacing(said, source, spacing, patch=network.spec.patch_size)
+            said = at_trained_spacing(_header(grafted, meta, network_size, bands), source, spacing, network.spec)
             said = aligned(said, source, meta, align, source=align_source)
             result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
@@ -144,8 +142,9 @@ def _check_asked(
     records: object,
     adapter: object,
     volume: VolumeOptions | None,
+    moved: Sequence[object],
 ) -> None:
-    """Refuse what contradicts itself."""
+    """Refuse what contradicts itself; ``moved`` are options of an adapter that works by itself, where none does."""
     if records is not None and (prompts is not None or adapter is not None):
         raise ConfigError("records belong to everything mode; leave prompts and adapter out, or records")
     if references is not None and prompts is not None:
@@ -154,15 +153,10 @@ def _check_asked(
         raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
     if volume is not None and prompts is None and adapter is None:
         raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
-
-
-def _check_moved(align: str | None, align_source: object, spacing: str | None, *, automatic: bool) -> None:
-    """Refuse what changes the input of an adapter where none works by itself."""
-    asked = [n for n, v in (("align", align), ("align_source", align_source), ("spacing", spacing)) if v is not None]
-    if asked and not automatic:
+    if any(one is not None for one in moved):
         raise ConfigError(
-            f"{asked[0]}= brings a scene to the training images of an adapter that works by itself; give adapter= "
-            "without prompts and references, or leave it out"
+            "align= and spacing= bring a scene to the training images of an adapter that works by itself; give adapter= "
+            "without prompts and references, or leave them out"
         )
 
 
