@@ -22,7 +22,7 @@ from samgraft.registry import Registry
 AUTO, NONE = "auto", "none"
 """Two further words where an alignment is chosen by name."""
 SEVERAL = 8
-"""Images (slices, blocks) from which on a histogram is taken for that of the target, and not of one picture."""
+"""Images (slices, blocks) from which on a histogram is that of what there is to see, and not of one picture."""
 NEAR = 0.02
 """Mean distance of histograms, in units of [0, 1], up to which ``auto`` leaves the images alone: five gray levels."""
 
@@ -79,8 +79,7 @@ def choose_alignment(target: ImageStatistics, source: ImageStatistics) -> tuple[
 
     In this order: "none" where the histograms are near each other (:data:`NEAR`), or where only one side is stained
     tissue, which no map of colours makes of the other; "macenko" where both are; "reinhard" where both have colours;
-    otherwise (gray, or gray and colour) "histogram", or "moments" where the target is fewer than :data:`SEVERAL`
-    images.
+    otherwise (gray, or gray and colour) "histogram", or "moments" for a target of fewer than :data:`SEVERAL` images.
 
     Returns:
         A name of ``ALIGNMENTS`` or "none", and the reason in words.

@@ -83,6 +83,6 @@ def fit_stain(target: ImageStatistics, source: ImageStatistics) -> StainTransfer
 
 def _glass(stats: ImageStatistics) -> NDArray[np.float64]:
     """(3,) level of clear glass in [1 / 255, 1]."""
-    below = np.cumsum(stats.histogram, axis=1) < 0.98
-    level: NDArray[np.float64] = np.maximum(below.sum(axis=1), 1) / 255
+    below: NDArray[np.intp] = (np.cumsum(stats.histogram, axis=1) < 0.98).sum(axis=1)
+    level: NDArray[np.float64] = np.maximum(below, 1) / 255
     return level

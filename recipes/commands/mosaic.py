@@ -126,8 +126,6 @@ def run_tiles(values: argparse.Namespace, everything: Any = None) -> None:
             backbone=values.backbone,
             options=options,
             everything=None if everything is None else replace(everything, tile=None, overlap=0.25),
-            align=values.align,
-            align_source=values.align_source,
             reading=reading,
             scores=values.scores,
             simplify=values.simplify or 0.0,
@@ -156,7 +154,18 @@ def _report(values: argparse.Namespace, summary: Any, reading: dict[str, Any]) -
 
 def _options(values: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``MosaicOptions``, of those that were given."""
-    names = ("aoi", "engine", "scheduler", "workers", "restart", "on_bad_tile", "keep_work", "tile")
+    names = (
+        "aoi",
+        "engine",
+        "scheduler",
+        "workers",
+        "restart",
+        "on_bad_tile",
+        "keep_work",
+        "tile",
+        "align",
+        "align_source",
+    )
     named = {name: name for name in names} | {"largest_m": "object_size"}
     found = {name: v for name, option in named.items() if (v := getattr(values, option)) is not None}
     return found if values.overlap is None else found | {"overlap": values.overlap}

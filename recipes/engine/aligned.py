@@ -5,6 +5,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+from samgraft.adapters.backbones.base import BackboneSpec
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.scene import Scene
 from samgraft.domains.shift.alignment import NONE
@@ -58,7 +59,7 @@ def aligned(
     return replace(said, alignment=found.alignment, about={**said.about, "align": found.words})
 
 
-def at_trained_spacing(said: Recorded, scene: Scene, spacing: str | None, *, patch: int) -> Recorded:
+def at_trained_spacing(said: Recorded, scene: Scene, spacing: str | None, spec: BackboneSpec) -> Recorded:
     """The header with windows, or a network size, that show a volume at the millimetres per network pixel of training.
 
     The network knows objects by their size in its own pixels. An adapter for whole slices sees a larger field of view
@@ -68,7 +69,7 @@ def at_trained_spacing(said: Recorded, scene: Scene, spacing: str | None, *, pat
         said: What the header says.
         scene: What will be segmented.
         spacing: "adapter", or None for nothing.
-        patch: Side of a patch of the backbone, network pixels.
+        spec: Of the backbone; inputs are a multiple of its patch.
 
     Raises:
         ConfigError: another word, no volume, or a header that does not know the size.
@@ -94,7 +95,7 @@ def at_trained_spacing(said: Recorded, scene: Scene, spacing: str | None, *, pat
     side = wanted * said.size / (sum(there) / 2)  # native pixels that the network should see at once
     words = {"spacing": f"seen at {wanted:.4g} mm per network pixel, as in training, instead of {now:.4g} mm"}
     if side >= max(shape):
-        size = patch * max(2, round(said.size * max(shape) / side / patch))
+        size = spec.patch_size * max(2, round(said.size * max(shape) / side / spec.patch_size))
         recipe = replace(said.recipe, window=None, size=min(said.size, size))
     else:
         recipe = replace(said.recipe, window=max(16, round(side)))

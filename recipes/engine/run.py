@@ -66,9 +66,9 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts``, the objects that they name (by the adapter's decoder, if it answers prompts or clicks); with
-    ``references``, what those labelled files show; with an ``adapter`` and neither, what the adapter was trained for;
-    with none of them, everything that looks like an object (pictures and rasters).
+    With ``prompts`` the objects that they name (by the adapter's decoder, if it answers prompts or clicks); with
+    ``references`` what those labelled files show; with an ``adapter`` alone what it was trained for; with none of them
+    everything that looks like an object (pictures and rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
@@ -76,14 +76,12 @@ def segment(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         prompts: Boxes and points in pixels, in 3D, or a file that ``prompt_files`` or ``volume_prompt_files`` reads.
         volume: Carry prompts through the slices of a volume so; None stays on their slices (unless they are in 3D).
-        align: Adapter only: move the scene towards the images of training: "auto", "histogram", "moments", "reinhard",
-            "macenko", "fourier", or "none"; None does not (docs/align.md).
+        align: Adapter only: "auto", or another way to move the scene towards the images of training (docs/align.md).
         align_source: Folder of training images, for an adapter whose header does not remember them.
         spacing: "adapter" shows a volume at the millimetres per network pixel of training; None as it is.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
-        network_size: Side of the network input, pixels; None: the backbone's (twice that with references). An adapter
-            without prompts decides by its header.
+        network_size: Pixels per side of the network input; None: the backbone's, twice that with references.
         context: Side of the view around a box, over its longest side; several are averaged.
         tight_boxes: A box ends where its object ends, so the mask is made to fill it; False for loose boxes.
         batch: Network inputs encoded together; None chooses by their size.
@@ -99,18 +97,14 @@ def segment(
         Labels on exactly the grid of the input; ``save`` writes them.
 
     Raises:
-        InputError: the file is missing, damaged or of another kind than the adapter wants.
-        PromptError: a prompt lies outside. CheckpointError: the adapter is damaged or belongs to another backbone.
-        ConfigError: contradictory options, or an unknown suffix in ``output``.
+        InputError: the file is missing, damaged or not what the adapter wants. PromptError: a prompt lies outside.
+        ConfigError: contradictory options. CheckpointError: the adapter is damaged or belongs to another backbone.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    _check_asked(prompts, references, better, records, adapter, volume)
-    _check_moved(align, align_source, spacing, automatic=adapter is not None and prompts is None and references is None)
-    source = scene if isinstance(scene, Scene) else open_scene(scene)
-    targets = output_paths(output, source)
+    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing))
+    source, targets = _opened(scene, output)
     told = None if prompts is None else _asked(prompts, source)
-    network, grafted, meta, opened = _network(adapter, backbone)
-    _quantize(network, quantize, adapter, backbone)
+    network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
     track = _bar if progress else None
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
     try:
@@ -120,9 +114,7 @@ def segment(
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
-            said = _header(grafted, meta, network_size, bands)
-            said = at_trained_spacing(said, source, spacing, patch=network.spec.patch_size)
-            said = aligned(said, source, meta, align, source=align_source)
+            said = _moved(_header(grafted, meta, network_size, bands), source, grafted, (align, align_source, spacing))
             result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
@@ -139,6 +131,18 @@ def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands:
     return recorded(grafted, meta)
 
 
+def _moved(
+    said: Recorded,
+    scene: Scene,
+    grafted: Grafted,
+    asked: tuple[str | None, str | PathLike[str] | None, str | None],
+) -> Recorded:
+    """The header with what brings the scene to the images of training: align, align_source, spacing."""
+    align, align_source, spacing = asked
+    said = at_trained_spacing(said, scene, spacing, grafted.backbone.spec)
+    return aligned(said, scene, adapter_meta(grafted), align, source=align_source)
+
+
 def _check_asked(
     prompts: object,
     references: Examples | None,
@@ -146,6 +150,7 @@ def _check_asked(
     records: object,
     adapter: object,
     volume: VolumeOptions | None,
+    moved: Sequence[object],
 ) -> None:
     """Refuse what contradicts itself."""
     if records is not None and (prompts is not None or adapter is not None):
@@ -156,15 +161,11 @@ def _check_asked(
         raise ConfigError("better= improves answers to prompts, and there are none; give prompts, or leave it out")
     if volume is not None and prompts is None and adapter is None:
         raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
-
-
-def _check_moved(align: str | None, align_source: object, spacing: str | None, *, automatic: bool) -> None:
-    """Refuse what changes the input of an adapter where none works by itself."""
-    asked = [n for n, v in (("align", align), ("align_source", align_source), ("spacing", spacing)) if v is not None]
-    if asked and not automatic:
+    alone = adapter is not None and prompts is None and references is None
+    if not alone and any(one is not None for one in moved):
         raise ConfigError(
-            f"{asked[0]}= brings a scene to the training images of an adapter that works by itself; give adapter= "
-            "without prompts and references, or leave it out"
+            "align= and spacing= bring a scene to the training images of an adapter that works by itself; give "
+            "adapter= without prompts and references, or leave them out"
         )
 
 
@@ -291,6 +292,17 @@ def _network(
     return grafted.backbone, grafted, adapter_meta(grafted), True
 
 
+def _quantized(
+    precision: str | None,
+    adapter: str | PathLike[str] | Grafted | None,
+    backbone: str | PathLike[str] | Backbone | None,
+) -> tuple[Backbone, Grafted | None, BundleMeta, bool]:
+    """What :func:`_network` gives, quantised if asked."""
+    found = _network(adapter, backbone)
+    _quantize(found[0], precision, adapter, backbone)
+    return found
+
+
 def _quantize(network: Backbone, precision: str | None, *given: object) -> None:
     """Quantise a backbone that was loaded here and that the caller does not hold; None does nothing."""
     if precision is None:
@@ -319,6 +331,14 @@ def _finished(
         for path in targets:
             result.save(path)
     return result
+
+
+def _opened(
+    scene: Scene | str | PathLike[str], output: str | PathLike[str] | Sequence[str | PathLike[str]] | None
+) -> tuple[Scene, list[Path]]:
+    """The scene, and the files that will be written."""
+    source = scene if isinstance(scene, Scene) else open_scene(scene)
+    return source, output_paths(output, source)
 
 
 def output_paths(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:

@@ -70,6 +70,10 @@ class MosaicOptions:
     """What to do about a tile that cannot be read."""
     keep_work: bool = False
     """Leave the journal and the artifacts of tiles beside the output."""
+    align: str | None = None
+    """With an adapter: as of ``samgraft.segment``; fitted once for the whole raster."""
+    align_source: str | PathLike[str] | None = None
+    """As of ``samgraft.segment``."""
 
     def __post_init__(self) -> None:
         """Check the words, and what excludes each other."""
@@ -107,8 +111,6 @@ def segment_mosaic(
     backbone: str | PathLike[str] | Backbone | None = None,
     options: MosaicOptions | None = None,
     everything: EverythingConfig | None = None,
-    align: str | None = None,
-    align_source: str | PathLike[str] | None = None,
     reading: Mapping[str, Any] | None = None,
     scores: str | PathLike[str] | None = None,
     simplify: float = 0.0,
@@ -128,8 +130,6 @@ def segment_mosaic(
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         options: Tiles, area, engine, and what to do about what went wrong.
         everything: Without an adapter: what is asked and kept.
-        align: With an adapter: as of ``samgraft.segment``; fitted once for the whole raster.
-        align_source: As of ``samgraft.segment``.
         reading: Options of ``samgraft.open``; label rasters lie on the pixels of the file whatever ``gsd`` is.
         scores: File for a raster of scores.
         simplify: Tolerance for polygons in map units; 0 keeps the outlines of pixels.
@@ -149,11 +149,7 @@ def segment_mosaic(
     if scene.grid.ndim != 2:
         raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
     area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
-    if adapter is None and (align is not None or align_source is not None):
-        raise ConfigError("align= brings a raster to the training images of an adapter; give adapter=, or leave it out")
-    infer, classes, view = _infer(
-        source, scene, area, adapter, backbone, everything, scores is not None, batch, (align, align_source)
-    )
+    infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch, asked)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
     sinks = plan_sinks(
         outputs,
@@ -239,10 +235,14 @@ def _infer(
     everything: EverythingConfig | None,
     scores: bool,
     batch: int | None,
-    align: tuple[str | None, str | PathLike[str] | None],
+    asked: MosaicOptions,
 ) -> tuple[TileInfer, Mapping[int, str], int]:
     """What is computed of a tile, its classes, and the side of a network window in pixels of the raster."""
     if adapter is None:
+        if asked.align is not None or asked.align_source is not None:
+            raise ConfigError(
+                "align brings a raster to the training images of an adapter; give adapter=, or leave it out"
+            )
         whole = EverythingInfer(
             source,
             look_at(scene),
@@ -256,7 +256,7 @@ def _infer(
     if "gsd" not in source.options:
         require_trained_gsd(scene, said.recipe.gsd)
     lattice(said, scene.grid.shape)  # an adapter for whole pictures is refused here
-    said = aligned(said, scene, adapter_meta(grafted), align[0], source=align[1], resampled=False)
+    said = aligned(said, scene, adapter_meta(grafted), asked.align, source=asked.align_source, resampled=False)
     options: dict[str, Any] = {"backbone": backbone, "scores": scores, "batch": batch, "area": area}
     infer = AdapterInfer(source, adapter, said.look(scene), **options)
     infer.take(grafted, said)

@@ -1,8 +1,9 @@
 """An adapter on a scene that was moved: measured once, moved back, the same in every window, said in the result."""
 
 import json
-import pickle
+from copy import deepcopy
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from tests.recipes._oracle import OracleGraft, squares
 from tests.recipes.mosaic._scenes import tiny_adapter
 from tests.recipes.mosaic.test_segment import colours, labels_of
 
+SPEC = OracleGraft().backbone.spec
+"""Of a backbone with patches of 8 pixels."""
 BOXES = [(16, 24, 31, 39), (40, 8, 55, 31)]
 BRIGHT = squares((64, 64), BOXES)
 """What the oracle was "trained" on: 220 on 20; it calls values above one half an object."""
@@ -107,10 +110,10 @@ def test_what_cannot_be_aligned_is_named(tmp_path: Path) -> None:
         aligned(said(), picture, known, "macenko")
     with pytest.raises(ConfigError, match="align_source says what to align with"):
         aligned(said(), picture, known, None, source=tmp_path)
-    with pytest.raises(ConfigError, match="align= brings a scene to the training images of an adapter"):
+    with pytest.raises(ConfigError, match="align= and spacing= bring a scene to the training images of an adapter"):
         segment(picture, align="auto")
-    with pytest.raises(ConfigError, match="align= brings a raster"):
-        segment_mosaic(raster.path, tmp_path / "o.tif", align="auto")
+    with pytest.raises(ConfigError, match="align brings a raster"):
+        segment_mosaic(raster.path, tmp_path / "o.tif", options=MosaicOptions(align="auto"))
 
 
 def test_fourier_sees_the_whole_picture(tmp_path: Path) -> None:
@@ -214,8 +217,8 @@ def test_tiles_agree_with_the_whole_bit_for_bit(tmp_path: Path, shifted: tuple[P
     whole = segment(path, adapter=adapter, align="reinhard", progress=False)
     plain = segment(path, adapter=adapter, progress=False)
     assert (whole.labels != plain.labels).any() and whole.meta["align"].startswith("reinhard: L, a, b: gains ")
-    options = MosaicOptions(tile=90, overlap=20)
-    segment_mosaic(path, tmp_path / "out.tif", adapter=adapter, align="reinhard", options=options)
+    options = MosaicOptions(tile=90, overlap=20, align="reinhard")
+    segment_mosaic(path, tmp_path / "out.tif", adapter=adapter, options=options)
     np.testing.assert_array_equal(labels_of(tmp_path / "out.tif"), whole.labels)
     told = read_provenance(tmp_path / "out.tif")
     assert told is not None and told["scaling"]["alignment"]["name"] == "reinhard"
@@ -227,7 +230,8 @@ def test_the_look_travels_with_its_map(shifted: tuple[Path, Path]) -> None:
     source = ImageStatistics.from_json(read_header(shifted[1])["meta"]["extra"]["source"])
     for name in ("histogram", "moments", "reinhard"):
         look = replace(look_at(scene), alignment=fit_scene(name, scene, look_at(scene), source).alignment)
-        other = pickle.loads(pickle.dumps(look))  # noqa: S301 - what goes to another process, and comes from here
+        assert len(ForkingPickler.dumps(look)) < 20_000  # sent to every worker
+        other = deepcopy(look)
         assert other.facts() == look.facts() and look.facts()["alignment"]["name"] == name
         raw = scene.read(channels=look.channels)
         np.testing.assert_array_equal(other.apply(raw), look.apply(raw))
@@ -241,8 +245,8 @@ def test_workers_get_the_same_map(
     written = []
     for workers in (1, 2):
         out = tmp_path / f"{workers}.tif"
-        options = MosaicOptions(tile=100, workers=workers)
-        segment_mosaic(shifted[0], out, adapter=shifted[1], align="auto", options=options)
+        options = MosaicOptions(tile=100, workers=workers, align="auto")
+        segment_mosaic(shifted[0], out, adapter=shifted[1], options=options)
         written.append(out.read_bytes())
     assert written[0] == written[1]
 
@@ -292,7 +296,7 @@ def test_volumes_are_shown_at_the_millimetres_of_training(
     values = np.zeros((shape[1], shape[0], 3), np.uint8)
     nib.save(nib.Nifti1Image(values, np.diag([spacing, spacing, 5.0, 1.0])), tmp_path / "v.nii.gz")
     scene = samgraft.open(tmp_path / "v.nii.gz")
-    found = at_trained_spacing(said(spacing=1.0), scene, "adapter", patch=8)
+    found = at_trained_spacing(said(spacing=1.0), scene, "adapter", SPEC)
     assert {name: getattr(found.recipe, name) for name in expected} == expected
     plane = scene.grid.shape[1:]
     now = found.scale(plane) * spacing
@@ -302,17 +306,17 @@ def test_volumes_are_shown_at_the_millimetres_of_training(
 def test_spacing_that_is_not_known_is_named(tmp_path: Path) -> None:
     volume, picture = scene_of("volume", BRIGHT, tmp_path), scene_of("picture", BRIGHT, tmp_path)
     with pytest.raises(ConfigError, match="does not say how many millimetres"):
-        at_trained_spacing(said(), volume, "adapter", patch=8)
+        at_trained_spacing(said(), volume, "adapter", SPEC)
     with pytest.raises(ConfigError, match=r"spacing 'adapter' on p\.png: .* pictures have no known pixel size"):
-        at_trained_spacing(said(spacing=1.0), picture, "adapter", patch=8)
-    assert at_trained_spacing(said(), picture, None, patch=8) == said()
+        at_trained_spacing(said(spacing=1.0), picture, "adapter", SPEC)
+    assert at_trained_spacing(said(), picture, None, SPEC) == said()
 
 
 def test_objects_keep_their_size_for_the_network(tmp_path: Path) -> None:
     image = squares((128, 128), [(32, 48, 63, 79)])
     nib.save(nib.Nifti1Image(np.stack([image] * 2).transpose(2, 1, 0), np.diag([0.5, 0.5, 5, 1.0])), tmp_path / "v.nii")
     scene, graft = samgraft.open(tmp_path / "v.nii"), OracleGraft()
-    ready = at_trained_spacing(said(spacing=0.5), scene, "adapter", patch=8)  # twice as fine as whole slices give
+    ready = at_trained_spacing(said(spacing=0.5), scene, "adapter", SPEC)  # twice as fine as whole slices give
     assert ready.recipe.window == 64 and "seen at 0.5 mm per network pixel" in ready.about["spacing"]
     found = segment_automatic(scene, graft, ready)
     assert ((found.labels > 0) == (image > 100)).all() and graft.calls == 2 * 9
