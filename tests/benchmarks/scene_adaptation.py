@@ -87,6 +87,7 @@ def run(shift: str, seed: int, budget: float, limit: int, backbone: str) -> list
     before = [overlap(grafted, target, case) for case in scenes]
     common = {"shift": shift, "seed": seed, "budget": budget, "scenes": len(scenes)}
     rows: list[dict[str, Any]] = [common | {"method": "as trained", "overlap": float(np.mean(before))}]
+    print(rows[-1], flush=True)
     for name, method in METHODS.items():
         kept, guarded, free = [], [], []
         for case, old in zip(scenes, before, strict=True):
