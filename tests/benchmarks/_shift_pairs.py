@@ -6,6 +6,7 @@ No patient, and no block of ground, of the scored cases stands in the training c
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def staining(image: Path) -> str:
     return "gray" if float(pixels.mean()) >= BRIGHT else "fluorescence"
 
 
+@cache
 def nuclei_by_staining() -> dict[str, dict[Split, tuple[Item, ...]]]:
     """Staining -> split -> pictures of nuclei. Fluorescence, which has no validation picture, gives its last 14."""
     folder = data_root() / "medical" / "nuclei"

@@ -20,7 +20,6 @@ from samgraft.adapters.bundle import read_header
 from samgraft.domains.segmentation import Segmentation
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.run import adapt
-from samgraft.recipes.commands.parsing import config_path, read_fit_config
 from samgraft.recipes.config import FitConfig, TrainConfig
 from samgraft.recipes.engine.run import load_adapter, segment
 from samgraft.recipes.rescaling import rescale_adapter
@@ -33,7 +32,7 @@ from tests.benchmarks._graft_rows import KEY, short_hash, state_of
 from tests.benchmarks._shift_folders import IMAGES, data_set, unlabelled, write_image
 from tests.benchmarks._shift_pairs import PAIRS, Pair, few, second_observer
 from tests.benchmarks._shift_scores import Scored, agreement, score
-from tests.benchmarks._shift_weak import WRITERS, WeakWriter, weak_set
+from tests.benchmarks._shift_weak import WRITERS, WeakWriter, shipped, weak_set
 
 Task = dict[str, Any]
 FEW = 5
@@ -126,7 +125,7 @@ def fit_config(pair: Pair, data: Path, *, target: bool, seed: int, budget: float
         more: Further fields of ``data``; "start_from" of ``train``.
     """
     start = more.pop("start_from", None)
-    recipe = read_fit_config(config_path(pair.recipe))
+    recipe = shipped(pair.recipe)
     sizes = {**pair.data, **(pair.target_data if target else {}), **more}
     train = TrainConfig(
         steps=STEPS,
@@ -297,7 +296,7 @@ def source_adapter(pair: Pair, data: Path, task: Task, backbone: str) -> Path:
 
 def source_facts(pair: Pair) -> dict[str, Any]:
     """What decides the source adapter of a pair, as JSON."""
-    return {"source": pair.source, "recipe": read_fit_config(config_path(pair.recipe)).to_dict(), "data": {**pair.data}}
+    return {"source": pair.source, "recipe": shipped(pair.recipe).to_dict(), "data": {**pair.data}}
 
 
 def recipe_hash(pair: Pair, task: Task) -> str:

@@ -5,11 +5,11 @@ inner half of a part.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from samgraft.recipes.commands.parsing import config_path, read_fit_config
-from samgraft.recipes.config import DataConfig
+from samgraft.recipes.config import DataConfig, FitConfig
 from samgraft.recipes.weak.config import Supervision
 from samgraft.recipes.weak.simulate import simulate
 from tests.benchmarks._shift_folders import Item, data_set, describe
@@ -20,9 +20,15 @@ WeakWriter = Callable[[Recipe, Path, Path, int], None]
 KINDS: tuple[Supervision, ...] = ("boxes", "points", "scribbles")
 
 
+@cache
+def shipped(recipe: Recipe) -> FitConfig:
+    """A shipped recipe, parsed once."""
+    return read_fit_config(config_path(recipe))
+
+
 def write_weak(supervision: Supervision, recipe: Recipe, full: Path, root: Path, seed: int) -> None:
     """Write weak labels of all cases of ``full`` into ``root``, where ``data.supervision`` finds them."""
-    config = read_fit_config(config_path(recipe))
+    config = shipped(recipe)
     data = DataConfig(path=str(full), layout=config.data.layout, labels=config.data.labels)
     simulate(data, config.task.kind, supervision, root, class_names=config.task.class_names, seed=seed)
 
