@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from samgraft.errors import ConfigError
 from samgraft.recipes.raster_config import RasterFields
-from samgraft.recipes.weak.config import SUPERVISIONS, Supervision, WeakConfig
+from samgraft.recipes.weak_config import SUPERVISIONS, Supervision, WeakConfig
 
 Kind = Literal["semantic", "instance"]
 Layout = Literal["nnunet", "image_mask", "raster_vector", "mosaic", "samples"]

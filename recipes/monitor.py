@@ -5,7 +5,7 @@ from samgraft.recipes.config import FitConfig
 MONITOR = {"semantic": "val/dice", "instance": "val/ap50"}
 """Figure by which the best checkpoint is chosen; without masks it is ``AGREEMENT``."""
 AGREEMENT = "val/agreement"
-"""How well validation cases agree with their weak labels (``samgraft.recipes.weak.judge``)."""
+"""How well validation cases agree with their weak labels (``samgraft.recipes.weak_learning.judge``)."""
 
 
 def monitor(config: FitConfig) -> str:

@@ -37,8 +37,8 @@ from samgraft.recipes.optimiser import make_optimizer
 from samgraft.recipes.ranks import ALONE, current, from_first, gather, sum_over_ranks
 from samgraft.recipes.report import Panel
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects, head_of, represent
-from samgraft.recipes.weak.judge import agreement_summaries, judge
-from samgraft.recipes.weak.learning import WeakLearning
+from samgraft.recipes.weak_learning.judge import agreement_summaries, judge
+from samgraft.recipes.weak_learning.learning import WeakLearning
 
 INSTANCE_CLASSES = ("interior", "border")
 CACHED_VIEWS = 32

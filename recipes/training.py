@@ -34,7 +34,7 @@ from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask
 from samgraft.recipes.weak.callback import Refinement
 from samgraft.recipes.weak.data import WeakData, needs_weak
-from samgraft.recipes.weak.learning import WeakLearning
+from samgraft.recipes.weak_learning.learning import WeakLearning
 
 
 @dataclass(frozen=True, kw_only=True)

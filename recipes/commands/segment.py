@@ -114,8 +114,8 @@ def _memory(values: argparse.Namespace, scene: "Scene") -> str:
     """What the volume will take beside the network."""
     from samgraft.adapters.bundle import read_meta
     from samgraft.recipes.header import InputRecipe
-    from samgraft.recipes.plan.volume import volume_memory
     from samgraft.recipes.prompting import coarsest_axis
+    from samgraft.recipes.volume_memory import volume_memory
 
     axis = values.axis
     if axis is None and values.adapter is not None:

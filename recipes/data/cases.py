@@ -12,7 +12,7 @@ from torch import Tensor
 from samgraft.errors import InputError, ShapeError
 from samgraft.grid import Grid
 from samgraft.recipes.losses import IGNORE
-from samgraft.recipes.weak.labels import WeakLabels
+from samgraft.recipes.weak_labels.labels import WeakLabels
 
 if TYPE_CHECKING:
     from samgraft.recipes.data.raster_windows import RasterWindows

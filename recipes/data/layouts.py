@@ -28,8 +28,8 @@ from samgraft.recipes.data.samples import index_samples
 from samgraft.recipes.ground import common_gsd
 from samgraft.recipes.look import Look, fixed_look, look_at, stretch_recipe
 from samgraft.recipes.prompting import coarsest_axis
-from samgraft.recipes.weak.partial import read_annotated, require_annotated
-from samgraft.recipes.weak.reading import Wanted, read_weak, with_weak_files
+from samgraft.recipes.weak_labels.partial import read_annotated, require_annotated
+from samgraft.recipes.weak_labels.reading import Wanted, read_weak, with_weak_files
 
 VALIDATION_SHARE = 0.2
 """Share of cases that validate where the data set has no split of its own."""

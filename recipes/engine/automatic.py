@@ -34,10 +34,10 @@ from samgraft.recipes.engine.slices import pictures
 from samgraft.recipes.ground import at_trained_gsd, on_source
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
-from samgraft.recipes.plan.volume import require_memory
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 from samgraft.recipes.representations.classes import class_probabilities
+from samgraft.recipes.volume_memory import require_memory
 from samgraft.recipes.volume_prompts import Point
 from samgraft.volumetric.heads.clicks import VolumeClicks
 

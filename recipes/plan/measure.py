@@ -15,9 +15,9 @@ import torch
 
 from samgraft.errors import ConfigError
 from samgraft.recipes.config import FitConfig
+from samgraft.recipes.free_memory import resident_bytes
 from samgraft.recipes.heap import return_memory
 from samgraft.recipes.optimiser import make_optimizer
-from samgraft.recipes.plan.machine import resident_bytes
 from samgraft.recipes.plan.network import (
     at_input_size,
     autocast,

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from samgraft.errors import CheckpointError
 from samgraft.recipes.sheet import contact_sheet
 from samgraft.recipes.tasks import SegmentationTask
-from samgraft.recipes.weak.config import WeakConfig
 from samgraft.recipes.weak.data import compact, tile_panels
 from samgraft.recipes.weak.refine import Refiner
-from samgraft.recipes.weak.tiles import WeakTiles
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_learning.tiles import WeakTiles
 
 
 def round_shares(config: WeakConfig) -> tuple[float, ...]:

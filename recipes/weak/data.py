@@ -17,9 +17,9 @@ from samgraft.recipes.data.cases import CaseArrays, CaseRef
 from samgraft.recipes.data.module import SegmentationData
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.sheet import contact_sheet
-from samgraft.recipes.weak.config import WeakConfig
 from samgraft.recipes.weak.pseudo import PseudoLabels
-from samgraft.recipes.weak.tiles import WeakTiles
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_learning.tiles import WeakTiles
 
 SHOWN = 12
 """Tiles on the picture."""

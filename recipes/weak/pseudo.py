@@ -33,8 +33,8 @@ from samgraft.recipes.engine.views import ObjectMask
 from samgraft.recipes.engine.windows import Window
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import ObjectPrompt
-from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import WeakObject, box_ious, nearest_cells, pixel_box
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_labels.labels import WeakObject, box_ious, nearest_cells, pixel_box
 
 NEGATIVES = 4
 """Points of other objects that go with a point or a scribble."""

@@ -27,11 +27,11 @@ from torch.nn import functional
 from samgraft.adapters.graft import Grafted
 from samgraft.recipes.losses import IGNORE, at_least_float
 from samgraft.recipes.representations import Maps, Representation
-from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import box_ious, box_of, nearest_cells
-from samgraft.recipes.weak.learning import foreground
 from samgraft.recipes.weak.pseudo import Claim, Domain, Labelled, claim_of, domain, paint_claims
-from samgraft.recipes.weak.tiles import TileObject, WeakTiles
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_labels.labels import box_ious, box_of, nearest_cells
+from samgraft.recipes.weak_learning.learning import foreground
+from samgraft.recipes.weak_learning.tiles import TileObject, WeakTiles
 
 _HALF = 0.5
 

@@ -1,7 +1,7 @@
 r"""Weak labels made of full masks, as a person might have drawn them: for tests and benchmarks only.
 
 This is the one place that reads masks and writes weak labels; training never comes here. Files are those that
-``samgraft.recipes.weak.reading`` reads, one per case: ``OUT/boxes/CASE.csv``, ``OUT/points/CASE.csv``,
+``samgraft.recipes.weak_labels.reading`` reads, one per case: ``OUT/boxes/CASE.csv``, ``OUT/points/CASE.csv``,
 ``OUT/scribbles/CASE.png`` (``.tif`` for rasters, ``.nii.gz`` for volumes), ``OUT/coarse/...``; then
 ``samgraft fit ... --data.supervision boxes --data.weak OUT/boxes``.
 
@@ -27,7 +27,7 @@ from samgraft.errors import ConfigError
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, DataIndex
 from samgraft.recipes.data.layouts import index_data
-from samgraft.recipes.weak.config import SUPERVISIONS, Supervision
+from samgraft.recipes.weak_config import SUPERVISIONS, Supervision
 
 SMALLEST = 4
 """Parts with fewer pixels are not pointed at."""

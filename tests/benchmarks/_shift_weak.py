@@ -10,8 +10,8 @@ from pathlib import Path
 
 from samgraft.recipes.commands.parsing import config_path, read_fit_config
 from samgraft.recipes.config import DataConfig, FitConfig
-from samgraft.recipes.weak.config import Supervision
 from samgraft.recipes.weak.simulate import simulate
+from samgraft.recipes.weak_config import Supervision
 from tests.benchmarks._shift_folders import Item, data_set, describe
 
 Recipe = str

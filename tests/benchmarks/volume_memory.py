@@ -19,7 +19,7 @@ from samgraft.domains.opening import open_scene
 from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.header import InputRecipe
-from samgraft.recipes.plan.volume import volume_memory
+from samgraft.recipes.volume_memory import volume_memory
 from tests.benchmarks._process import isolated, options_or_work
 from tests.benchmarks._steps import Extra
 from tests.benchmarks._table import markdown, write_json

@@ -18,10 +18,11 @@ from samgraft.recipes.cache.store import FeatureStore
 from samgraft.recipes.config import DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.data.fit import windows
 from samgraft.recipes.data.module import SegmentationData
+from samgraft.recipes.free_memory import resident_bytes
 from samgraft.recipes.plan import network
 from samgraft.recipes.plan.advice import advise
 from samgraft.recipes.plan.estimate import Plan, distinct, make_plan, plan_with
-from samgraft.recipes.plan.machine import Machine, measure_machine, resident_bytes
+from samgraft.recipes.plan.machine import Machine, measure_machine
 from samgraft.recipes.plan.measure import measure_steps
 from samgraft.recipes.plan.network import StepTrace, class_logits, skeleton, trace_step
 from samgraft.recipes.plan.text import expected_peak, render

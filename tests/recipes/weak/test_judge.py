@@ -7,8 +7,8 @@ import pytest
 
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import MaskPrompt
-from samgraft.recipes.weak.judge import agreement_summaries, judge
-from samgraft.recipes.weak.labels import WeakObject, box_ious, box_of
+from samgraft.recipes.weak_labels.labels import WeakObject, box_ious, box_of
+from samgraft.recipes.weak_learning.judge import agreement_summaries, judge
 from tests.recipes.weak.test_tiles import case_of
 
 EMPTY = np.zeros((20, 30), np.int16)

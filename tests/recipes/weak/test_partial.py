@@ -15,7 +15,7 @@ from samgraft.recipes.config import DataConfig
 from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.losses import SegmentationLoss
 from samgraft.recipes.training import fit
-from samgraft.recipes.weak.partial import annotated_flags, exclusion_loss, marginal_logits
+from samgraft.recipes.weak_labels.partial import annotated_flags, exclusion_loss, marginal_logits
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures, write_volumes
 from tests.recipes.test_tasks import small_config

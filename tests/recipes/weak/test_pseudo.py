@@ -7,9 +7,9 @@ import pytest
 
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import MaskPrompt
-from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import WeakLabels, WeakObject
 from samgraft.recipes.weak.pseudo import Claim, PseudoLabels, object_prompt, paint_claims, stroke_prompt
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_labels.labels import WeakLabels, WeakObject
 from tests.recipes._oracle import Oracle, squares
 from tests.recipes.weak.test_tiles import case_of
 

@@ -12,8 +12,8 @@ from PIL import Image
 from samgraft.errors import InputError
 from samgraft.recipes.config import DataConfig
 from samgraft.recipes.data.layouts import index_data
-from samgraft.recipes.weak.labels import WeakLabels, WeakObject, nearest_cells, pixel_box
 from samgraft.recipes.weak.simulate import simulate
+from samgraft.recipes.weak_labels.labels import WeakLabels, WeakObject, nearest_cells, pixel_box
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 from tests.recipes.weak._labels import write_coco, write_csv
 

@@ -9,11 +9,11 @@ import torch
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import MaskPrompt
 from samgraft.recipes.weak.callback import Refinement, round_shares
-from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.labels import WeakObject
 from samgraft.recipes.weak.pseudo import Domain
 from samgraft.recipes.weak.refine import Refined, Refiner, agreement_of, hysteresis
-from samgraft.recipes.weak.tiles import TileObject
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_labels.labels import WeakObject
+from samgraft.recipes.weak_learning.tiles import TileObject
 from tests.recipes.weak.test_tiles import case_of, tiles_of
 
 CONFIG = WeakConfig(low=0.35, high=0.65, min_agreement=0.5)

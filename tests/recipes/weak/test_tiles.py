@@ -12,9 +12,9 @@ from samgraft.recipes.config import AugmentConfig
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.data.fit import Fit
 from samgraft.recipes.losses import IGNORE
-from samgraft.recipes.weak.config import Supervision
-from samgraft.recipes.weak.labels import WeakLabels, WeakObject
-from samgraft.recipes.weak.tiles import WeakTiles, tile_numbers, tile_object
+from samgraft.recipes.weak_config import Supervision
+from samgraft.recipes.weak_labels.labels import WeakLabels, WeakObject
+from samgraft.recipes.weak_learning.tiles import WeakTiles, tile_numbers, tile_object
 
 
 def case_of(

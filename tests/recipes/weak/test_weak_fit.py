@@ -18,9 +18,9 @@ from samgraft.recipes.cli import main
 from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskConfig, TrainConfig
 from samgraft.recipes.data.layouts import index_data
 from samgraft.recipes.training import RunResult, fit, load_adapted, validate
-from samgraft.recipes.weak.config import WeakConfig
 from samgraft.recipes.weak.pseudo import PseudoLabels
 from samgraft.recipes.weak.simulate import simulate
+from samgraft.recipes.weak_config import WeakConfig
 from tests.adapters.toy import toy_backbone
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 

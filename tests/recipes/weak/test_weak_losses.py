@@ -7,8 +7,8 @@ import torch
 
 from samgraft.errors import ShapeError
 from samgraft.recipes.representations import BorderMaps, ClassMaps, DistanceMaps
-from samgraft.recipes.weak.learning import at_places, foreground
-from samgraft.recipes.weak.losses import Bags, alike_loss, marks_loss, smooth_maximum, tightness_loss
+from samgraft.recipes.weak_learning.learning import at_places, foreground
+from samgraft.recipes.weak_learning.losses import Bags, alike_loss, marks_loss, smooth_maximum, tightness_loss
 
 
 def bags(*entries: tuple[int, int, int, int, int]) -> Bags:

@@ -11,9 +11,9 @@ import pytest
 from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.recipes.config import DataConfig
 from samgraft.recipes.data.layouts import index_data
-from samgraft.recipes.weak.config import Supervision, WeakConfig
 from samgraft.recipes.weak.pseudo import PseudoLabels
 from samgraft.recipes.weak.simulate import simulate
+from samgraft.recipes.weak_config import Supervision, WeakConfig
 
 pytestmark = pytest.mark.medical
 

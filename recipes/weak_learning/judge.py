@@ -21,7 +21,7 @@ from samgraft.errors import InputError
 from samgraft.recipes.data.cases import CaseArrays
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.metrics import Summary, overlap, summarise
-from samgraft.recipes.weak.labels import Box, WeakLabels, WeakObject, box_ious, box_of, pixel_box
+from samgraft.recipes.weak_labels.labels import Box, WeakLabels, WeakObject, box_ious, box_of, pixel_box
 
 MARGIN = 0.15
 """What lies so far outside a box, as a share of its sides and at least 2 pixels, still belongs to its object."""

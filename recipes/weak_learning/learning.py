@@ -9,10 +9,10 @@ from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.graft import Grafted
 from samgraft.recipes.losses import IGNORE, as_multiclass, at_least_float
 from samgraft.recipes.representations import DistanceMaps, Maps, ObjectMaps, Representation
-from samgraft.recipes.weak.config import WeakConfig
-from samgraft.recipes.weak.losses import alike_loss, marks_loss, tightness_loss
-from samgraft.recipes.weak.partial import exclusion_loss, marginal_logits
-from samgraft.recipes.weak.tiles import Known, WeakTiles, tile_numbers
+from samgraft.recipes.weak_config import WeakConfig
+from samgraft.recipes.weak_labels.partial import exclusion_loss, marginal_logits
+from samgraft.recipes.weak_learning.losses import alike_loss, marks_loss, tightness_loss
+from samgraft.recipes.weak_learning.tiles import Known, WeakTiles, tile_numbers
 
 
 def foreground(representation: Maps, logits: Tensor) -> Tensor:

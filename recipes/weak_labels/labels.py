@@ -15,7 +15,7 @@ from scipy import ndimage
 from samgraft.errors import ShapeError
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import MaskPrompt
-from samgraft.recipes.weak.config import Supervision
+from samgraft.recipes.weak_config import Supervision
 
 Box = tuple[float, float, float, float]
 

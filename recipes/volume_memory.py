@@ -10,7 +10,7 @@ import numpy as np
 
 from samgraft.domains.scene import Scene, label_dtype
 from samgraft.errors import ConfigError
-from samgraft.recipes.plan.machine import free_memory
+from samgraft.recipes.free_memory import free_memory
 
 _COPIES = 2
 _SLICES = 8

@@ -18,10 +18,10 @@ from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.module import TileSet
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompting import MaskPrompt
-from samgraft.recipes.weak.config import Supervision
-from samgraft.recipes.weak.labels import WeakObject
-from samgraft.recipes.weak.losses import Bags
-from samgraft.recipes.weak.partial import annotated_flags
+from samgraft.recipes.weak_config import Supervision
+from samgraft.recipes.weak_labels.labels import WeakObject
+from samgraft.recipes.weak_labels.partial import annotated_flags
+from samgraft.recipes.weak_learning.losses import Bags
 
 Span = tuple[int, int]
 """First and last pixel."""

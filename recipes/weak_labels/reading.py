@@ -27,8 +27,8 @@ from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.losses import IGNORE
 from samgraft.recipes.prompt_files import mask_prompt
 from samgraft.recipes.prompting import MaskPrompt
-from samgraft.recipes.weak.config import Supervision
-from samgraft.recipes.weak.labels import WeakLabels, WeakObject
+from samgraft.recipes.weak_config import Supervision
+from samgraft.recipes.weak_labels.labels import WeakLabels, WeakObject
 
 TABLES = (".json", ".csv", ".geojson", ".gpkg", ".shp")
 IMAGES = (".png", ".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".tiff")

@@ -1,0 +1,1 @@
+"""What is learned from weak and partial labels: tiles, losses, and figures without masks."""
