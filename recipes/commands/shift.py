@@ -39,6 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of relabellings and folds")
     values = parser.parse_args(list(arguments))
 
+    from samgraft.domains.shift.alignment import ALIGNMENTS, fit_alignment
     from samgraft.recipes.shift.measure import ShiftOptions, measure_shift
     from samgraft.recipes.shift.report import check_suffix, shift_json, shift_text, write_shift
 
@@ -52,8 +53,15 @@ def run(arguments: Sequence[str]) -> None:
         features=not values.no_features,
         seed=values.seed,
     )
+    tried = [name for name in ALIGNMENTS.names() if name != "fourier"]  # which needs whole pictures, and views are not
     found = measure_shift(
-        values.source, values.target, adapter=values.adapter, backbone=values.backbone, options=options, track=_track
+        values.source,
+        values.target,
+        adapter=values.adapter,
+        backbone=values.backbone,
+        options=options,
+        aligners={name: lambda target, source, name=name: fit_alignment(name, target, source).apply for name in tried},
+        track=_track,
     )
     say(json.dumps(shift_json(found), indent=1, allow_nan=False) if values.json else shift_text(found))
     for path in outputs:

@@ -66,13 +66,12 @@ def segment(
 ) -> Segmentation:
     """Segment one volume, raster or picture.
 
-    With ``prompts`` the objects that they name (by the adapter's decoder, if it answers prompts or clicks); with
-    ``references`` what those labelled files show; with an ``adapter`` alone what it was trained for; with none of them
-    everything that looks like an object (pictures and rasters).
+    With ``prompts`` the objects that they name; with ``references`` what those labelled files show; with an ``adapter``
+    alone what it was trained for; with none of them everything that looks like an object (pictures and rasters).
 
     Args:
         scene: A scene of ``samgraft.open``, or a path.
-        adapter: A file written by ``samgraft fit``, or what ``samgraft.load_adapter`` gives.
+        adapter: File of ``samgraft fit``, or what ``samgraft.load_adapter`` gives; answers prompts if its decoder can.
         backbone: Name, folder, file or backbone; None takes the adapter's, else graft-tiny.
         prompts: Boxes and points in pixels, in 3D, or a file that ``prompt_files`` or ``volume_prompt_files`` reads.
         volume: Carry prompts through the slices of a volume so; None stays on their slices (unless they are in 3D).
@@ -102,8 +101,7 @@ def segment(
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
     _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing))
-    source, targets = _opened(scene, output)
-    told = None if prompts is None else _asked(prompts, source)
+    source, targets, told = _opened(scene, output, prompts)
     network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
     track = _bar if progress else None
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
@@ -334,11 +332,14 @@ def _finished(
 
 
 def _opened(
-    scene: Scene | str | PathLike[str], output: str | PathLike[str] | Sequence[str | PathLike[str]] | None
-) -> tuple[Scene, list[Path]]:
-    """The scene, and the files that will be written."""
+    scene: Scene | str | PathLike[str],
+    output: str | PathLike[str] | Sequence[str | PathLike[str]] | None,
+    prompts: Any,
+) -> tuple[Scene, list[Path], Any]:
+    """The scene, the files that will be written, and what is asked."""
     source = scene if isinstance(scene, Scene) else open_scene(scene)
-    return source, output_paths(output, source)
+    targets = output_paths(output, source)
+    return source, targets, None if prompts is None else _asked(prompts, source)
 
 
 def output_paths(output: str | PathLike[str] | Sequence[str | PathLike[str]] | None, source: Scene) -> list[Path]:

@@ -63,7 +63,7 @@ def test_registries() -> None:
     published = {"adaptformer", "bottleneck", "channel_spatial", "conv_lora", "decoder_bottleneck", "decoder_lora"}
     published |= {"dora", "fact", "high_frequency", "ia3", "learnable_prompt", "lora", "ssf", "vera", "vpt"}
     volumetric = {"adapter_3dsam", "ma_sam", "sd_trans"}
-    assert set(GRAFTS.names()) == published | volumetric | {"bias", "full", "full_decoder", "layer_norm"}
+    assert set(GRAFTS.names()) == published | volumetric | {"bias", "full", "full_decoder", "layer_norm", "neck_affine"}
     assert adapters.GRAFTS is GRAFTS
     assert {"autosam", "grid", "manual"} <= set(adapters.PROMPTERS.names())
     assert {"class_tokens", "conv_head", "mask"} <= set(adapters.DECODERS.names())

@@ -8,7 +8,7 @@ import pytest
 
 import samgraft
 from samgraft.errors import ConfigError
-from samgraft.recipes.plan import volume as planned
+from samgraft.recipes import volume_memory as planned
 from tests.data import volumes
 
 
