@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from samgraft.recipes.commands.parsing import plain_parser, say
 
 if TYPE_CHECKING:
+    from samgraft.recipes.shift.trials import Aligner
     from samgraft.recipes.shift.views import View
 
 
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of relabellings and folds")
     values = parser.parse_args(list(arguments))
 
-    from samgraft.domains.shift.alignment import ALIGNMENTS, fit_alignment
+    from samgraft.domains.shift.alignment import ALIGNMENTS
     from samgraft.recipes.shift.measure import ShiftOptions, measure_shift
     from samgraft.recipes.shift.report import check_suffix, shift_json, shift_text, write_shift
 
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str]) -> None:
         adapter=values.adapter,
         backbone=values.backbone,
         options=options,
-        aligners={name: lambda target, source, name=name: fit_alignment(name, target, source).apply for name in tried},
+        aligners={name: _aligner(name) for name in tried},
         track=_track,
     )
     say(json.dumps(shift_json(found), indent=1, allow_nan=False) if values.json else shift_text(found))
@@ -68,6 +69,13 @@ def run(arguments: Sequence[str]) -> None:
         write_shift(found, path)
         if not values.json:
             say(f"written: {path}")
+
+
+def _aligner(name: str) -> "Aligner":
+    """How the alignment of this name is fitted to two sets."""
+    from samgraft.domains.shift.alignment import fit_alignment
+
+    return lambda target, source: fit_alignment(name, target, source).apply
 
 
 def _track(views: "Iterable[View]", title: str, count: int) -> "Iterable[View]":
