@@ -20,6 +20,8 @@ Measure = Literal["percentile", "zscore"]
 CT_WINDOWS: dict[str, tuple[float, float]] = {"soft": (400.0, 40.0), "lung": (1500.0, -160.0), "brain": (80.0, 40.0)}
 """Name -> (width, level) in HU."""
 
+MR_NAMES = ("T1", "T2", "FLAIR", "T1W", "T2W", "ADC")
+"""Names of MR channels that do not say MR."""
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the non-zero voxels that become 0 and 1 for MR, 16-bit pictures and anything unknown."""
 
@@ -144,6 +146,14 @@ class IntensityRule:
             return cls(kind=values["kind"], low=float(values["low"]), high=float(values["high"]))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"intensity rule {dict(values)!r}: {error}") from error
+
+
+def modality_of_channel(name: str) -> str | None:
+    """Tell "CT" or "MR" from the name of a channel, such as "T1w" in ``dataset.json``; None for another one."""
+    upper = name.upper()
+    if upper.startswith("CT"):
+        return "CT"
+    return "MR" if "MR" in upper or upper in MR_NAMES else None
 
 
 def require_hu(scene: Scene) -> None:

@@ -17,7 +17,13 @@ from samgraft.domains.datasets.image_mask import read_image_mask
 from samgraft.domains.datasets.index import Case, DatasetIndex, Split
 from samgraft.domains.datasets.nnunet import read_nnunet
 from samgraft.domains.datasets.raster_vector import read_raster_vector, split_by_number
-from samgraft.domains.medical.intensity import PERCENTILES, IntensityRule, ct_window, fit_intensity
+from samgraft.domains.medical.intensity import (
+    PERCENTILES,
+    IntensityRule,
+    ct_window,
+    fit_intensity,
+    modality_of_channel,
+)
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.band_names import common_bands
@@ -62,7 +68,7 @@ def index_data(config: DataConfig, kind: Kind, class_names: Sequence[str] | None
         raise InputError(f"{config.path}: no label has a value above 0, so there is nothing to learn")
     split = _split(data, config)
     values = sorted(data.classes) if kind == "semantic" else [1]
-    modality = config.modality or _modality(data.channel_names)
+    modality = config.modality or modality_of_channel(next(iter(data.channel_names), ""))
     names = {i: str(data.classes.get(v, "object")) for i, v in enumerate(values, start=1)}
     labelled = [c for c in data if c.label is not None]
     known = read_annotated(config, kind, names, [c.id for c in labelled]) if config.partial else {}
@@ -181,14 +187,6 @@ def _split(data: DatasetIndex, config: DataConfig) -> Split:
         train=tuple(c.id for c in labelled if c.group not in chosen),
         val=tuple(c.id for c in labelled if c.group in chosen),
     )
-
-
-def _modality(channel_names: Sequence[str]) -> str | None:
-    """Tell "CT" or "MR" from the first channel's name, or None."""
-    first = channel_names[0].upper() if channel_names else ""
-    if first.startswith("CT"):
-        return "CT"
-    return "MR" if "MR" in first or first in ("T1", "T2", "FLAIR", "T1W", "T2W", "ADC") else None
 
 
 def _recorded_scale(config: DataConfig, modality: str | None) -> Mapping[str, Any] | None:

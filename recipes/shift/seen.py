@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.shift.statistics import ImageStatistics, StatisticsSums, median_pair
 from samgraft.errors import CheckpointError
+from samgraft.recipes.alignment import evenly
 from samgraft.recipes.shift.distances import FEWEST, Labelled
 from samgraft.recipes.shift.features import Encoder, Moments
 from samgraft.recipes.shift.sets import ImageSet
-from samgraft.recipes.shift.views import View, Viewer, middles, recorded_input, set_views
+from samgraft.recipes.shift.views import View, Viewer, recorded_input, set_views
 
 KEY = "source"
 """Of ``BundleMeta.extra``: :class:`ImageStatistics` of the training images."""
@@ -128,7 +129,7 @@ def see_set(
         moments=None if rows is None else Moments.of_rows(rows),
         network_pixel=network_pixel(statistics, None if encoder is None else encoder.size),
         raster=kept[-1].raster,
-        examples=tuple(kept[i] for i in middles(min(EXAMPLES, len(kept)), len(kept))),
+        examples=tuple(kept[i] for i in evenly(len(kept), EXAMPLES)),
         notes=tuple(viewer.notes),
     )
 

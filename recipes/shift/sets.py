@@ -12,6 +12,7 @@ from pathlib import Path
 from samgraft.domains.atomic import full_suffix
 from samgraft.domains.datasets.index import Case, make_splits, read_json
 from samgraft.domains.datasets.stack import StackedScene
+from samgraft.domains.medical.intensity import modality_of_channel
 from samgraft.domains.opening import open_scene
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
@@ -19,8 +20,6 @@ from samgraft.recipes.predicting import find_inputs
 
 IMAGE_FOLDERS = ("imagesTr", "images", "rasters", "oam")
 """Folders of images inside a data set, in the order in which they are looked for."""
-MR_NAMES = ("T1", "T2", "FLAIR", "T1W", "T2W", "ADC")
-"""First channels of data sets that are MR without saying it."""
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -115,10 +114,7 @@ def _modality(root: Path) -> str | None:
         return None
     header = read_json(root / "dataset.json")
     names = header.get("channel_names", header.get("modality")) if isinstance(header, dict) else None
-    first = str(next(iter(names.values()), "")).upper() if isinstance(names, dict) else ""
-    if first.startswith("CT"):
-        return "CT"
-    return "MR" if "MR" in first or first in MR_NAMES else None
+    return modality_of_channel(str(next(iter(names.values()), ""))) if isinstance(names, dict) else None
 
 
 def _named_groups(found: ImageSet, group: str) -> ImageSet:

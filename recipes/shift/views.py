@@ -14,6 +14,7 @@ from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.medical.intensity import fit_intensity
 from samgraft.domains.scene import Scene
 from samgraft.errors import CheckpointError, InputError, SamgraftError
+from samgraft.recipes.alignment import evenly, plane_spacing
 from samgraft.recipes.engine.planes import plane_shape
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.ground import at_trained_gsd
@@ -114,7 +115,7 @@ def set_views(images: ImageSet, viewer: Viewer, limit: int) -> Iterator[View]:
     Raises:
         InputError: no file can be read, or none has data.
     """
-    chosen = [images.members[i] for i in middles(min(limit, len(images.members)), len(images.members))]
+    chosen = [images.members[i] for i in evenly(len(images.members), limit)]
     each = max(1, -(-limit // len(chosen)))
     given, problem = 0, ""
     for member in chosen:
@@ -129,11 +130,6 @@ def set_views(images: ImageSet, viewer: Viewer, limit: int) -> Iterator[View]:
         raise InputError(f"{images.path}: none of {len(chosen)} images could be seen; {problem or 'none has data'}")
 
 
-def middles(count: int, length: int) -> list[int]:
-    """``count`` indices into ``length`` elements, at the middles of equal parts."""
-    return [((2 * i + 1) * length) // (2 * count) for i in range(count)]
-
-
 def _of_member(member: Member, viewer: Viewer, count: int) -> Iterator[View]:
     scene = member.open()
     recipe = None if viewer.recorded is None else viewer.recorded.recipe
@@ -142,19 +138,17 @@ def _of_member(member: Member, viewer: Viewer, count: int) -> Iterator[View]:
     if seen.kind == "volume":
         yield from _slices(seen, look, member, count, recipe)
     else:
-        yield from _windows(seen, look, member, viewer, count, _plane_spacing(scene))
+        yield from _windows(seen, look, member, viewer, count, plane_spacing(scene, None))
 
 
 def _slices(scene: Scene, look: Look, member: Member, count: int, recipe: InputRecipe | None) -> Iterator[View]:
     """Slices with data, evenly spread; of an adapter that works by windows, one window of each."""
     cut = coarsest_axis(scene.grid) if recipe is None or recipe.slice_axis is None else recipe.slice_axis
     length, shape = scene.grid.shape[cut], plane_shape(scene.grid.shape, cut)
-    placed = scene.grid.world in ("LPS", "RAS")
-    sides = [v for i, v in enumerate(scene.grid.spacing) if i != cut]
-    spacing = (float(sides[0]), float(sides[1])) if placed else None
+    spacing = plane_spacing(scene, cut)
     places = spread_windows(shape, None if recipe is None else recipe.window, PLACES)
     reach = 1 if recipe is not None and recipe.neighbours and len(look.channels) == 1 else 0
-    for number, index in enumerate(middles(min(count, length), length)):
+    for number, index in enumerate(evenly(length, count)):
         rows, cols = places[number % len(places)]
         first, last = max(index - reach, 0), min(index + reach, length - 1)
         window: list[slice] = [rows, cols]
@@ -191,7 +185,7 @@ def _windows(
         name = member.name if side is None else f"{member.name}, row {rows.start}, column {cols.start}"
         view = View(
             image=image,
-            spacing=_plane_spacing(scene),
+            spacing=plane_spacing(scene, None),
             file_spacing=file_spacing,
             group=member.group,
             name=name,
@@ -229,7 +223,7 @@ def _spaced(count: int, last: int) -> list[int]:
 
 def _interleaved(places: list[tuple[slice, slice]], count: int) -> list[tuple[slice, slice]]:
     """The same windows, those that would be taken if all had data first, then those between them."""
-    first = middles(min(count, len(places)), len(places))
+    first = evenly(len(places), count)
     rest = [i for i in range(len(places)) if i not in set(first)]
     return [places[i] for i in [*first, *rest]]
 
@@ -259,12 +253,3 @@ def _seen(look: Look, slices: NDArray[np.generic], valid: NDArray[np.bool_]) -> 
     image = np.array(seen, dtype=np.float32)
     image[:, ~valid] = np.nan
     return image
-
-
-def _plane_spacing(scene: Scene) -> Pair | None:
-    """Metres on the ground per pixel of a raster; None for a picture."""
-    if scene.kind != "raster":
-        return None
-    from samgraft.domains.remote_sensing.georeference import ground_step
-
-    return ground_step(scene.grid)

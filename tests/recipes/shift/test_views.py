@@ -10,11 +10,12 @@ import pytest
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.opening import open_scene
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.alignment import evenly
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import look_at
 from samgraft.recipes.shift import views
 from samgraft.recipes.shift.sets import find_set
-from samgraft.recipes.shift.views import View, Viewer, middles, recorded_input, set_views, spread_windows
+from samgraft.recipes.shift.views import View, Viewer, recorded_input, set_views, spread_windows
 from tests.data.rasters import NORTH_UP, pixels, write_raster
 from tests.recipes._sets import write_pictures, write_rasters, write_volumes
 from tests.recipes.shift._pictures import write_set
@@ -102,7 +103,7 @@ def test_some_of_many_pictures(tmp_path: Path) -> None:
 
 
 def test_middles_are_even() -> None:
-    assert middles(3, 9) == [1, 4, 7] and middles(1, 8) == [4] and middles(4, 4) == [0, 1, 2, 3]
+    assert evenly(9, 3) == [1, 4, 7] and evenly(8, 1) == [4] and evenly(4, 9) == [0, 1, 2, 3]
 
 
 def test_windows_are_spread_over_both_axes() -> None:
