@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from samgraft.errors import ConfigError
+from samgraft.recipes.checking import check
 from samgraft.recipes.raster_config import RasterFields
 from samgraft.recipes.weak_config import SUPERVISIONS, Supervision, WeakConfig
 
@@ -15,12 +15,6 @@ Kind = Literal["semantic", "instance"]
 Layout = Literal["nnunet", "image_mask", "raster_vector", "mosaic", "samples"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 OptimizerName = Literal["adamw", "adafactor", "adamw_8bit", "paged_adamw_8bit"]
-
-
-def _check(condition: bool, message: str) -> None:
-    """Raise a ConfigError with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(message)
 
 
 MAX_VIEWS = 64
@@ -76,12 +70,12 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(
+        check(
             self.views is None or 0 <= self.views <= MAX_VIEWS,
             f"augment.views is {self.views}; expected 0 to {MAX_VIEWS}",
         )
         for name in ("probability", "invert"):
-            _check(0.0 <= getattr(self, name) <= 1.0, f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
+            check(0.0 <= getattr(self, name) <= 1.0, f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
         for name in (
             "rotate",
             "scale",
@@ -95,11 +89,11 @@ class AugmentConfig:
             "blur",
         ):
             value = getattr(self, name)
-            _check(value >= 0, f"augment.{name} is {value}; expected zero or more")
+            check(value >= 0, f"augment.{name} is {value}; expected zero or more")
         share = isinstance(self.fourier, str) or 0.0 <= self.fourier <= 1.0
-        _check(share, f"augment.fourier is {self.fourier}; expected a folder of target images, or a share from 0 to 1")
-        _check(0 < self.fourier_beta < 0.5, f"augment.fourier_beta is {self.fourier_beta}; expected above 0, below 0.5")
-        _check(self.elastic_nodes >= 2, f"augment.elastic_nodes is {self.elastic_nodes}; expected at least 2")
+        check(share, f"augment.fourier is {self.fourier}; expected a folder of target images, or a share from 0 to 1")
+        check(0 < self.fourier_beta < 0.5, f"augment.fourier_beta is {self.fourier_beta}; expected above 0, below 0.5")
+        check(self.elastic_nodes >= 2, f"augment.elastic_nodes is {self.elastic_nodes}; expected at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,41 +167,41 @@ class DataConfig(RasterFields):
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        _check(self.size >= 16, f"data.size is {self.size}; expected at least 16 pixels")
-        _check(
+        check(self.size >= 16, f"data.size is {self.size}; expected at least 16 pixels")
+        check(
             self.cases is None or self.cases >= 1, f"data.cases is {self.cases}; expected at least 1, or null for all"
         )
-        _check(0.0 <= self.overlap < 1.0, f"data.overlap is {self.overlap}; expected 0 up to, not including, 1")
-        _check(0.0 <= self.foreground <= 1.0, f"data.foreground is {self.foreground}; expected 0 to 1")
-        _check(
+        check(0.0 <= self.overlap < 1.0, f"data.overlap is {self.overlap}; expected 0 up to, not including, 1")
+        check(0.0 <= self.foreground <= 1.0, f"data.foreground is {self.foreground}; expected 0 to 1")
+        check(
             0.0 <= self.slab_overlap < 1.0,
             f"data.slab_overlap is {self.slab_overlap}; expected 0 up to, not including, 1",
         )
-        _check(self.slab is None or self.slab >= 1, f"data.slab is {self.slab}; expected at least 1 slice, or null")
-        _check(
+        check(self.slab is None or self.slab >= 1, f"data.slab is {self.slab}; expected at least 1 slice, or null")
+        check(
             self.slab is None or self.layout == "nnunet",
             f"data.slab is {self.slab}, and layout {self.layout!r} has pictures; slabs are for volumes; set it to null",
         )
-        _check(
+        check(
             self.supervision in SUPERVISIONS,
             f"data.supervision is {self.supervision!r}; expected one of {', '.join(SUPERVISIONS)}",
         )
-        _check(
+        check(
             self.slab is None or (self.supervision == "masks" and not self.partial),
             f"data.slab is {self.slab}; weak and partial labels are learned slice by slice; set it to null",
         )
-        _check(
+        check(
             self.scribble_background > 0,
             f"data.scribble_background is {self.scribble_background}; expected a number above 0, which is not drawn",
         )
-        _check(self.slice_axis in (None, 0, 1, 2), f"data.slice_axis is {self.slice_axis}; expected 0, 1 or 2")
-        _check(self.batch_size >= 1, f"data.batch_size is {self.batch_size}; expected at least 1")
-        _check(self.window is None or self.window >= 16, f"data.window is {self.window}; expected at least 16 pixels")
+        check(self.slice_axis in (None, 0, 1, 2), f"data.slice_axis is {self.slice_axis}; expected 0, 1 or 2")
+        check(self.batch_size >= 1, f"data.batch_size is {self.batch_size}; expected at least 1")
+        check(self.window is None or self.window >= 16, f"data.window is {self.window}; expected at least 16 pixels")
         if self.intensity is not None:
             low, high = self.intensity
-            _check(low < high, f"data.intensity is {self.intensity}; expected lower < upper")
-            _check(self.normalise is None, "data.intensity and data.normalise both set the scale; give one of them")
-        _check(
+            check(low < high, f"data.intensity is {self.intensity}; expected lower < upper")
+            check(self.normalise is None, "data.intensity and data.normalise both set the scale; give one of them")
+        check(
             self.normalise is not None or self.normalise_range is None,
             f"data.normalise_range is {self.normalise_range}; it needs data.normalise: percentile or zscore",
         )
@@ -257,15 +251,15 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.lr > 0, f"task.lr is {self.lr}; expected a positive rate")
-        _check(
+        check(self.lr > 0, f"task.lr is {self.lr}; expected a positive rate")
+        check(
             0.0 <= self.warmup < 1.0, f"task.warmup is {self.warmup}; expected a share from 0 up to, not including, 1"
         )
-        _check(
+        check(
             self.dice_weight + self.ce_weight > 0,
             "task.dice_weight and task.ce_weight are both 0; give one of them weight",
         )
-        _check(self.border >= 1, f"task.border is {self.border}; expected at least 1 pixel")
+        check(self.border >= 1, f"task.border is {self.border}; expected at least 1 pixel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,15 +306,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.steps >= 1, f"train.steps is {self.steps}; expected at least 1")
-        _check(self.accumulate >= 1, f"train.accumulate is {self.accumulate}; expected at least 1")
-        _check(self.val_every >= 1, f"train.val_every is {self.val_every}; expected at least 1")
-        _check(self.cache_gb > 0, f"train.cache_gb is {self.cache_gb}; expected a positive size")
-        _check(self.minutes is None or self.minutes > 0, f"train.minutes is {self.minutes}; expected a positive time")
-        _check(self.devices >= 1, f"train.devices is {self.devices}; expected at least 1 process")
-        _check(self.num_nodes >= 1, f"train.num_nodes is {self.num_nodes}; expected at least 1 machine")
+        check(self.steps >= 1, f"train.steps is {self.steps}; expected at least 1")
+        check(self.accumulate >= 1, f"train.accumulate is {self.accumulate}; expected at least 1")
+        check(self.val_every >= 1, f"train.val_every is {self.val_every}; expected at least 1")
+        check(self.cache_gb > 0, f"train.cache_gb is {self.cache_gb}; expected a positive size")
+        check(self.minutes is None or self.minutes > 0, f"train.minutes is {self.minutes}; expected a positive time")
+        check(self.devices >= 1, f"train.devices is {self.devices}; expected at least 1 process")
+        check(self.num_nodes >= 1, f"train.num_nodes is {self.num_nodes}; expected at least 1 machine")
         known = ("auto", "ddp", "fsdp")
-        _check(self.strategy in known, f"train.strategy is {self.strategy!r}; expected one of {', '.join(known)}")
+        check(self.strategy in known, f"train.strategy is {self.strategy!r}; expected one of {', '.join(known)}")
 
     @property
     def world(self) -> int:
@@ -346,7 +340,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Check what concerns two groups."""
         batch, world = self.data.batch_size, self.train.world
-        _check(
+        check(
             batch % world == 0,
             f"data.batch_size is {batch}; it is shared by {world} processes (train.devices x train.num_nodes) and has "
             f"to be a multiple of {world}, such as {-(-batch // world) * world}",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from samgraft.errors import ConfigError
+from samgraft.recipes.checking import check
 
 Supervision = Literal["masks", "boxes", "points", "scribbles", "coarse"]
 SUPERVISIONS: tuple[Supervision, ...] = ("masks", "boxes", "points", "scribbles", "coarse")
@@ -64,17 +64,12 @@ class WeakConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("min_iou", "min_stability", "first_round", "low", "high", "min_agreement"):
-            _check(0.0 <= getattr(self, name) <= 1.0, f"weak.{name} is {getattr(self, name)}; expected 0 to 1")
+            check(0.0 <= getattr(self, name) <= 1.0, f"weak.{name} is {getattr(self, name)}; expected 0 to 1")
         for name in ("certain", "tightness", "crf", "marks", "exclusion"):
-            _check(getattr(self, name) >= 0, f"weak.{name} is {getattr(self, name)}; expected zero or more")
-        _check(0 <= self.sharpness <= MOST_SHARP, f"weak.sharpness is {self.sharpness}; expected 0 to {MOST_SHARP:g}")
-        _check(self.crf_colour > 0, f"weak.crf_colour is {self.crf_colour}; expected a positive number")
-        _check(self.low <= self.high, f"weak.low is {self.low} and weak.high {self.high}; expected low <= high")
-        _check(self.rounds >= 0, f"weak.rounds is {self.rounds}; expected zero or more")
-        _check(self.crf_radius >= 1, f"weak.crf_radius is {self.crf_radius}; expected at least 1 pixel")
-        _check(self.point_radius >= 0, f"weak.point_radius is {self.point_radius}; expected zero or more pixels")
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+            check(getattr(self, name) >= 0, f"weak.{name} is {getattr(self, name)}; expected zero or more")
+        check(0 <= self.sharpness <= MOST_SHARP, f"weak.sharpness is {self.sharpness}; expected 0 to {MOST_SHARP:g}")
+        check(self.crf_colour > 0, f"weak.crf_colour is {self.crf_colour}; expected a positive number")
+        check(self.low <= self.high, f"weak.low is {self.low} and weak.high {self.high}; expected low <= high")
+        check(self.rounds >= 0, f"weak.rounds is {self.rounds}; expected zero or more")
+        check(self.crf_radius >= 1, f"weak.crf_radius is {self.crf_radius}; expected at least 1 pixel")
+        check(self.point_radius >= 0, f"weak.point_radius is {self.point_radius}; expected zero or more pixels")

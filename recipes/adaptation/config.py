@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from samgraft.errors import ConfigError
+from samgraft.recipes.checking import check
 from samgraft.recipes.config import AugmentConfig
 
 Moving = Literal["all", "grafts", "head", "new"]
@@ -34,11 +35,6 @@ STRONG = AugmentConfig(
 """What the student sees on top of that."""
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TermWeights:
     """Weights of the losses."""
@@ -58,8 +54,8 @@ class TermWeights:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name, value in asdict(self).items():
-            _check(value >= 0, f"weights.{name} is {value}; expected zero or more")
-        _check(any(asdict(self).values()), "all weights are 0, so nothing would be learned; give one of them weight")
+            check(value >= 0, f"weights.{name} is {value}; expected zero or more")
+        check(any(asdict(self).values()), "all weights are 0, so nothing would be learned; give one of them weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +72,11 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(
+        check(
             0.0 <= self.least_agreement <= 1.0,
             f"guard.least_agreement is {self.least_agreement}; expected a Dice from 0 to 1",
         )
-        _check(self.share_factor > 1.0, f"guard.share_factor is {self.share_factor}; expected more than 1")
+        check(self.share_factor > 1.0, f"guard.share_factor is {self.share_factor}; expected more than 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,17 +143,17 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("steps", "every", "patience", "batch_size", "judge_tiles", "tiles"):
-            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
-        _check(self.seconds is None or self.seconds > 0, f"seconds is {self.seconds}; expected a positive time")
-        _check(self.lr > 0, f"lr is {self.lr}; expected a positive rate")
-        _check(0.0 <= self.momentum <= 1.0, f"momentum is {self.momentum}; expected a share from 0 to 1")
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        check(self.seconds is None or self.seconds > 0, f"seconds is {self.seconds}; expected a positive time")
+        check(self.lr > 0, f"lr is {self.lr}; expected a positive rate")
+        check(0.0 <= self.momentum <= 1.0, f"momentum is {self.momentum}; expected a share from 0 to 1")
         low, high = self.portion
-        _check(0.0 < low <= 1.0 and 0.0 < high <= 1.0, f"portion is {self.portion}; expected two shares up to 1")
+        check(0.0 < low <= 1.0 and 0.0 < high <= 1.0, f"portion is {self.portion}; expected two shares up to 1")
         for name in ("least_confidence", "anchor_confidence", "snap_agreement"):
-            _check(0.0 <= getattr(self, name) <= 1.0, f"{name} is {getattr(self, name)}; expected 0 to 1")
-        _check(self.temperature > 0, f"temperature is {self.temperature}; expected a positive value")
-        _check(self.everything >= 0, f"everything is {self.everything}; expected a number of points, or 0")
-        _check(
+            check(0.0 <= getattr(self, name) <= 1.0, f"{name} is {getattr(self, name)}; expected 0 to 1")
+        check(self.temperature > 0, f"temperature is {self.temperature}; expected a positive value")
+        check(self.everything >= 0, f"everything is {self.everything}; expected a number of points, or 0")
+        check(
             (self.moving == "new") == bool(self.new),
             f"moving is {self.moving!r} and new is {self.new}; moving: new needs a graft such as new: {{ssf: {{}}}}, "
             "and only it",

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
 
 from samgraft.domains.labels.source import Windows
 from samgraft.errors import ConfigError
+from samgraft.recipes.data.dealing import DealtSampler, endless
 from samgraft.recipes.ranks import ALONE, Share
 
 NOTHING, ANYTHING = -2, -1
@@ -70,7 +70,7 @@ def group_rates(
     return {group: share for group, share in shares.items() if share > 1e-9}
 
 
-class WindowSampler(Sampler[Draw]):
+class WindowSampler(DealtSampler[Draw]):
     """Draw windows; within an epoch every window of a group comes once before any comes twice.
 
     Where processes share the batches, each draws all of them and keeps its own run of every batch.
@@ -108,35 +108,20 @@ class WindowSampler(Sampler[Draw]):
         follow: Callable[[], int | None] | None = None,
     ) -> None:
         """Sort the windows into groups."""
-        if batch % part.world or (length % batch and part.world > 1):
-            raise ConfigError(
-                f"{length} draws in batches of {batch} cannot be dealt to {part.world} processes; data.batch_size has "
-                f"to be a multiple of {part.world}"
-            )
+        super().__init__(length=length, seed=seed, batch=batch, part=part, follow=follow)
         self.windows, self.rates, self.shape, self.jitter, self.fits = windows, dict(rates), shape, jitter, fits
         self.groups = {group: members(presence, group) for group in rates}
-        self.length, self.seed, self.epoch = length, seed, 0
-        self.own, self.part, self.follow = batch // part.world, part, follow
-
-    def __len__(self) -> int:
-        """Draws of this process per epoch."""
-        return self.length // self.part.world
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:
         """Draws of one epoch that are this process's."""
-        now = self.follow() if self.follow is not None else None
-        epoch = self.epoch if now is None else now
+        epoch = self.now()
         rng = np.random.default_rng([self.seed, epoch])
         kinds = rng.permutation(_shared_out(self.rates, self.length))
-        queues = {group: _endless(numbers, rng) for group, numbers in self.groups.items()}
+        queues = {group: endless(numbers, rng.spawn(1)[0]) for group, numbers in self.groups.items()}
         for place, group in enumerate(kinds.tolist()):
             number = next(queues[group])
             window = self._moved(number, group, np.random.default_rng([self.seed, epoch, place]))
-            if place // self.own % self.part.world == self.part.rank:
+            if self.mine(place):
                 yield Draw(group, number, window)
 
     def _moved(self, number: int, group: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -171,9 +156,3 @@ def _shared_out(rates: Mapping[int, float], length: int) -> NDArray[np.int64]:
     rest = np.argsort(-(exact - counts), kind="stable")[: length - int(counts.sum())]
     counts[rest] += 1
     return np.repeat(np.array(groups, dtype=np.int64), counts)
-
-
-def _endless(numbers: NDArray[np.intp], rng: np.random.Generator) -> Iterator[int]:
-    own = rng.spawn(1)[0]
-    while len(numbers):
-        yield from (int(number) for number in own.permutation(numbers))

@@ -13,14 +13,15 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from samgraft.domains.scene import Scene
-from samgraft.errors import ConfigError, InputError
+from samgraft.errors import InputError
 from samgraft.recipes.alignment import evenly
 from samgraft.recipes.config import AugmentConfig, DataConfig, Kind
 from samgraft.recipes.data.amplitudes import bank_of_files, bank_of_tiles
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex
+from samgraft.recipes.data.dealing import DealtSampler, endless
 from samgraft.recipes.data.fit import Fit, windows
 from samgraft.recipes.data.layouts import choose_look, index_data
 from samgraft.recipes.data.raster_windows import RasterWindows
@@ -79,7 +80,7 @@ class TileSet(Dataset[Tile]):
         return self.images[index], self.labels[index]
 
 
-class BalancedSampler(Sampler[int]):
+class BalancedSampler(DealtSampler[int]):
     """Draw tiles so that a fixed share has foreground; every tile of a kind comes once before any comes twice.
 
     Where processes share the batches, each draws all of them and keeps its own run of every batch, so that together
@@ -107,44 +108,24 @@ class BalancedSampler(Sampler[int]):
         follow: Callable[[], int | None] | None = None,
     ) -> None:
         """Split the tiles."""
-        if batch % part.world or length % batch and part.world > 1:
-            raise ConfigError(
-                f"{length} draws in batches of {batch} cannot be dealt to {part.world} processes; data.batch_size has "
-                f"to be a multiple of {part.world}"
-            )
+        super().__init__(length=length, seed=seed, batch=batch, part=part, follow=follow)
         flags = np.asarray(foreground, dtype=bool)
         self.groups = [np.flatnonzero(~flags), np.flatnonzero(flags)]
         natural = float(flags.mean())
         self.share = max(share, natural) if 0 < natural < 1 else natural
-        self.length, self.seed, self.epoch = length, seed, 0
-        self.own, self.part, self.follow = batch // part.world, part, follow
-
-    def __len__(self) -> int:
-        """Draws of this process per epoch."""
-        return self.length // self.part.world
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         """Indices of one epoch that are this process's."""
-        now = self.follow() if self.follow is not None else None
-        rng = np.random.default_rng([self.seed, self.epoch if now is None else now])
+        rng = np.random.default_rng([self.seed, self.now()])
         wanted = np.floor(np.arange(1, self.length + 1) * self.share + 1e-9) - np.floor(
             np.arange(self.length) * self.share + 1e-9
         )
         kinds = rng.permutation(wanted.astype(int))
-        queues = [self._endless(group, rng) for group in self.groups]
+        queues = [endless(group, rng) for group in self.groups]
         for place, kind in enumerate(kinds):
             index = next(queues[kind])
-            if place // self.own % self.part.world == self.part.rank:
+            if self.mine(place):
                 yield index
-
-    @staticmethod
-    def _endless(group: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-        while len(group):
-            yield from (int(i) for i in rng.permutation(group))
 
 
 class SegmentationData(lightning.LightningDataModule):
