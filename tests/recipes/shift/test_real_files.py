@@ -10,6 +10,7 @@ from samgraft.recipes.shift.advice import advise, beyond_chance, inverted
 from samgraft.recipes.shift.measure import Measured, ShiftOptions, measure_shift
 from samgraft.recipes.shift.report import shift_text, write_shift
 
+pytestmark = pytest.mark.slow
 OPTIONS = ShiftOptions(views=28, permutations=199)
 
 

@@ -65,8 +65,8 @@ def config_of(root: Path, supervision: str, *, steps: int, layout: str = "image_
     [
         ("image_mask", "semantic", "boxes"),
         ("image_mask", "instance", "points"),
-        ("image_mask", "semantic", "scribbles"),
-        ("image_mask", "instance", "coarse"),
+        pytest.param("image_mask", "semantic", "scribbles", marks=pytest.mark.slow),
+        pytest.param("image_mask", "instance", "coarse", marks=pytest.mark.slow),
         ("nnunet", "semantic", "points"),
         ("raster_vector", "instance", "boxes"),
     ],
