@@ -63,7 +63,9 @@ def test_other_pictures_are_not_stained(base: tuple[float, float, float], spread
 
 def test_the_caller_decides_if_he_wants() -> None:
     assert stain_basis(slide(), stained=False) is None
-    assert stain_basis(picture((0.5, 0.3, 0.5), 0.2) * [1, 0.7, 0.9], stained=True) is not None
+    tinted = stain_basis(picture((0.5, 0.3, 0.5), 0.2) * [1, 0.7, 0.9], stained=True)
+    assert tinted is not None
+    assert np.linalg.norm(tinted.vectors, axis=1) == pytest.approx([1.0, 1.0]) and (tinted.maxima > 0).all()
     assert stain_basis(np.ones((500, 3)), stained=True) is None  # glass only
 
 
