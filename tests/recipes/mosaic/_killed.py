@@ -12,7 +12,7 @@ from pathlib import Path
 from samgraft.domains.atomic import remove_leftovers
 from samgraft.domains.opening import open_scene
 from samgraft.errors import SamgraftError
-from samgraft.recipes.mosaic.engines import LocalEngine
+from samgraft.recipes.mosaic.engines import Engine, LocalEngine
 from samgraft.recipes.mosaic.infer import OracleInfer, Source
 from samgraft.recipes.mosaic.journal import Journal, Outcome, work_folder
 from samgraft.recipes.mosaic.outputs import plan_sinks
@@ -34,8 +34,8 @@ class SlowOracle(OracleInfer):
             yield outcome
 
 
-def run(folder: Path, pause: float = 0.0, workers: int = 1) -> None:
-    """Segment ``truth.tif`` of the folder."""
+def run(folder: Path, pause: float = 0.0, engine: Engine | None = None) -> None:
+    """Segment ``truth.tif`` of the folder; here, or with an engine."""
     truth = folder / "truth.tif"
     grid = open_scene(truth).grid
     infer = SlowOracle(Source.of(truth), depth=0)
@@ -48,8 +48,16 @@ def run(folder: Path, pause: float = 0.0, workers: int = 1) -> None:
         for sink in sinks:
             remove_leftovers(sink.path)
         journal.verify()
-        engine = LocalEngine(workers)
-        run_mosaic(grid, infer, plan, sinks, kind="instance", classes={1: "thing"}, engine=engine, journal=journal)
+        run_mosaic(
+            grid,
+            infer,
+            plan,
+            sinks,
+            kind="instance",
+            classes={1: "thing"},
+            engine=engine or LocalEngine(),
+            journal=journal,
+        )
         journal.remove()
 
 
@@ -59,7 +67,7 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     print("ready", flush=True)
     try:
-        run(place, wait, count)
+        run(place, wait, LocalEngine(count))
     except SamgraftError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(2)
