@@ -97,16 +97,24 @@ def instances_from_probabilities(
 
 
 def _grow(seeds: NDArray[np.integer], mask: NDArray[np.bool_], limit: int) -> NDArray[np.int32]:
-    """Spread labels over ``mask``, one ring of 4-neighbours at a time; ``limit`` 0 goes on until nothing changes."""
-    labels = seeds.astype(np.int32)
+    """Spread labels over ``mask``, one ring of 4-neighbours at a time; ``limit`` 0 goes on until nothing changes.
+
+    Where two objects arrive together the one above wins, then left, right, below: a rule that knows no numbers, so that
+    the border between two objects is the same in every tile that shows it.
+    """
+    labels = np.pad(seeds.astype(np.int32), 1)
+    flat, width = labels.ravel(), labels.shape[1]
+    waiting = np.flatnonzero(np.pad(mask, 1).ravel() & (flat == 0))
     step = 0
     while not limit or step < limit:
-        spread = ndimage.grey_dilation(labels, footprint=_CROSS)
-        grown = np.where(mask & (labels == 0), spread, labels)
-        if np.array_equal(grown, labels):
+        arrived = np.zeros(len(waiting), dtype=np.int32)
+        for neighbour in (-width, -1, 1, width):
+            arrived = np.where(arrived == 0, flat[waiting + neighbour], arrived)
+        if not arrived.any():
             break
-        labels, step = grown, step + 1
-    return labels
+        flat[waiting] = arrived
+        waiting, step = waiting[arrived == 0], step + 1
+    return labels[1:-1, 1:-1]
 
 
 def _finish(

@@ -26,7 +26,7 @@ class View:
 
     tile: Tile
     need: Part
-    """What the tile has to answer for: its window."""
+    """What has to be known for the answer: the tile's window, and for objects what lies around it."""
     part: Part
     """What is read: the rectangle of those network windows."""
     places: list[Part]
@@ -143,7 +143,8 @@ class _ObjectMaps(_Strips):
     def finish(self) -> TileObjects | None:
         self.rest()
         labels, scores = self._representation.objects(self._maps, min_area=self._least)
-        return numbered(labels, np.ones(len(scores), dtype=np.int32), scores)
+        own = labels[within(self.view.tile.window, self.view.need)]
+        return numbered(own, np.ones(len(scores), dtype=np.int32), scores)
 
 
 class _Objects:
@@ -162,7 +163,7 @@ class _Objects:
 
     def finish(self) -> TileObjects | None:
         labels, scores = self._joining.finish(min_area=self._least, valid=self._view.known)
-        own = labels[within(self._view.need, self._view.part)]
+        own = labels[within(self._view.tile.window, self._view.part)]
         return numbered(own, np.ones(len(scores), dtype=np.int32), scores)
 
 

@@ -43,6 +43,12 @@ def within(part: Part, whole: Part) -> Part:
     return rows, cols
 
 
+def around(part: Part, by: int, shape: Sequence[int]) -> Part:
+    """The part and ``by`` pixels on each side, as far as the raster (H, W) goes."""
+    rows, cols = (slice(max(0, p.start - by), min(n, p.stop + by)) for p, n in zip(part, shape, strict=True))
+    return rows, cols
+
+
 @dataclass(frozen=True)
 class Tile:
     """One step of the work."""

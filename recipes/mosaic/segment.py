@@ -43,6 +43,8 @@ SEAM = 2
 """Overlap of tiles in pixels where a class map is made: it is the same in both, so they only have to touch."""
 LEAST_SIDE, MOST_SIDE, VIEWS = 1024, 4096, 16
 """A tile is as wide as so many network windows, within these bounds: those on its seams are computed twice."""
+HALO = 4
+"""Objects are told apart with a strip around each tile in view, of the overlap divided by this; see ``windows``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,8 @@ def segment_mosaic(
     area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
     infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch, asked)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
+    if isinstance(infer, AdapterInfer) and infer.kind == "instance":
+        infer.halo = plan.overlap // HALO
     sinks = plan_sinks(
         outputs,
         scene.grid,

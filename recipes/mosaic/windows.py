@@ -4,7 +4,8 @@ Every pixel is blended from all network windows that touch it, also those that r
 and in the order of ``samgraft.recipes.engine.automatic``. So a class map does not depend on the tiles, and is the one
 that the whole raster at once would give; the price is that network windows on the seam of two tiles are computed twice.
 What separates objects (``ObjectMaps``, ``WindowObjects``) works on the window of a tile, whose overlap with its
-neighbours shows objects on the seam whole.
+neighbours shows objects on the seam whole, and ``halo`` pixels beyond: where the border between two objects runs
+depends on what lies around it, so of two tiles that end in different places each would draw it in its own way.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ from samgraft.recipes.look import Look
 from samgraft.recipes.mosaic.gather import Gather, View, gather_of
 from samgraft.recipes.mosaic.infer import Found, Kind, Source, TileInfer, outcome_of, readable
 from samgraft.recipes.mosaic.journal import Outcome
-from samgraft.recipes.mosaic.plan import Tile, within
+from samgraft.recipes.mosaic.plan import Tile, around, within
 from samgraft.recipes.representations import WindowObjects
 
 
@@ -65,6 +66,9 @@ class AdapterInfer(TileInfer):
         scores: Keep the probability of the class of every pixel (classes only).
         batch: Network inputs per call; None chooses by their size.
         options: As for :class:`TileInfer`.
+
+    Attributes:
+        halo: Pixels beyond the window of a tile that are looked at when objects are told apart; 0 until it is set.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class AdapterInfer(TileInfer):
         super().__init__(source, **options)
         self.adapter = adapter if isinstance(adapter, Grafted) else str(Path(adapter).resolve())
         self.backbone = backbone if isinstance(backbone, Backbone | None) else str(backbone)
-        self.look, self.scores, self.batch = look, scores, batch
+        self.look, self.scores, self.batch, self.halo = look, scores, batch, 0
         self._loaded: Loaded | None = None
         self._lattice: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
 
@@ -124,19 +128,20 @@ class AdapterInfer(TileInfer):
             "look": self.look.facts(),
             **{name: words for name, words in here.recorded.about.items() if name == "align"},
             "scores": self.scores,
+            "halo": self.halo,
             "batch": here.batch,
             "device": next(here.grafted.backbone.parameters()).device.type,
         }
 
     def read(self, tile: Tile) -> View | None:
         """Pixels of the tile and of its network windows; None where nothing can be found."""
-        need = tile.window
+        need = around(tile.window, self.halo, self.scene.grid.shape)
         parts = [self._touching(axis, need[axis]) for axis in (0, 1)]
         rows, cols = (slice(found[0].start, found[-1].stop) for found in parts)
         part = (rows, cols)
         raw, valid = self.scene.read_valid(part, self.look.channels)
         known = self.known(part, valid)
-        if not known[within(need, part)].any():
+        if not known[within(tile.window, part)].any():
             return None
         places = [within((r, c), part) for r in parts[0] for c in parts[1]]
         return View(tile, need, part, places, raw, valid, known, self.look)

@@ -8,21 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from samgraft.adapters.backbones.base import Features
+from samgraft.adapters.decoders.base import SemanticOutput
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.area import Area
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.data.fit import windows as tiling
-from samgraft.recipes.engine.automatic import segment_automatic
+from samgraft.recipes.engine.automatic import segment_automatic, steps
 from samgraft.recipes.engine.everything import EverythingConfig
+from samgraft.recipes.engine.recorded import Recorded
+from samgraft.recipes.instances import border_target
 from samgraft.recipes.look import look_at
 from samgraft.recipes.mosaic.engines import packed
 from samgraft.recipes.mosaic.everything import EverythingInfer
 from samgraft.recipes.mosaic.found import TileClasses, TileObjects
+from samgraft.recipes.mosaic.frontier import number_objects, stream_steps
 from samgraft.recipes.mosaic.infer import NothingInfer, Source, TileInfer
 from samgraft.recipes.mosaic.plan import TilePlan, plan_tiles, within
-from samgraft.recipes.mosaic.windows import AdapterInfer, lattice
+from samgraft.recipes.mosaic.windows import AdapterInfer, Loaded, lattice
 from tests.benchmarks import _endless
 from tests.data.rasters import write_raster
 from tests.recipes._oracle import Oracle, OracleGraft, squares
@@ -56,6 +63,54 @@ def test_classes_are_those_of_the_whole_raster(
     assert 0.2 < whole.mean() < 0.8
     found = classes(bright(path, said), plan_tiles((131, 178), side, shared, origin=origin))
     assert np.array_equal(found, whole)
+
+
+class Rims(OracleGraft):
+    """Objects with rims: bright is the inside, gray the rim, dark the ground."""
+
+    def predict(self, image: Tensor, *, features: Features) -> SemanticOutput:
+        levels = torch.tensor([0.05, 0.95, 0.5])[:, None, None]
+        return SemanticOutput(logits=-20 * (features.neck[:, :1] - levels).abs(), activation="softmax")
+
+
+def rimmed(path: Path, said: Recorded, halo: int) -> AdapterInfer:
+    infer, graft = bright(path, said), Rims(instance=True)
+    infer._loaded = Loaded(graft, said, steps(graft, said.maps), 3)  # type: ignore[arg-type]
+    infer.halo = halo
+    return infer
+
+
+def joined(infer: TileInfer, plan: TilePlan) -> NDArray[np.int32]:
+    """The label map of the joined objects."""
+    found = [
+        (plan.tile(outcome.number), TileObjects.load(io.BytesIO(outcome.content)))
+        for outcome in infer.stream(plan.tiles)
+        if outcome.state == "found"
+    ]
+    whole = np.zeros(plan.shape, dtype=np.int32)
+    for step in stream_steps(plan, found, number_objects(plan, found)):
+        if step.labels is not None:
+            whole[step.part] = step.labels
+    return whole
+
+
+def test_objects_with_wide_rims_do_not_depend_on_the_tiles(tmp_path: Path) -> None:
+    """Rims of 8 pixels are shared out between touching objects, also by tiles that do not see the insides of both."""
+    rows, cols = np.mgrid[:200, :260]
+    truth = np.where((rows % 41 < 38) & (cols % 61 < 58), rows // 41 * 9 + (cols + 7 * (rows // 41)) // 31 + 1, 0)
+    values = np.array([13, 242, 127], dtype=np.uint8)[border_target(truth, border=8)]
+    path = write_raster(tmp_path / "r.tif", values[None])
+    said = header(kind="instance", classes={1: "roof"})
+    graft: Any = Rims(instance=True)
+    whole = segment_automatic(open_scene(path), graft, said).labels
+    wrong = {0: 0, 12: 0}
+    for side, overlap in ((64, 4), (80, 6), (101, 2), (97, 8)):
+        for halo in wrong:
+            found = joined(rimmed(path, said, halo), plan_tiles((200, 260), side, overlap))
+            assert np.array_equal(found > 0, whole > 0)
+            pairs = np.unique(np.stack([found.ravel(), whole.ravel()]), axis=1)
+            wrong[halo] += pairs.shape[1] - len(np.unique(whole))
+    assert wrong[12] == 0 < wrong[0], wrong
 
 
 @pytest.mark.parametrize("shape", [(1, 200), (200, 1), (40, 50), (1, 1), (64, 64)])
