@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from samgraft.domains.remote_sensing.geo_scene import WHOLE_PIXELS, GeoScene, Sa
 from samgraft.domains.remote_sensing.georeference import grid_of
 from samgraft.domains.remote_sensing.header import RasterChoice, RasterHeader, read_header
 from samgraft.domains.remote_sensing.sensor import BandChoice
+from samgraft.domains.remote_sensing.vrt import in_squares, resamples
 from samgraft.domains.scene import Array, Window
 from samgraft.errors import InputError
 from samgraft.grid import Grid
@@ -121,24 +123,22 @@ class RasterScene(GeoScene):
         every = self._needs_pixels()
         numbers = self.bands if every else tuple(self.bands[c] for c in channels)
         with self._reading(window) as source:
-            part = gdal_window(window)
-            pixels = self._pixels(source, numbers, window=part)
-            mask = self._mask(source, window=part)
+            pixels = self._part(source, numbers, window)
+            mask = self._mask_part(source, window)
         valid = self._combine(pixels if every else None, mask, tuple(s.stop - s.start for s in window))
         return self._scale(pixels[list(channels)] if every else pixels, channels), valid
 
     def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
         """Pixels of a window, without looking at its validity."""
         with self._reading(window) as source:
-            array = self._pixels(source, tuple(self.bands[c] for c in channels), window=gdal_window(window))
+            array = self._part(source, tuple(self.bands[c] for c in channels), window)
         return self._scale(array, channels)
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """Validity of a checked window, from alpha or mask band, nodata and NaN; see :meth:`Scene.valid`."""
         with self._reading(window) as source:
-            part = gdal_window(window)
-            pixels = self._pixels(source, self.bands, window=part) if self._needs_pixels() else None
-            mask = self._mask(source, window=part)
+            pixels = self._part(source, self.bands, window) if self._needs_pixels() else None
+            mask = self._mask_part(source, window)
         return self._combine(pixels, mask, tuple(s.stop - s.start for s in window))
 
     def overview(self, max_pixels: int = 1_000_000) -> tuple[Array, NDArray[np.bool_]]:
@@ -164,6 +164,28 @@ class RasterScene(GeoScene):
         factor = self.grid.shape[0] / valid.shape[0]
         how = "every pixel" if valid.size == size else f"the whole raster at 1/{factor:.3g}"
         return Sample(values=array[:, valid], how=how)
+
+    @cached_property
+    def _in_squares(self) -> bool:
+        """Whether windows have to be put together from squares, for one value per pixel."""
+        return self.format == "VRT" and resamples(self.path)
+
+    def _part(self, source: Any, bands: tuple[int, ...], window: Window) -> Array:
+        """Pixels of a window, (bands, h, w)."""
+        if not self._in_squares:
+            return self._pixels(source, bands, window=gdal_window(window))
+        return in_squares(
+            lambda square: self._pixels(source, bands, window=gdal_window(square)), window, self.grid.shape
+        )
+
+    def _mask_part(self, source: Any, window: Window) -> NDArray[np.bool_] | None:
+        """What mask or alpha band say about a window."""
+        if not self._in_squares or self._header.mask_band is None:
+            return self._mask(source, window=gdal_window(window))
+        band = self._header.mask_band
+        return in_squares(
+            lambda square: np.asarray(source.read_masks(band, window=gdal_window(square)) > 0), window, self.grid.shape
+        )
 
     def _pixels(self, source: Any, bands: tuple[int, ...], **where: Any) -> Array:
         """Read bands in the common dtype; bands of different dtypes are read one by one."""

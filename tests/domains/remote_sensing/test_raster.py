@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from rasterio.enums import ColorInterp
 from samgraft.domains.remote_sensing.georeference import UNKNOWN_CRS, crs_of, transform_of
 from samgraft.domains.remote_sensing.label_raster import write_label_geotiff
 from samgraft.domains.remote_sensing.palette import class_colors
-from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.remote_sensing.raster import RasterScene, gdal_window
+from samgraft.domains.remote_sensing.vrt import resamples
 from samgraft.errors import GeometryError, InputError, OutputError, ShapeError
 from samgraft.grid import Grid
 from tests.data import rasters
@@ -139,6 +141,58 @@ def test_vrt_and_cog(tmp_path: Path) -> None:
         np.testing.assert_array_equal(other.read((slice(500, 600), slice(0, 77))), array[:, 500:, :77])
     thumbnail, valid = RasterScene(tmp_path / "a_cog.tif").overview(10_000)
     assert thumbnail.shape[1] * thumbnail.shape[2] <= 10_000 and valid.all()
+
+
+Place = tuple[float, float, float, float]
+"""Column, row, width and height of a source in a VRT."""
+
+
+def placed(path: Path, *places: Place, mask: bool = False) -> str:
+    """A VRT of 700 columns and 600 rows that shows the 640 x 640 pixels of a file at one or more places."""
+    source = ""
+    for x, y, width, height in places:
+        source += f"""<ComplexSource resampling="bilinear"><SourceFilename>{path}</SourceFilename>
+          <SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="640" ySize="640"/>
+          <DstRect xOff="{x}" yOff="{y}" xSize="{width}" ySize="{height}"/></ComplexSource>"""
+    covered = f"<MaskBand><VRTRasterBand dataType='Byte'>{source}</VRTRasterBand></MaskBand>" if mask else ""
+    return f"""<VRTDataset rasterXSize="700" rasterYSize="600"><SRS>EPSG:32633</SRS>
+      <GeoTransform>500000,1,0,5000000,0,-1</GeoTransform>{covered}
+      <VRTRasterBand dataType="Byte" band="1">{source}</VRTRasterBand></VRTDataset>"""
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_vrt_between_pixels_has_one_value_per_pixel(tmp_path: Path, mask: bool) -> None:
+    values = np.random.default_rng(0).integers(1, 255, (1, 640, 640), dtype=np.uint8)
+    path = rasters.write_raster(tmp_path / "a.tif", values)
+    places = ((0.0, -340.0, 640.0, 640.0028), (0.0, 300.0028, 640.0, 640.0056))
+    (tmp_path / "a.vrt").write_text(placed(path, *places, mask=mask))
+    scene = RasterScene(tmp_path / "a.vrt")
+    whole, valid = scene.read_valid()
+    differ = 0
+    for row, col in product(range(180, 320, 20), (0, 250)):
+        window = (slice(row, row + 150), slice(col, col + 450))
+        part, known = scene.read_valid(window)
+        assert np.array_equal(part, whole[(..., *window)]) and np.array_equal(known, valid[window])
+        assert np.array_equal(scene.read(window), part) and np.array_equal(scene.valid(window), known)
+        with rasterio.open(tmp_path / "a.vrt") as source:
+            differ += int((source.read(1, window=gdal_window(window)) != whole[0][window]).sum())
+    assert differ > 0  # what GDAL gives by itself
+
+
+def test_vrts_that_copy_pixels_are_read_as_they_are(tmp_path: Path) -> None:
+    path = rasters.write_raster(tmp_path / "a.tif", np.zeros((1, 640, 640), np.uint8))
+    cases = {"same": (20, 30, 640, 640), "scaled": (20, 30, 641, 640), "moved": (20.5, 30, 640, 640)}
+    found = {}
+    for name, place in cases.items():
+        (tmp_path / f"{name}.vrt").write_text(placed(path, place))
+        found[name] = resamples(tmp_path / f"{name}.vrt")
+    assert found == {"same": False, "scaled": True, "moved": True}
+    for name in ("same", "moved"):
+        outer = placed(tmp_path / f"{name}.vrt", (0, 0, 640, 640))
+        (tmp_path / f"outer_{name}.vrt").write_text(outer)
+        assert resamples(tmp_path / f"outer_{name}.vrt") == found[name]
+    rasterio.shutil.copy(path, tmp_path / "copy.vrt", driver="VRT")
+    assert not resamples(tmp_path / "copy.vrt") and not resamples(path)
 
 
 def test_source_that_a_vrt_misses_is_named(tmp_path: Path) -> None:
@@ -289,7 +343,8 @@ _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from samgraft.domains.remote_sensing.raster import RasterScene
+from samgraft.domains.remote_sensing.raster import RasterScene, gdal_window
+from samgraft.domains.remote_sensing.vrt import resamples
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import OutputError
 folder = Path(sys.argv[1])
