@@ -148,13 +148,11 @@ def segment_mosaic(
     asked, outputs = options or MosaicOptions(), [Path(one) for one in _many(output)]
     engine, source = asked.runner(), Source.of(*_many(raster), **dict(reading or {}))
     scene = source.open()
-    if scene.grid.ndim != 2:
-        raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
-    area = None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
+    area = _area(scene, asked)
     infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch, asked)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
-    if isinstance(infer, AdapterInfer) and infer.kind == "instance":
-        infer.halo = plan.overlap // HALO
+    if isinstance(infer, AdapterInfer):
+        infer.halo = plan.overlap // HALO if infer.kind == "instance" else 0
     sinks = plan_sinks(
         outputs,
         scene.grid,
@@ -187,6 +185,17 @@ def segment_mosaic(
         if not asked.keep_work:
             journal.remove()
     return summary
+
+
+def _area(scene: Scene, asked: MosaicOptions) -> Area | None:
+    """Where results are wanted.
+
+    Raises:
+        InputError: a volume, or the file holds no polygons.
+    """
+    if scene.grid.ndim != 2:
+        raise InputError(f"{scene.path.name} is a volume; tiles are for rasters and pictures")
+    return None if asked.aoi is None else read_area(Path(asked.aoi), scene.grid)
 
 
 def planned(scene: Scene, view: int, asked: MosaicOptions, *, kind: str, area: Area | None = None) -> TilePlan:
