@@ -8,7 +8,8 @@ import pytest
 
 from samgraft.recipes.mosaic.plan import plan_tiles
 from tests.benchmarks import _endless
-from tests.benchmarks._seam_scene import Scene, in_parts, jittered, judge, oracle, scene
+from tests.benchmarks._seam_peers import boxes_of, windows
+from tests.benchmarks._seam_scene import Scene, in_parts, jittered, judge, judge_boxes, oracle, scene
 from tests.benchmarks.raster_memory import _both
 from tests.benchmarks.seams import merge
 from tests.recipes.mosaic._worlds import canonical
@@ -40,6 +41,28 @@ def test_the_judge_tells_split_fused_and_dropped_objects() -> None:
     assert in_parts(result) == 0
     result[9, 0] = 1
     assert in_parts(result) == 1
+
+
+def test_the_judge_of_boxes_knows_fragments_from_small_objects_inside_a_large_ones_box() -> None:
+    truth = [(slice(0, 40), slice(0, 100)), (slice(5, 10), slice(5, 10)), (slice(50, 60), slice(0, 20))]
+    whole = [[0, 0, 40, 100], [5, 5, 10, 10], [50, 0, 60, 20]]
+    assert judge_boxes(truth, np.array(whole)) == {"out": 3, "exact": 3, "split": 0, "fused": None, "dropped": 0}
+    pieces = [[0, 0, 40, 60], [0, 50, 40, 100], [5, 5, 10, 10]]
+    assert judge_boxes(truth, np.array(pieces)) == {"out": 3, "exact": 1, "split": 1, "fused": None, "dropped": 1}
+    doubled = [*whole, [50, 0, 60, 9]]
+    assert judge_boxes(truth, np.array(doubled)) == {"out": 4, "exact": 2, "split": 1, "fused": None, "dropped": 0}
+    of = _scene(1024)
+    assert judge_boxes(of.boxes, boxes_of(of.labels))["exact"] == len(of.boxes)
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_windows_of_other_packages_cover_the_raster_and_overlap(beyond: bool) -> None:
+    tiles = windows(1000, 256, 32, beyond=beyond)
+    assert [tile.number for tile in tiles] == list(range(len(tiles)))
+    rows = sorted({(tile.window[0].start, tile.window[0].stop) for tile in tiles})
+    assert rows[0][0] == 0 and rows[-1][1] == 1000
+    assert all(after - stop <= -32 for (_, stop), (after, _) in zip(rows, rows[1:], strict=False))
+    assert all(stop - start == 256 for start, stop in rows[1:-1])
 
 
 @pytest.mark.parametrize("side, overlap", [(160, 48), (333, 1), (512, 32)])

@@ -4,6 +4,7 @@ Usage: python _seam_sahi.py FOLDER WAY SIDE. Reads FOLDER/tile*.npz (labels (h, 
 """
 
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -51,14 +52,17 @@ def predictions(folder: Path, side: int) -> list[ObjectPrediction]:
 def main(name: str, way: str, side: int) -> None:
     folder = Path(name)
     post = WAYS[way](match_threshold=0.5, match_metric="IOS", class_agnostic=True)
-    merged = post(predictions(folder, side))
+    found = predictions(folder, side)
+    start = time.perf_counter()
+    merged = post(found)
+    seconds = time.perf_counter() - start
     whole = np.zeros((side, side), dtype=np.int32)
     for number, one in enumerate(merged, start=1):
         for polygon in one.mask.segmentation:
             cv2.fillPoly(
                 whole, [np.array(polygon, dtype=np.float64).round().astype(np.int32).reshape(-1, 1, 2)], number
             )
-    np.savez(folder / f"{way}.npz", labels=whole)
+    np.savez(folder / f"{way}.npz", labels=whole, seconds=seconds)
     print(way, len(merged), flush=True)
 
 

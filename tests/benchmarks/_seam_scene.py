@@ -5,6 +5,7 @@ touch in blocks, 490 discs of 4 to 30 px radius. No two overlap. Other sizes hav
 large discs are smaller.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,6 +185,39 @@ def judge(truth: Labels, result: Labels) -> dict[str, int]:
         "split": int((lies[1:] > 1).sum()),
         "fused": int(fused[1:].sum()),
         "dropped": int((~reached[1:]).sum()),
+    }
+
+
+def judge_boxes(truth: Sequence[Part], result: NDArray[np.int64]) -> dict[str, int | None]:
+    """As :func:`judge`, for a result that has boxes only.
+
+    A box belongs to the smallest true object's box in which more than half of its area lies. This leaves an object's
+    fragments with it, and small objects within the box of a large one with themselves.
+
+    Args:
+        truth: The true objects' boxes.
+        result: (n, 4) top, left, bottom, right, the last two exclusive.
+
+    Returns:
+        ``out``: boxes in the result. Of the true ones: ``exact``: one box belongs to it and has an IoU of 0.999 or more
+        with it; ``split``: two or more belong to it; ``dropped``: none does. ``fused`` is None: which of the objects
+        under it a box stands for cannot be told.
+    """
+    true = np.array([[r.start, c.start, r.stop, c.stop] for r, c in truth], dtype=np.int64)
+    areas_t, areas_p = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (true, result))
+    low = np.maximum(result[:, None, :2], true[None, :, :2])
+    high = np.minimum(result[:, None, 2:], true[None, :, 2:])
+    both = np.prod(np.maximum(0, high - low), axis=2)
+    inside = both > 0.5 * areas_p[:, None]
+    owner = np.where(inside, areas_t, np.iinfo(np.int64).max).argmin(axis=1)
+    owned = np.bincount(owner[inside.any(axis=1)], minlength=len(true))
+    equal = (both / (areas_p[:, None] + areas_t - both) >= 0.999).any(axis=0)
+    return {
+        "out": len(result),
+        "exact": int((equal & (owned == 1)).sum()),
+        "split": int((owned > 1).sum()),
+        "fused": None,
+        "dropped": int((owned == 0).sum()),
     }
 
 

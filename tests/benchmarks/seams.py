@@ -3,15 +3,13 @@
 With an oracle that is perfect in every tile, what is left are errors of the merging: objects split, fused or dropped.
 Every tile size, overlap and origin is run in one thread, tile after tile, and in four threads that make tiles and links
 in random order; the label maps must be equal bit by bit. The jittered oracle draws every object a pixel smaller or
-larger, anew in every tile, and misses one in twenty. With ``--sahi PYTHON``, an interpreter that has sahi, its
-postprocessing is run on the same oracle's masks.
+larger, anew in every tile, and misses one in twenty. With ``--peers PYTHON``, an interpreter that has SAHI, samgeo and
+DeepForest, these merge what the same oracles see (``_seam_peers``); ``--peers PYTHON --oracles`` runs nothing else.
 """
 
 import argparse
 import hashlib
 import random
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from samgraft.recipes.mosaic.frontier import number_objects, stream_steps
 from samgraft.recipes.mosaic.link import link
 from samgraft.recipes.mosaic.plan import Tile, TilePlan, plan_tiles
 from samgraft.recipes.mosaic.reduce import Keys
+from tests.benchmarks._seam_peers import measure_peers, versions
 from tests.benchmarks._seam_scene import Labels, Scene, in_parts, jittered, judge, oracle, scene
 from tests.benchmarks._table import is_there, markdown, read_json, write_json
 
@@ -125,25 +124,6 @@ def summary(rows: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]
     return table
 
 
-def sahi(of: Scene, python: Path, side: int, overlap: int) -> list[dict[str, Any]]:
-    """SAHI's ways of merging on the same masks, in its own interpreter."""
-    plan = plan_tiles((len(of.labels), len(of.labels)), side, overlap)
-    script = Path(__file__).with_name("_seam_sahi.py")
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for tile in plan.tiles:
-            corner = [tile.window[0].start, tile.window[1].start]
-            np.savez(folder / f"tile{tile.number:06d}.npz", labels=oracle(of, tile).labels, corner=corner)
-        for way in ("GREEDYNMM", "NMM", "NMS"):
-            start = time.perf_counter()
-            subprocess.run([str(python), str(script), name, way, str(len(of.labels))], check=True)
-            seconds = time.perf_counter() - start
-            with np.load(folder / f"{way}.npz") as file:
-                rows.append({"way": f"SAHI {way}", **judge(of.labels, file["labels"]), "seconds": round(seconds, 1)})
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.seams", description=__doc__)
@@ -154,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--oracles", nargs="*", default=["exact", "jittered"], choices=["exact", "jittered"])
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new afterwards; call again to go on")
-    parser.add_argument("--sahi", type=Path, help="an interpreter that has sahi")
+    parser.add_argument("--peers", type=Path, help="an interpreter that has sahi, segment-geospatial and deepforest")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/seams.json"))
     options = parser.parse_args(argv)
     of = scene(options.size)
@@ -162,17 +142,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if content.setdefault("size", options.size) != options.size:
         raise SystemExit(f"{options.json} is of another scene; name another file")
     content["objects"] = len(of.boxes)
-    if options.sahi is not None:
-        places = [{"side": side, "overlap": overlap} for side, overlap in ((512, 102), (512, 128))]
-        content["sahi"] = [place | row for place in places for row in sahi(of, options.sahi, **place)]
-        write_json(options.json, content)
-    for name, see in (("exact", oracle), ("jittered", jittered)):
+    sees: dict[str, See] = {"exact": oracle, "jittered": jittered}
+    peers = content.setdefault("peers", [])
+    if options.peers is not None:
+        content["versions"] = versions(options.peers)
+        for row in measure_peers(of, options.peers, sees, merge, peers):
+            peers.append(row)
+            write_json(options.json, content)
+            print(markdown([row]), flush=True)
+    for name, see in sees.items():
         rows = content.setdefault(name, [])
         for row in measure(of, options, see, rows) if name in options.oracles else ():
             rows.append(row)
             write_json(options.json, content)
         print(markdown(summary(rows, name)), flush=True)
-    print(markdown(content.get("sahi", [])), f"{len(of.boxes)} objects")
+    print(markdown(peers), f"{len(of.boxes)} objects")
 
 
 if __name__ == "__main__":
