@@ -91,24 +91,36 @@ def banepa(data: Path, work: Path, minutes: float, target: Path) -> str:
 
 def rio(data: Path, work: Path, minutes: float, target: Path) -> str:
     """Scenes 4, 5, 6, 7, 9 and 10 to scene 8."""
-    source, folder = data / "geo" / "buildings_rio_8band", work / "data"
+    folder = rio_data(data, work / "data", "3band")
+    view = ("--data.window", 256, "--size", 256)
+    adapter = trained(work, minutes, "--config", "aerial_buildings", "--data", folder, *view)
+    image = folder / "images" / "img8.tif"
+    call("segment", image, "--adapter", adapter, "-o", work / "found.gpkg", "--nodata", 0, "--restart")
+    return f"{drawn([image], work / 'found.gpkg', None, target)} outlines"
+
+
+def rio_data(data: Path, folder: Path, kind: str) -> Path:
+    """The labelled scenes of Rio in ``folder``; scene 8, with the most buildings, validates.
+
+    Args:
+        data: Folder of real images.
+        folder: Made here, with links to the files.
+        kind: "3band" or "8band".
+    """
+    source = data / "geo" / "buildings_rio_8band"
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in (4, 5, 6, 7, 8, 9, 10):
         stem = f"013022223130_Public_img{number}"
         for link, file in (
-            (folder / "images" / f"img{number}.tif", source / "3band" / f"3band_{stem}.tif"),
+            (folder / "images" / f"img{number}.tif", source / kind / f"{kind}_{stem}.tif"),
             (folder / "labels" / f"img{number}.geojson", source / "vectorData" / "geoJson" / f"{stem}_Geo.geojson"),
         ):
             if not link.exists():
                 link.symlink_to(file)
     train = [f"img{number}" for number in (4, 5, 6, 7, 9, 10)]
     (folder / "splits.json").write_text(json.dumps([{"train": train, "val": ["img8"]}]))
-    view = ("--data.window", 256, "--size", 256)
-    adapter = trained(work, minutes, "--config", "aerial_buildings", "--data", folder, *view)
-    image = folder / "images" / "img8.tif"
-    call("segment", image, "--adapter", adapter, "-o", work / "found.gpkg", "--nodata", 0, "--restart")
-    return f"{drawn([image], work / 'found.gpkg', None, target)} outlines"
+    return folder
 
 
 def crowns(data: Path, work: Path, minutes: float, target: Path) -> str:

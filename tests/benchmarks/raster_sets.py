@@ -33,7 +33,7 @@ from samgraft.recipes import cli
 from tests.benchmarks._data import data_root
 from tests.benchmarks._object_metrics import Overlaps, coco_average_precision
 from tests.benchmarks._table import markdown, write_json
-from tests.benchmarks.raster_pictures import call, trained
+from tests.benchmarks.raster_pictures import call, rio_data, trained
 
 WEST = 386693
 """Last tile column that trains."""
@@ -179,7 +179,9 @@ def others(data: Path, work: Path, minutes: float) -> list[dict[str, Any]]:
     aerial = work.parent / "banepa" / "run" / "adapter.graft"
     for path in sorted((geo / "tree_crowns_neon").glob("*.tif")):
         rows.append(through(path, aerial, work, *own_pixels(path)))
-    rio = rio_adapter(geo / "buildings_rio_8band", work / "rio", minutes)
+    folder = rio_data(data, work / "rio", "8band")
+    view = ("--data.window", 64, "--size", 128, "--data.bands", "[4,2,1]")  # red, green and blue of WorldView-2
+    rio = trained(work / "rio", minutes, "--config", "aerial_buildings", "--data", folder, *view)
     for path in sorted((geo / "buildings_rio_8band" / "8band").glob("*.tif")):
         rows.append(through(path, rio, work, "--nodata", 0))
     for path in sorted((geo / "geotiff_cases").glob("*.tif")):
@@ -193,24 +195,6 @@ def own_pixels(path: Path) -> tuple[object, ...]:
     """Option that has a raster seen at its own pixels, whatever the adapter was trained at."""
     step = ground_step(open_scene(path).grid)
     return () if step is None else ("--gsd", float(np.mean(step)))
-
-
-def rio_adapter(source: Path, work: Path, minutes: float) -> Path:
-    """Buildings in 8 bands of 16 bits: trained on bands 5, 3 and 2 (red, green, blue) of all scenes but 8."""
-    for name in ("images", "labels"):
-        (work / name).mkdir(parents=True, exist_ok=True)
-    for number in (4, 5, 6, 7, 8, 9, 10):
-        stem = f"013022223130_Public_img{number}"
-        for link, file in (
-            (work / "images" / f"img{number}.tif", source / "8band" / f"8band_{stem}.tif"),
-            (work / "labels" / f"img{number}.geojson", source / "vectorData" / "geoJson" / f"{stem}_Geo.geojson"),
-        ):
-            if not link.exists():
-                link.symlink_to(file)
-    split = '[{"train": ["img4", "img5", "img6", "img7", "img9", "img10"], "val": ["img8"]}]'
-    (work / "splits.json").write_text(split)
-    view = ("--data.window", 64, "--size", 128, "--data.bands", "[4,2,1]")
-    return trained(work, minutes, "--config", "aerial_buildings", "--data", work, *view)
 
 
 def through(path: Path, adapter: Path, work: Path, *words: object) -> dict[str, Any]:
