@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md and docs/speed.md from result files: ``python -m tests.benchmarks.render``.
+"""Write the tables of pages in docs from result files: ``python -m tests.benchmarks.render``.
 
 Text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced; the rest of the page is written by hand.
 """
@@ -110,10 +110,27 @@ def step_costs(content: dict[str, Any]) -> str:
     return markdown(content["results"], graft_costs.COLUMNS)
 
 
+def raster_sets(content: dict[str, Any]) -> str:
+    """The section of raster_sets.json: tilings, precision, other files."""
+    titles = {
+        "tilings": "Banepa, the whole mosaic:",
+        "east": "Banepa, the east:",
+        "others": "Other rasters (seconds include the start and the report):",
+    }
+    return "\n".join(f"{title}\n\n{markdown(content[key])}" for key, title in titles.items())
+
+
+def raster_training(content: dict[str, Any]) -> str:
+    """The section of raster_training.json."""
+    return markdown(content["training"])
+
+
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice, "grafts": grafts},
     "speed.md": dict.fromkeys(("encoder", "attention", "prompts", "cache", "memory", "pipeline"), rows_only)
     | {"quantized": quantized, "graft_costs": step_costs},
+    "rasters_at_scale.md": {"raster_sets": raster_sets},
+    "raster_training.md": {"raster_training": raster_training},
 }
 """Page -> its sections, each named as its file of results."""
 
