@@ -26,7 +26,7 @@ from scipy import ndimage
 from samgraft.errors import ConfigError, ShapeError
 from samgraft.recipes.mosaic.found import TileObjects
 from samgraft.recipes.mosaic.layers import Labels, Layer, compose, glimpsed, later_parts, present, waits_until
-from samgraft.recipes.mosaic.link import link_strips
+from samgraft.recipes.mosaic.link import ends, link_strips
 from samgraft.recipes.mosaic.objects import MosaicObject, Piece, hull
 from samgraft.recipes.mosaic.pending import Held, OpenObject
 from samgraft.recipes.mosaic.plan import Part, Tile, TilePlan, shape_of, shared, within
@@ -233,7 +233,9 @@ class Frontier:
         before = None if common is None else held.over(common)
         if common is None or before is None:
             return np.zeros((0, 2), dtype=np.int64)
-        return link_strips(before, held.classes, found.labels[within(common, tile.window)], found.classes)
+        here = found.labels[within(common, tile.window)]
+        cut = ends(held.tile.window, tile.window), ends(tile.window, held.tile.window)
+        return link_strips(before, held.classes, here, found.classes, cut)
 
     def _join(self, a: int, b: int) -> None:
         root, gone = self._forest.join(a, b)

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.recipes.mosaic.link import parts_of
+from samgraft.recipes.mosaic.link import EDGE, parts_of
 from samgraft.recipes.mosaic.plan import Part, Tile, TilePlan, shape_of, shared, within
 
 Labels = NDArray[np.int32]
 AnyLabels = NDArray[np.integer]
-
-EDGE = 3
-"""A fragment that its tile shows only within this many pixels of a cut edge, and that no other tile confirms, is not
-an object: a mask that is one or two pixels larger than that of the neighbour reaches as far."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,10 @@ keeps this exact for objects that enter the shared strip several times (U shapes
 parts are equal in both tiles, while its whole objects need not be. "Each the other's best" keeps a blob that covers two
 objects of the other tile from gluing them together.
 
+One more case counts: a part that ends at the edge of its own tile, and that the other tile, which sees what lies
+beyond, shows in every pixel as a piece of one object. Two parts whose insides meet beyond the edge look like two
+objects from one side and are one from the other.
+
 Source: none published; instance stitching by overlap votes is common, for example in cellpose's block-wise runs.
 Deviations: votes are counted by connected part and must be mutual, see above.
 """
@@ -19,7 +23,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from samgraft.recipes.mosaic.found import TileObjects
-from samgraft.recipes.mosaic.plan import Tile, shared, within
+from samgraft.recipes.mosaic.plan import Part, Tile, shared, within
 
 Labels = NDArray[np.integer]
 Classes = NDArray[np.int32]
@@ -27,6 +31,12 @@ Pairs = NDArray[np.int64]
 
 LEAST = 0.5
 """Share of the smaller of two parts that both tiles must show, and more."""
+EDGE = 3
+"""A fragment that its tile shows only within this many pixels of a cut edge says nothing, and is not an object unless
+another tile confirms it: a mask that is one or two pixels larger than that of the neighbour reaches as far."""
+Ends = tuple[bool, bool, bool, bool]
+"""Whether one of two tiles ends above, below, left and right of what they share, where the other one goes on."""
+NOWHERE: Ends = (False, False, False, False)
 
 
 def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects, least: float = LEAST) -> Pairs:
@@ -35,11 +45,34 @@ def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects, least: floa
     if common is None:
         return np.zeros((0, 2), dtype=np.int64)
     strips = a.labels[within(common, a_tile.window)], b.labels[within(common, b_tile.window)]
-    return link_strips(strips[0], a.classes, strips[1], b.classes, least)
+    both = ends(a_tile.window, b_tile.window), ends(b_tile.window, a_tile.window)
+    return link_strips(strips[0], a.classes, strips[1], b.classes, both, least)
 
 
-def link_strips(a: Labels, a_classes: Classes, b: Labels, b_classes: Classes, least: float = LEAST) -> Pairs:
-    """The same from labels (h, w) of both tiles over what they share, and the classes (n,) of all their objects."""
+def ends(own: Part, other: Part) -> Ends:
+    """Where a window ends within another one."""
+    (rows, cols), (down, right) = own, other
+    return rows.start > down.start, rows.stop < down.stop, cols.start > right.start, cols.stop < right.stop
+
+
+def link_strips(
+    a: Labels,
+    a_classes: Classes,
+    b: Labels,
+    b_classes: Classes,
+    cut: tuple[Ends, Ends] = (NOWHERE, NOWHERE),
+    least: float = LEAST,
+) -> Pairs:
+    """The same from parts of tiles.
+
+    Args:
+        a: (h, w) labels of the first tile over what both share.
+        a_classes: (n,) classes of all its objects.
+        b: Labels of the second tile.
+        b_classes: Classes of its objects.
+        cut: Where each of the tiles ends.
+        least: Share of the smaller of two parts that both must show, and more.
+    """
     if not (a.any() and b.any()):
         return np.zeros((0, 2), dtype=np.int64)
     one, other = parts_of(a), parts_of(b)
@@ -51,6 +84,8 @@ def link_strips(a: Labels, a_classes: Classes, b: Labels, b_classes: Classes, le
     enough = counts > least * np.minimum(one.sizes[i], other.sizes[j])
     agreement = counts / (one.sizes[i] + other.sizes[j] - counts)
     same = enough & _best(i, j, agreement) & _best(j, i, agreement)
+    same |= (counts == one.sizes[i]) & _cut_off(one, a, cut[0])[i]
+    same |= (counts == other.sizes[j]) & _cut_off(other, b, cut[1])[j]
     pairs: Pairs = np.unique(np.stack([one.labels[i[same]], other.labels[j[same]]], axis=1).astype(np.int64), axis=0)
     return pairs
 
@@ -95,6 +130,23 @@ def parts_of(labels: Labels) -> Parts:
     owner[part] = own
     sizes = np.bincount(part, weights=stops - starts, minlength=count).astype(np.int64)
     return Parts(places=places, labels=owner, sizes=sizes)
+
+
+def _cut_off(parts: Parts, labels: Labels, cut: Ends) -> NDArray[np.bool_]:
+    """(p,) parts that reach an edge where their tile ends, and are more than a sliver along it."""
+    found = np.zeros(len(parts.labels), dtype=bool)
+    if not any(cut):
+        return found
+    edge, rim = np.zeros(labels.shape, dtype=bool), np.zeros(labels.shape, dtype=bool)
+    for axis, (first, last) in enumerate((cut[:2], cut[2:])):
+        for width, mask in ((1, edge), (EDGE, rim)):
+            along = np.moveaxis(mask, axis, 0)
+            along[:width] |= first
+            along[max(0, len(along) - width) :] |= last
+    found[parts.places[edge & (labels > 0)]] = True
+    inner = np.zeros_like(found)
+    inner[parts.places[~rim & (labels > 0)]] = True
+    return found & inner
 
 
 def _best(of: NDArray[np.int64], among: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from samgraft.recipes.mosaic.link import link, link_strips, parts_of
+from samgraft.recipes.mosaic.link import NOWHERE, ends, link, link_strips, parts_of
 from samgraft.recipes.mosaic.plan import plan_tiles
 from tests.recipes.mosaic._worlds import KINDS, boxes, canonical, components, oracle, world
 
@@ -48,6 +48,28 @@ def test_more_than_half_of_the_smaller_one_must_agree() -> None:
 def test_a_blob_does_not_glue_what_the_other_tile_keeps_apart() -> None:
     assert _pairs("11112222 11112222", "33333333 33333333") == [[1, 3]]
     assert _pairs("11222222", "33333333") == [[2, 3]]
+
+
+def test_what_a_cut_edge_hides_is_told_by_the_tile_that_sees_beyond() -> None:
+    # the second tile begins here: objects 2 and 3 meet left of its edge, where only the first one sees them
+    whole, parts = "111111 111111 111111", "222222 222222 333333"
+    assert _pairs(whole, parts) == [[1, 2]]
+    begins = (False, False, True, False)
+    assert _cut(whole, parts, begins) == [[1, 2], [1, 3]]
+    assert _cut(whole, "222222 222222 .33333", begins) == [[1, 2]]  # 3 does not reach the edge: all of it is seen
+    assert _cut("111111 111111 11111.", parts, begins) == [[1, 2]]  # the first tile shows 3 in part only
+    assert _cut("111111 111111 111111", "222222 222222 333...", begins) == [[1, 2]]  # a sliver says nothing
+    assert _cut("1111 1111 1111", "2233 2233 2233", (True, False, False, False)) == [[1, 2]]  # nothing but a sliver
+
+
+def _cut(a: str, b: str, ends_of_b: tuple[bool, bool, bool, bool]) -> list[list[int]]:
+    return link_strips(_strip(a), ONE, _strip(b), ONE, (NOWHERE, ends_of_b)).tolist()
+
+
+def test_where_a_window_ends_in_another() -> None:
+    left, right = (slice(0, 9), slice(0, 20)), (slice(0, 9), slice(15, 40))
+    assert ends(left, right) == (False, False, False, True) and ends(right, left) == (False, False, True, False)
+    assert ends((slice(5, 9), slice(0, 20)), left) == (True, False, False, False)
 
 
 def test_a_rim_of_one_pixel_on_the_neighbour_links_nothing() -> None:
