@@ -84,8 +84,8 @@ def link_strips(
     enough = counts > least * np.minimum(one.sizes[i], other.sizes[j])
     agreement = counts / (one.sizes[i] + other.sizes[j] - counts)
     same = enough & _best(i, j, agreement) & _best(j, i, agreement)
-    same |= (counts == one.sizes[i]) & _cut_off(one, a, cut[0])[i]
-    same |= (counts == other.sizes[j]) & _cut_off(other, b, cut[1])[j]
+    same |= (counts == one.sizes[i]) & _cut_off(one, a, cut[0], cut[1])[i]
+    same |= (counts == other.sizes[j]) & _cut_off(other, b, cut[1], cut[0])[j]
     pairs: Pairs = np.unique(np.stack([one.labels[i[same]], other.labels[j[same]]], axis=1).astype(np.int64), axis=0)
     return pairs
 
@@ -132,21 +132,27 @@ def parts_of(labels: Labels) -> Parts:
     return Parts(places=places, labels=owner, sizes=sizes)
 
 
-def _cut_off(parts: Parts, labels: Labels, cut: Ends) -> NDArray[np.bool_]:
-    """(p,) parts that reach an edge where their tile ends, and are more than a sliver along it."""
+def _cut_off(parts: Parts, labels: Labels, own: Ends, other: Ends) -> NDArray[np.bool_]:
+    """(p,) parts that reach an edge where their tile ends, and are more than a sliver along that of either tile."""
     found = np.zeros(len(parts.labels), dtype=bool)
-    if not any(cut):
+    if not any(own):
         return found
-    edge, rim = np.zeros(labels.shape, dtype=bool), np.zeros(labels.shape, dtype=bool)
-    for axis, (first, last) in enumerate((cut[:2], cut[2:])):
-        for width, mask in ((1, edge), (EDGE, rim)):
-            along = np.moveaxis(mask, axis, 0)
-            along[:width] |= first
-            along[max(0, len(along) - width) :] |= last
+    edge = _along(labels.shape, own, 1)
+    inner = ~(_along(labels.shape, own, EDGE) | _along(labels.shape, other, EDGE))
     found[parts.places[edge & (labels > 0)]] = True
-    inner = np.zeros_like(found)
-    inner[parts.places[~rim & (labels > 0)]] = True
-    return found & inner
+    deep = np.zeros_like(found)
+    deep[parts.places[inner & (labels > 0)]] = True
+    return found & deep
+
+
+def _along(shape: tuple[int, ...], cut: Ends, width: int) -> NDArray[np.bool_]:
+    """(h, w) pixels within ``width`` of the edges that are cut."""
+    near = np.zeros(shape, dtype=bool)
+    for axis, (first, last) in enumerate((cut[:2], cut[2:])):
+        lines = np.moveaxis(near, axis, 0)
+        lines[:width] |= first
+        lines[max(0, len(lines) - width) :] |= last
+    return near
 
 
 def _best(of: NDArray[np.int64], among: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.bool_]:

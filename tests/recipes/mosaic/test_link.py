@@ -59,7 +59,11 @@ def test_what_a_cut_edge_hides_is_told_by_the_tile_that_sees_beyond() -> None:
     assert _cut(whole, "222222 222222 .33333", begins) == [[1, 2]]  # 3 does not reach the edge: all of it is seen
     assert _cut("111111 111111 11111.", parts, begins) == [[1, 2]]  # the first tile shows 3 in part only
     assert _cut("111111 111111 111111", "222222 222222 333...", begins) == [[1, 2]]  # a sliver says nothing
-    assert _cut("1111 1111 1111", "2233 2233 2233", (True, False, False, False)) == [[1, 2]]  # nothing but a sliver
+    assert _cut("1111 1111 1111", "2233 2233 2233", (True, False, False, False)) == [[1, 2]]  # nothing but slivers
+    ends_of_a = (False, False, False, True)
+    thin = _strip("111111 111111 111111"), ONE, _strip("222233 222233 222233"), ONE
+    below = (False, True, False, False)  # 3 goes on below, and beyond the edge of the first tile
+    assert link_strips(*thin, (ends_of_a, below)).tolist() == [[1, 2]]
 
 
 def _cut(a: str, b: str, ends_of_b: tuple[bool, bool, bool, bool]) -> list[list[int]]:
