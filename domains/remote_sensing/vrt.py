@@ -73,10 +73,10 @@ def in_squares(read: Callable[[Window], Array], window: Window, shape: tuple[int
     whole = np.empty((*first.shape[:-2], *(part.stop - part.start for part in window)), dtype=first.dtype)
     for number, square in enumerate(_squares(window, shape)):
         both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, square, strict=True))
-        there = tuple(slice(c.start - a.start, c.stop - a.start) for a, c in zip(window, both, strict=True))
-        here = tuple(slice(c.start - b.start, c.stop - b.start) for b, c in zip(square, both, strict=True))
+        rows, cols = (slice(c.start - a.start, c.stop - a.start) for a, c in zip(window, both, strict=True))
+        down, right = (slice(c.start - b.start, c.stop - b.start) for b, c in zip(square, both, strict=True))
         pixels = first if number == 0 else read(square)
-        whole[(..., *there)] = pixels[(..., *here)]
+        whole[..., rows, cols] = pixels[..., down, right]
     return whole
 
 
