@@ -6,9 +6,8 @@ without what later tiles share. A pixel belongs to the object of the tile whose 
 nothing, to what another tile shows there (``layers.compose``).
 
 Two passes give final ids. The first, :func:`number_objects`, needs no masks; the second knows the id of every fragment
-and so can write label maps block by block, also of objects that are not complete yet. Memory: the strips and open
-objects along one row of tiles (large masks are packed), and for the ids 12 bytes for each object and 4 for each
-fragment in the first pass, 4 and 4 in the second.
+and so can write label maps block by block, also of incomplete objects. Memory: strips and open objects along one row of
+tiles (large masks are packed), and for ids 12 bytes per object and 4 per fragment in the first pass, 4 and 4 then.
 
 An oracle's objects come out exactly, for any tile size, overlap and origin: two adjacent pixels always lie in one
 window, so connected fragments share pixels with each other, and over what two tiles share their parts are equal.
@@ -234,8 +233,7 @@ class Frontier:
         if common is None or before is None:
             return np.zeros((0, 2), dtype=np.int64)
         here = found.labels[within(common, tile.window)]
-        cut = ends(held.tile.window, tile.window), ends(tile.window, held.tile.window)
-        return link_strips(before, held.classes, here, found.classes, cut)
+        return link_strips(before, held.classes, here, found.classes, ends(held.tile.window, tile.window))
 
     def _join(self, a: int, b: int) -> None:
         root, gone = self._forest.join(a, b)

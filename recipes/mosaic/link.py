@@ -45,14 +45,16 @@ def link(a_tile: Tile, a: TileObjects, b_tile: Tile, b: TileObjects, least: floa
     if common is None:
         return np.zeros((0, 2), dtype=np.int64)
     strips = a.labels[within(common, a_tile.window)], b.labels[within(common, b_tile.window)]
-    both = ends(a_tile.window, b_tile.window), ends(b_tile.window, a_tile.window)
-    return link_strips(strips[0], a.classes, strips[1], b.classes, both, least)
+    return link_strips(strips[0], a.classes, strips[1], b.classes, ends(a_tile.window, b_tile.window), least)
 
 
-def ends(own: Part, other: Part) -> Ends:
-    """Where a window ends within another one."""
-    (rows, cols), (down, right) = own, other
-    return rows.start > down.start, rows.stop < down.stop, cols.start > right.start, cols.stop < right.stop
+def ends(a: Part, b: Part) -> tuple[Ends, Ends]:
+    """Where each of two windows ends within the other one."""
+    (rows, cols), (down, right) = a, b
+    return (
+        (rows.start > down.start, rows.stop < down.stop, cols.start > right.start, cols.stop < right.stop),
+        (rows.start < down.start, rows.stop > down.stop, cols.start < right.start, cols.stop > right.stop),
+    )
 
 
 def link_strips(
@@ -70,7 +72,7 @@ def link_strips(
         a_classes: (n,) classes of all its objects.
         b: Labels of the second tile.
         b_classes: Classes of its objects.
-        cut: Where each of the tiles ends.
+        cut: Where each of the tiles ends, see :func:`ends`.
         least: Share of the smaller of two parts that both must show, and more.
     """
     if not (a.any() and b.any()):

@@ -11,7 +11,7 @@ from samgraft.adapters.backbones.hf import SAM_MEAN, SAM_STD
 from samgraft.adapters.prompts.base import Prompts
 from tests.data.checkpoints import SIDE, toy_sam
 
-TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
+TOLERANCE = {"rtol": 1e-5, "atol": 5e-5}  # 2.6e-5 on an AMD EPYC, where MKL rounds otherwise
 """Windows that reach beyond the image are asked less than in transformers, so the last bits may differ."""
 
 BOXES = torch.tensor([[5.0, 6.0, 40.0, 50.0], [0.0, 0.0, 20.0, 30.5], [30.0, 20.0, 63.0, 63.0]])

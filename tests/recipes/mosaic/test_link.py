@@ -72,8 +72,8 @@ def _cut(a: str, b: str, ends_of_b: tuple[bool, bool, bool, bool]) -> list[list[
 
 def test_where_a_window_ends_in_another() -> None:
     left, right = (slice(0, 9), slice(0, 20)), (slice(0, 9), slice(15, 40))
-    assert ends(left, right) == (False, False, False, True) and ends(right, left) == (False, False, True, False)
-    assert ends((slice(5, 9), slice(0, 20)), left) == (True, False, False, False)
+    assert ends(left, right) == ((False, False, False, True), (False, False, True, False))
+    assert ends((slice(5, 9), slice(0, 20)), left) == ((True, False, False, False), NOWHERE)
 
 
 def test_a_rim_of_one_pixel_on_the_neighbour_links_nothing() -> None:
