@@ -43,8 +43,9 @@ SEAM = 2
 """Overlap of tiles in pixels where a class map is made: it is the same in both, so they only have to touch."""
 LEAST_SIDE, MOST_SIDE, VIEWS = 1024, 4096, 16
 """A tile is as wide as so many network windows, within these bounds: those on its seams are computed twice."""
-HALO = 4
-"""Objects are told apart with a strip around each tile in view, of the overlap divided by this; see ``windows``."""
+HALO, MOST_HALO = 4, 64
+"""Objects are told apart with a strip around each tile in view, of the overlap divided by the first number, and of at
+most so many pixels; see ``windows``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def segment_mosaic(
     infer, classes, view = _infer(source, scene, area, adapter, backbone, everything, scores is not None, batch, asked)
     plan = planned(scene, view, asked, kind=infer.kind, area=area)
     if isinstance(infer, AdapterInfer):
-        infer.halo = plan.overlap // HALO if infer.kind == "instance" else 0
+        infer.halo = min(plan.overlap // HALO, MOST_HALO) if infer.kind == "instance" else 0
     sinks = plan_sinks(
         outputs,
         scene.grid,
