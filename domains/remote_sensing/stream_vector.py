@@ -43,7 +43,9 @@ FORMATS = {
 LAYER = "segmentation"
 """Layer name in the files written."""
 _ARROW_BATCH = 4096
-_FIXED_DATE = "1970-01-01T00:00:00.000Z"
+_SETTINGS = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z", "OGR_GPKG_MAX_RAM_USAGE_RTREE": "8000000"}
+"""GeoPackages hold the time of their last change; a fixed one makes equal contents equal files. And GDAL keeps the whole
+spatial index in memory while it is made, 60 bytes for each polygon, unless it is told how much it may have."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,7 +229,7 @@ class _OgrWriter:
             options["SPATIAL_INDEX"] = "YES" if self._count else "NO"
         with (
             _quiet(),
-            _fixed_date(),
+            _settings(),
             raw.open_arrow(self._spool, layer=LAYER, batch_size=_ARROW_BATCH) as (meta, stream),
         ):
             raw.write_arrow(
@@ -324,11 +326,11 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _fixed_date() -> Iterator[None]:
-    """GeoPackages hold the time of their last change; a fixed one makes equal contents equal files."""
-    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _FIXED_DATE})
+def _settings() -> Iterator[None]:
+    """GDAL with ``_SETTINGS``, as long as this lasts."""
+    before = {name: pyogrio.get_gdal_config_option(name) for name in _SETTINGS}
+    pyogrio.set_gdal_config_options(_SETTINGS)
     try:
         yield
     finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+        pyogrio.set_gdal_config_options(before)

@@ -106,6 +106,10 @@ class Numbering:
         return int(self._tables[tile][local])
 
 
+CHUNK = 65_536
+"""Numbers that are looked at at once, where a copy of all would need as much memory again."""
+
+
 class Register:
     """Collects objects as they close, in any order, and numbers them in the end."""
 
@@ -138,12 +142,10 @@ class Register:
     def numbering(self) -> Numbering:
         """Final ids of everything so far; call it once, in the end."""
         count = len(self._firsts)
-        order = (
-            np.argsort(np.frombuffer(self._firsts, dtype=np.int64), kind="stable") if count else np.zeros(0, np.intp)
-        )
+        order = sorted_places(self._firsts)
         self._firsts = array("q")
         final = np.zeros(count + 1, dtype=np.int32)
-        final[order + 1] = np.arange(1, count + 1, dtype=np.int32)
+        final[1:][order] = np.arange(1, count + 1, dtype=np.int32)
         for table in self._tables.values():
             table[:] = final[table]
         classes, scores = np.array(self._classes, dtype=np.uint16), np.array(self._scores, dtype=np.uint16)
@@ -153,3 +155,21 @@ class Register:
         self._firsts.frombytes(firsts.tobytes())
         self._classes.frombytes(classes.astype(np.uint16).tobytes())
         self._scores.frombytes(scores.astype(np.float16).tobytes())
+
+
+def sorted_places(values: "array[int]") -> Keys:
+    """(n,) places of whole numbers >= 0 in rising order of the numbers, equal ones in order of place.
+
+    Works in the memory of ``values``, which are lost, where number and place fit into 63 bits together.
+    """
+    numbers = np.frombuffer(values, dtype=np.int64)
+    bits = len(numbers).bit_length()
+    if not len(numbers) or int(numbers.max()).bit_length() + bits > 63:
+        return np.argsort(numbers, kind="stable")
+    numbers <<= bits
+    for start in range(0, len(numbers), CHUNK):
+        part = numbers[start : start + CHUNK]
+        part |= np.arange(start, start + len(part))
+    numbers.sort()
+    numbers &= (1 << bits) - 1
+    return numbers

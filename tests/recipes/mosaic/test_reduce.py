@@ -1,12 +1,14 @@
 """Groups and numbers do not depend on the order of the work."""
 
+from array import array
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from samgraft.errors import ConfigError
-from samgraft.recipes.mosaic.reduce import Forest, Register, key_of, split_key
+from samgraft.recipes.mosaic.reduce import Forest, Register, key_of, sorted_places, split_key
 
 PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=12)
 
@@ -64,3 +66,11 @@ def test_ids_count_objects_by_their_first_pixels_whatever_closes_first() -> None
     with pytest.raises(ConfigError, match="tile 4 has 5 objects, but 3 when they were numbered"):
         numbering.of_tile(4, 6)
     assert Register().numbering().count == 0
+
+
+@pytest.mark.parametrize("largest", [0, 5, 10**6, 2**40, 2**62])
+def test_places_in_rising_order_are_those_of_a_stable_sort(largest: int) -> None:
+    values = np.random.default_rng(0).integers(0, largest, 150_000, endpoint=True)
+    expected = np.argsort(values, kind="stable")
+    assert np.array_equal(sorted_places(array("q", values.tolist())), expected)
+    assert sorted_places(array("q")).tolist() == []
