@@ -44,7 +44,7 @@ LAYER = "segmentation"
 """Layer name in the files written."""
 _ARROW_BATCH = 4096
 _SETTINGS = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z", "OGR_GPKG_MAX_RAM_USAGE_RTREE": "8000000"}
-"""GeoPackages hold the time of their last change; a fixed one makes equal contents equal files. And GDAL keeps the whole
+"""GeoPackages hold the time of their last change; a fixed one makes equal contents equal files. GDAL keeps the whole
 spatial index in memory while it is made, 60 bytes for each polygon, unless it is told how much it may have."""
 
 
