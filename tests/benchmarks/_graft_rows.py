@@ -38,7 +38,7 @@ MORE: dict[str, tuple[GraftConfig, ...]] = {
 """Rows beside the registry's; the bottleneck is that of the first-slice benchmark."""
 SIZE = {"nuclei": 64, "cardiac_mr": 64, "retina_vessels": 64, "buildings_banepa": 128}
 """Network input in pixels, and of windows their native side; half of the first-slice benchmark, so that a run
-of a minute has a few hundred steps."""
+of half a minute has a few hundred steps."""
 BATCH = {"cardiac_mr": 4, "buildings_banepa": 2}
 """Smaller than in the first-slice benchmark, whose budget is four times as long: steps are what is short here."""
 METRIC = {"nuclei": "ap50", "cardiac_mr": "dice_patient", "retina_vessels": "dice", "buildings_banepa": "iou"}

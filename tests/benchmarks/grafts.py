@@ -186,7 +186,7 @@ def tell(results: Results, tasks: Sequence[Task], *, tune: bool) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of the command line, with defaults that follow ``--tune``."""
     default = f"{', '.join(SETS)}; to tune {', '.join(TUNED_ON)}"
-    parser = trained("grafts", __doc__, sets=list(SPECS), default=default, budget=60, dropped="--methods")
+    parser = trained("grafts", __doc__, sets=list(SPECS), default=default, budget=30, dropped="--methods")
     parser.add_argument("--methods", nargs="*", default=list(rows()), choices=list(rows()), metavar="METHOD")
     parser.add_argument("--start", type=float, default=240, help="seconds that the decoder all begin with has trained")
     parser.add_argument("--costs", action="store_true", help="measure steps and memory instead")
