@@ -144,7 +144,8 @@ def merge_states(
         if isinstance(config, LoraConfig | DecoderLoraConfig):
             scales = [_scale(one[name]) for one in configs]
             chosen = None if how == "exact" else rank or max(_rank(one[name]) for one in configs)
-            state, kept, lost = _low_rank(own, [w * s for w, s in zip(weights, scales, strict=True)], chosen)
+            counted = [i for i, weight in enumerate(weights) if weight]  # the others would only add to the rank
+            state, kept, lost = _low_rank([own[i] for i in counted], [weights[i] * scales[i] for i in counted], chosen)
             found |= state
             merged[name] = replace(config, rank=kept, alpha=None, rslora=False)
             discarded |= {} if how == "exact" else {name: lost}

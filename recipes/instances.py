@@ -99,7 +99,7 @@ def instances_from_probabilities(
 def _grow(seeds: NDArray[np.integer], mask: NDArray[np.bool_], limit: int) -> NDArray[np.int32]:
     """Spread labels over ``mask``, one ring of 4-neighbours at a time; ``limit`` 0 goes on until nothing changes.
 
-    Where two objects arrive together the one above wins, then left, right, below: a rule that knows no numbers, so that
+    Where two objects arrive together the one below wins, then right, left, above: a rule that knows no numbers, so that
     the border between two objects is the same in every tile that shows it.
     """
     labels = np.pad(seeds.astype(np.int32), 1)
@@ -108,7 +108,7 @@ def _grow(seeds: NDArray[np.integer], mask: NDArray[np.bool_], limit: int) -> ND
     step = 0
     while not limit or step < limit:
         arrived = np.zeros(len(waiting), dtype=np.int32)
-        for neighbour in (-width, -1, 1, width):
+        for neighbour in (width, 1, -1, -width):
             arrived = np.where(arrived == 0, flat[waiting + neighbour], arrived)
         if not arrived.any():
             break

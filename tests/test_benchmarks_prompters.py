@@ -348,7 +348,7 @@ def test_maps_give_back_the_objects_that_they_were_made_of(head: DistancesConfig
     logits = target.logit(1e-6) if head else torch.nn.functional.one_hot(target, 3).permute(2, 0, 1) * 20.0
     found = _object_maps.read(maps, chosen, logits)
     figures = _object_sets.score(chosen, [found], [case], [0.0])
-    least = 0.97 if head else 0.99  # a pixel of the seam may be as near to the one object as to the other
+    least = 0.97 if head else 1.0  # a watershed shares the seam of touching objects as it comes
     assert figures["ap50"] == pytest.approx(1) and float(figures["best_iou"]) >= least
 
 

@@ -11,7 +11,7 @@ from samgraft.adapters.backbones.hf import SAM_MEAN, SAM_STD
 from samgraft.adapters.prompts.base import Prompts
 from tests.data.checkpoints import SIDE, toy_sam
 
-TOLERANCE = {"rtol": 1e-5, "atol": 5e-5}  # 2.6e-5 on an AMD EPYC, where MKL rounds otherwise
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 """Windows that reach beyond the image are asked less than in transformers, so the last bits may differ."""
 
 BOXES = torch.tensor([[5.0, 6.0, 40.0, 50.0], [0.0, 0.0, 20.0, 30.5], [30.0, 20.0, 63.0, 63.0]])
@@ -62,13 +62,16 @@ def reference(model: SamModel, image: Tensor, prompts: Prompts, *, multimask: bo
 @pytest.mark.parametrize("multimask", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_sam_model(case: str, multimask: bool) -> None:
-    model = toy_sam()
-    prompts = Prompts(image_index=OWNER, **CASES[case])
-    expected, expected_scores = reference(model, images(), prompts, multimask=multimask)
+    model = toy_sam().double()  # in single precision the sums differ by processor
+    image = images().double()
+    prompts = Prompts(
+        image_index=OWNER, **{k: v.double() if v.is_floating_point() else v for k, v in CASES[case].items()}
+    )
+    expected, expected_scores = reference(model, image, prompts, multimask=multimask)
     assert expected.std() > 0.1  # the toy says something
 
     backbone = HFSamBackbone(model)
-    logits, scores = backbone.decode(backbone.encode(images()), prompts, multimask=multimask)
+    logits, scores = backbone.decode(backbone.encode(image), prompts, multimask=multimask)
     assert logits.shape == (3, 3 if multimask else 1, SIDE // 2, SIDE // 2)
     torch.testing.assert_close(logits, expected, **TOLERANCE)
     torch.testing.assert_close(scores, expected_scores, **TOLERANCE)
