@@ -103,6 +103,8 @@ def test_hashes_follow_every_setting() -> None:
     other = replace(plain, lr=3 * plain.lr)
     assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, other)
     assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, plain, 240)
+    later = _graft_rows.optimiser(spec, start=240)
+    assert later == replace(plain, lr=_graft_rows.CONTINUED * plain.lr) and later.lr < plain.lr
 
 
 def test_results_survive_on_disk_and_success_clears_failure(tmp_path: Path) -> None:

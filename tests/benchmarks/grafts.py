@@ -2,10 +2,10 @@
 
 All methods of the registry with their defaults and a few more rows, on frozen graft-tiny with a class-token decoder
 that is trained with them; "decoder only" has no graft. All rows of the same data and seed begin with the same decoder,
-which was trained alone for ``--start`` seconds; from there every run trains for the same time of its one thread, which
-is wall time on a machine with nothing else to do, and is scored once on the validation cases, at its end. Seed 0 of
-everything comes first. Every result is written as it comes and found again, so that a benchmark that was stopped in
-any way goes on where it was.
+which was trained alone for ``--start`` seconds; from there every run goes on at a quarter of the rate for the same time
+of its one thread, which is wall time on a machine with nothing else to do, and is scored once on the validation cases,
+at its end. Seed 0 of everything comes first. Every result is written as it comes and found again, so that a benchmark
+that was stopped in any way goes on where it was.
 
 ``--tune`` compares learning rates on held-out training cases, for ``lr_factor`` of the methods; ``--costs`` measures
 steps and memory, a process per method; ``--summary`` only writes the tables of what is there; ``--forget`` drops the
@@ -50,7 +50,7 @@ def plan(options: argparse.Namespace, weights: str) -> list[Task]:
         spec = spec_of(task["set"])
         for factor in FACTORS if options.tune else (None,):
             config = config_hash(rows(factor)[task["method"]])
-            recipe = recipe_hash(spec, optimiser(spec), options.start)
+            recipe = recipe_hash(spec, optimiser(spec, start=options.start), options.start)
             found.append(task | {"factor": factor, "config": config, "recipe": recipe, "start": options.start})
     return found
 
@@ -186,9 +186,9 @@ def tell(results: Results, tasks: Sequence[Task], *, tune: bool) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of the command line, with defaults that follow ``--tune``."""
     default = f"{', '.join(SETS)}; to tune {', '.join(TUNED_ON)}"
-    parser = trained("grafts", __doc__, sets=list(SPECS), default=default, budget=30, dropped="--methods")
+    parser = trained("grafts", __doc__, sets=list(SPECS), default=default, budget=16, dropped="--methods")
     parser.add_argument("--methods", nargs="*", default=list(rows()), choices=list(rows()), metavar="METHOD")
-    parser.add_argument("--start", type=float, default=240, help="seconds that the decoder all begin with has trained")
+    parser.add_argument("--start", type=float, default=120, help="seconds that the decoder all begin with has trained")
     parser.add_argument("--costs", action="store_true", help="measure steps and memory instead")
     return settled(parser.parse_args(argv), sets=SETS, tuned_on=TUNED_ON)
 

@@ -110,12 +110,14 @@ def _scores(method: str, folder: Path) -> str:
     own.sort(key=lambda cell: (cell.method != method, cell.method, cell.set, cell.cases or 10**9))
     gains = [mean(cell.differences) for cell in own if cell.method == method and cell.differences]
     lead = (
-        f"`{RUN}`: graft-tiny with the same class-token decoder and the same wall time for all. Spread is the standard "
-        f'deviation over seeds; gain is the mean difference to "{BASELINE}", seed by seed.'
+        f"`{RUN}`: graft-tiny with one class-token decoder, already trained, to begin with, and the same wall time "
+        f'for all. Spread is the standard deviation over seeds; gain is the mean difference to "{BASELINE}", seed by '
+        "seed."
     )
     if gains:
         better = sum(gain > 0 for gain in gains)
         lead += f" With the default options the gain is positive in {better} of {len(gains)} rows."
+        lead += "" if better else " It fails to beat the decoder alone on every set."
     extra = {label(row): row.get("extra_mb") for row in read(folder, "grafts", "costs")}
     rows = [_cell_row(cell) | {"extra memory, MB": _whole(extra.get(cell.method))} for cell in own]
     columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]

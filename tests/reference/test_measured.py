@@ -69,7 +69,8 @@ def test_section_of_a_method(folder: Path) -> None:
     (late,) = [line for line in text.splitlines() if line.startswith("| lora, last 4")]
     assert "| all 7 " in late
     assert cost == "| lora         | 5.500   |" and "| decoder only | 5.500 " in text and "abc" not in text
-    assert "positive in 1 of 1 rows" in text and "at 64 px" in text
+    assert "positive in 1 of 1 rows" in text and "at 64 px" in text and "fails to beat" not in text
+    assert "positive in 0 of 1 rows. It fails to beat the decoder alone on every set." in section("vpt", folder)
     assert "ShapeError: odd" in section("vpt", folder) and "ShapeError" not in text
 
 
