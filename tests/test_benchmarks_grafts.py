@@ -104,7 +104,8 @@ def test_hashes_follow_every_setting() -> None:
     assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, other)
     assert _graft_rows.recipe_hash(spec, plain) != _graft_rows.recipe_hash(spec, plain, 240)
     later = _graft_rows.optimiser(spec, start=240)
-    assert later == replace(plain, lr=_graft_rows.CONTINUED * plain.lr) and later.lr < plain.lr
+    assert plain.lr == _graft_rows.GRAFT.lr
+    assert later == replace(plain, lr=plain.lr / 4), "a decoder that has trained before goes on at a quarter"
 
 
 def test_results_survive_on_disk_and_success_clears_failure(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_a_run_leaves_the_backbone_as_it_was_and_tells_its_costs(monkeypatch: py
     assert _graft_rows.state_of(backbone) == start
     assert row["steps"] >= 1
     assert 0 <= row["dice"] <= 1
-    assert (row["metric"], row["lr"], row["without_gradient"]) == ("dice", _graft_rows.GRAFT.lr, 0)
+    assert (row["metric"], row["lr"], row["without_gradient"]) == ("dice", _graft_rows.GRAFT.lr / 4, 0)
     assert row["adapter_mb"] * 1e6 > 4 * row["trainable"]
     with torch.no_grad():
         next(backbone.parameters()).add_(1)
