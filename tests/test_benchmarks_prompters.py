@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from samgraft.adapters.backbones.base import Backbone, Features
 from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.decoders.hq_token import HqTokenConfig
-from samgraft.adapters.graft import attach
+from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
 from samgraft.adapters.prompts.sam_det import SamDetConfig
@@ -280,6 +280,28 @@ def test_a_run_trains_the_head_alone_and_reports_what_it_took(monkeypatch: pytes
     assert (found["ap50"], found["trainable"], found["metric"], found["n"]) == (pytest.approx(1), 1, "ap50", 1)
     assert made[0].bias.item() != 0 and found["seconds"] >= 0.5 and found["seconds_per_image"] > 0
     assert found["lr"] == _object_rows.HEAD_RATE
+
+
+def test_grafts_of_a_row_are_trained_with_it_and_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, backbone, seen = toy_set(), toy_backbone(), list[float]()
+    monkeypatch.setitem(_object_sets.SETS, "toy", chosen)
+    monkeypatch.setattr(_prompter_runs, "folds", lambda *args, **kw: [([toy_case()], [toy_case()])])
+    use = _prompter_runs.use
+
+    def watched(method: _object_arms.Method, cases: list[Case]) -> Any:
+        assert isinstance(method.module, Grafted)
+        seen.extend(float(p.detach().abs().max()) for name, p in method.module.grafts.named_parameters() if "lora_B" in name)
+        return use(method, cases)
+
+    monkeypatch.setattr(_prompter_runs, "use", watched)
+    row = next(row for row in _object_rows.MORE if row.name == "distances + lora")
+    task = {"set": "toy", "cases": None, "seed": 0, "method": row.name, "budget": 0.5, "weights": "w", "factor": None}
+    known = {"config": "c", "recipe": "r", "tune": False}
+    first, second = (_prompter_runs.one(backbone, task | known, row) for _ in range(2))
+    assert seen and min(seen) > 0, "LoRA's B is zero until it is trained"
+    assert first["backbone_unchanged"] and second["backbone_unchanged"] and first["without_gradient"] == 0
+    plain = replace(row, grafts=())
+    assert row.describe(chosen) != plain.describe(chosen)
 
 
 def test_every_picture_gives_a_window_per_round_wherever_it_lies() -> None:

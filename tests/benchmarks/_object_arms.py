@@ -65,7 +65,7 @@ def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int, train: Seq
     prompter, decoder = row.configs(chosen)
     if row.kind == "unet":
         return _unet(chosen, maps_of(chosen, decoder))
-    grafted = attach(backbone, prompter=prompter, decoder=decoder)
+    grafted = attach(backbone, row.grafts, prompter=prompter, decoder=decoder)
     if row.kind == "maps":
         return of_maps(grafted, chosen, maps_of(chosen, decoder or prompter))
     head = next(part for part in (grafted.prompter, grafted.decoder) if isinstance(part, ObjectHead))
@@ -127,10 +127,11 @@ def of_maps(grafted: Grafted, chosen: ObjectSet, maps: Maps) -> Method:
 
 
 def _grafted(grafted: Grafted, learned: Representation, loss: nn.Module, find: Callable[[Case], Result]) -> Method:
-    """Trained as the package trains: what is attached, on features that need no gradient."""
+    """Trained as the package trains: what is attached, on features that need no gradient if the encoder is frozen."""
+    moving = not grafted.frozen_encoder()
 
     def objective(image: Tensor, label: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(moving):
             features = grafted.encode(image)
         return finite(learned.learn(loss, grafted, features, image, label))
 

@@ -8,6 +8,8 @@ from torch import nn
 
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.decoders import DECODERS, DecoderConfig
+from samgraft.adapters.grafts import LoraConfig
+from samgraft.adapters.grafts.base import GraftConfig
 from samgraft.adapters.prompts import PROMPTERS, PrompterConfig
 from samgraft.adapters.prompts.objects import ObjectHead
 from samgraft.recipes.engine.everything import EverythingConfig
@@ -30,6 +32,8 @@ SHOWN = ("in_context", "matcher", "persam", "persam_f", "reference_region")
 """Prompters that find what references show, as one object; nothing, or next to nothing, is trained."""
 SHOWN_TOO = ("vrp",)
 """A prompter that is trained, and is shown references in use."""
+LORA = LoraConfig(targets=("qkv", "proj", "lin1", "lin2"))
+"""For rows that ask what the frozen encoder holds back."""
 LOOSE = {"pred_iou_thresh": 0.3, "stability_score_thresh": 0.5}
 """Filters of everything mode under which it says more: average precision asks for many answers in a good order."""
 
@@ -46,6 +50,8 @@ class Row:
     prompter_options: Mapping[str, Any] = field(default_factory=dict)
     decoder_options: Mapping[str, Any] = field(default_factory=dict)
     everything_options: Mapping[str, Any] = field(default_factory=dict)
+    grafts: tuple[GraftConfig, ...] = ()
+    """Parts inside the encoder, trained with the rest; without them it stays as it is."""
     references: bool = False
     """Whether training pictures are shown in use."""
     serves: tuple[str, ...] = (*OBJECTS, *CLASSES)
@@ -69,6 +75,7 @@ class Row:
         found: list[Any] = [self.kind]
         if self.kind == "everything":
             found.append(asdict(self.everything(chosen)))
+        found += [graft.to_dict() for graft in self.grafts]
         return found + [None if config is None else config.to_dict() for config in self.configs(chosen)]
 
     def everything(self, chosen: ObjectSet) -> EverythingConfig:
@@ -103,6 +110,8 @@ MORE = (
         decoder_options={"from_points": True},
         serves=OBJECTS,
     ),
+    Row(name="distances + lora", kind="maps", decoder="distances", grafts=(LORA,), serves=OBJECTS),
+    Row(name="class_tokens + lora", kind="maps", decoder="class_tokens", grafts=(LORA,)),
 )
 """Beside the registries, or instead of what they would give."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
+from samgraft.adapters.graft import Grafted
 from tests.benchmarks._arms import count
 from tests.benchmarks._data import Case
 from tests.benchmarks._graft_rows import KEY, short_hash, state_of
@@ -58,6 +59,8 @@ def one(backbone: HFSamBackbone, task: dict[str, Any], row: Row | None = None) -
             shown = train[:THRESHOLD_CASES]
             least = choose_threshold(chosen, [method.find(case) for case in shown], shown)
         found, took = use(method, held)
+        if isinstance(method.module, Grafted):
+            method.module.detach()
         costs.append(cost | took | {"train_cases": len(train), "threshold": least})
         results, scored, thresholds = results + found, scored + held, thresholds + [least] * len(held)
     known = {key: task[key] for key in KEY} | {"factor": task["factor"]}
