@@ -115,6 +115,7 @@ def predict(
     align: str | None = None,
     align_source: str | PathLike[str] | None = None,
     spacing: str | None = None,
+    views: int = 1,
     tell: Callable[[Outcome], None] | None = None,
 ) -> tuple[Outcome, ...]:
     """Segment this process's share of ``inputs``.
@@ -132,6 +133,7 @@ def predict(
         align: As of ``samgraft.segment``; fitted to each input by itself.
         align_source: As of ``samgraft.segment``.
         spacing: As of ``samgraft.segment``.
+        views: As of ``samgraft.segment``.
         tell: Called after each input.
 
     Returns:
@@ -148,7 +150,8 @@ def predict(
         known = ", ".join((*VOLUME_SUFFIXES, *DICOM_SUFFIXES))
         raise ConfigError(f"suffix {suffix!r} is not written for volumes; expected one of {known}")
     file = None if isinstance(adapter, Grafted) else Path(adapter)
-    moved = {name: v for name, v in (("align", align), ("spacing", spacing)) if v is not None}
+    moved: dict[str, Any] = {name: v for name, v in (("align", align), ("spacing", spacing)) if v is not None}
+    moved |= {"views": views} if views != 1 else {}
     since = claim_output(output, inputs, file, overwrite=overwrite, moved=moved)
     options: dict[str, Any] = {"batch": batch, "align_source": align_source, **moved}
     network = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
@@ -188,7 +191,7 @@ def claim_output(
     adapter: Path | None,
     *,
     overwrite: bool,
-    moved: Mapping[str, str] | None = None,
+    moved: Mapping[str, str | int] | None = None,
 ) -> float:
     """Make the output folder, and write down whose masks lie in it; every process may do so, and writes the same.
 

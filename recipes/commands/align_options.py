@@ -1,4 +1,4 @@
-"""Options of ``samgraft segment`` that bring a new scene to the images that an adapter was trained on."""
+"""Options of ``samgraft segment`` that say how an adapter sees a new scene."""
 
 import argparse
 from typing import Any
@@ -7,11 +7,13 @@ from samgraft.recipes.commands.parsing import PlainParser
 
 NAMES = ("auto", "histogram", "reinhard", "macenko", "moments", "fourier", "none")
 """Choices of ``--align``; here as well, since ``--help`` should not import the methods."""
+VIEWS = (1, 4, 8)
+"""Choices of ``--views``, for the same reason."""
 
 
 def add_align(parser: PlainParser) -> None:
     """Add the options."""
-    group = parser.add_argument_group("an adapter on another scanner, stain, camera or city (docs/align.md)")
+    group = parser.add_argument_group("how an adapter sees a scene of another scanner, stain or city (docs/align.md)")
     group.add_argument(
         "--align",
         default=None,
@@ -30,8 +32,16 @@ def add_align(parser: PlainParser) -> None:
         choices=("adapter",),
         help="volumes: show the network as many mm per pixel as in training (rasters: see --gsd)",
     )
+    group.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        choices=VIEWS,
+        help="pictures, rasters: mean of 4 mirrored, or 8 mirrored and turned views (volumes: see --flips)",
+    )
 
 
 def align_options(values: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``samgraft.segment``, of those that were given."""
-    return {name: v for name in ("align", "align_source", "spacing") if (v := getattr(values, name)) is not None}
+    found = {name: v for name in ("align", "align_source", "spacing") if (v := getattr(values, name)) is not None}
+    return found if values.views == 1 else found | {"views": values.views}

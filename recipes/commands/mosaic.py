@@ -165,6 +165,7 @@ def _options(values: argparse.Namespace) -> dict[str, Any]:
         "tile",
         "align",
         "align_source",
+        "views",
     )
     named = {name: name for name in names} | {"largest_m": "object_size"}
     found = {name: v for name, option in named.items() if (v := getattr(values, option)) is not None}

@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from samgraft.adapters.backbones.base import Features
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.cases import to_bytes
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
-from samgraft.recipes.data.slabs import Slabs, flat_slabs, slab_maps, slab_squares
-from samgraft.recipes.engine.clicked import click_head, slab_clicks
+from samgraft.recipes.data.slabs import Slabs, slab_maps, slab_squares
+from samgraft.recipes.engine.clicked import slab_clicks
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.engine.slices import pictures
+from samgraft.recipes.engine.steps import Steps, steps
 from samgraft.recipes.ground import at_trained_gsd, on_source
 from samgraft.recipes.inference import probabilities, squares
 from samgraft.recipes.joining import Joining
@@ -39,7 +39,6 @@ from samgraft.recipes.representations import Maps, ObjectMaps, WindowObjects
 from samgraft.recipes.representations.classes import class_probabilities
 from samgraft.recipes.volume_memory import require_memory
 from samgraft.recipes.volume_prompts import Point
-from samgraft.volumetric.heads.clicks import VolumeClicks
 
 T = TypeVar("T")
 Track = Callable[[Sequence[Any], str], Iterator[Any]]
@@ -49,16 +48,6 @@ Read = Callable[[slice, slice], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 """Rows and columns -> (3, h, w) in [0, 1], and (h, w) where there is data."""
 IN_MEMORY = 2**30
 """Maps of a raster up to this many bytes stay in memory, larger ones in a temporary file (instances only)."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A network in two steps, which may run in different threads."""
-
-    encode: Callable[[Tensor], tuple[Tensor, Features]]
-    """(B, 3, S, S) in [0, 1] -> the same on the network's device, and its features; slabs (B, 3, D, S, S) as slices."""
-    decode: Callable[[tuple[Tensor, Features]], Any]
-    """-> logits (B, K, s, s) of the representation, float on the CPU; or per window the objects found there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +94,7 @@ def segment_automatic(
         return _volume(scene, grafted, recorded, batch=chosen, depth=depth, track=track, clicks=clicks)
     view = at_trained_gsd(scene, recorded.recipe.gsd)
     plane = Plane(view, recorded.look(view))
-    result = _plane(plane, grafted, recorded, batch=chosen, depth=depth, track=track)
+    result = _plane(plane, grafted, recorded, batch=max(1, chosen // recorded.views), depth=depth, track=track)
     seen = plane.look.describe(scene) if scene.kind == "raster" else {}
     result = replace(result, meta={**result.meta, **seen})
     return result if view is scene else on_source(result, view)
@@ -120,7 +109,7 @@ def _plane(
         network = steps(grafted, representation)
         objects = _by_window(network, plane, recorded, batch=batch, depth=depth, track=track)
         return _instances(scene, recorded, *objects)
-    network = steps(grafted, recorded.maps)
+    network = steps(grafted, recorded.maps, views=recorded.views)
     with closing(strips(network, plane, recorded, batch=batch, depth=depth, track=track)) as found:
         if isinstance(representation, ObjectMaps):
             return _instances(scene, recorded, *_from_maps(plane, recorded, representation, found))
@@ -129,35 +118,6 @@ def _plane(
             labels[strip.rows] = strip.maps.argmax(dim=0).numpy()
             labels[strip.rows][~strip.valid] = 0
     return _semantic(scene, labels, recorded)
-
-
-def steps(
-    grafted: Grafted, representation: Maps | WindowObjects, clicks: Iterator[VolumeClicks | None] | None = None
-) -> Steps:
-    """The network, encoder and decoder apart; logits as in training. ``clicks``: those of every input, in order."""
-    head = None if clicks is None else click_head(grafted)
-    device = next(grafted.backbone.parameters()).device
-
-    def encode(image: Tensor) -> tuple[Tensor, Features]:
-        flat, _, slices = flat_slabs(image, None)
-        with torch.no_grad():
-            there = flat.to(device)
-            return there, grafted.encode(there) if slices == 1 else grafted.encode(there, depth=slices)
-
-    def decode(encoded: tuple[Tensor, Features]) -> Any:
-        image, features = encoded
-        with torch.no_grad():
-            if isinstance(representation, WindowObjects):
-                found = representation.find(grafted, features, image)
-                return [found.select(found.image_index == number) for number in range(len(image))]
-            told = None if clicks is None else next(clicks)
-            if told is None or head is None:
-                output = grafted.predict(image, features=features)
-            else:
-                output = head.answer(features, image, told.to(device))
-        return representation.logits(output).float().cpu()
-
-    return Steps(encode, decode)
 
 
 def _volume(

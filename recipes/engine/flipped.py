@@ -13,10 +13,10 @@ from samgraft.domains.scene import Scene, label_dtype
 from samgraft.domains.segmentation import Segmentation
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.cases import CaseArrays
-from samgraft.recipes.engine.automatic import steps
 from samgraft.recipes.engine.pipeline import encode_batch
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.engine.slices import pictures
+from samgraft.recipes.engine.steps import steps
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.trusting import MIRRORS, predict_flipped
 from samgraft.volumetric.shape_rules import ShapeRules, apply_to_labels

@@ -38,6 +38,8 @@ class Recorded:
     """For the result's meta."""
     alignment: Alignment | None = None
     """What moves a scene towards the images of training, fitted on it (``engine.aligned``); None for nothing."""
+    views: int = 1
+    """How many views of a window are averaged (``engine.turned``)."""
 
     @property
     def size(self) -> int:

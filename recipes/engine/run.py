@@ -30,6 +30,7 @@ from samgraft.recipes.engine.prompted import segment_prompted
 from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume, write_uncertainty
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.referenced import Examples, segment_like
+from samgraft.recipes.engine.turned import with_views
 from samgraft.recipes.prompt_files import prompts_from_file
 from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
 from samgraft.recipes.trusting import calibration_of
@@ -50,6 +51,7 @@ def segment(
     align: str | None = None,
     align_source: str | PathLike[str] | None = None,
     spacing: str | None = None,
+    views: int = 1,
     references: Examples | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
@@ -78,6 +80,7 @@ def segment(
         align: Adapter only: "auto", or another way to move the scene towards the images of training (docs/align.md).
         align_source: Folder of training images, for an adapter whose header does not remember them.
         spacing: "adapter" shows a volume at the millimetres per network pixel of training; None as it is.
+        views: Adapter on a picture or raster: mean of 4 (mirrored) or 8 (turned, too) views; as many times the work.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
         network_size: Pixels per side of the network input; None: the backbone's, twice that with references.
@@ -100,7 +103,7 @@ def segment(
         ConfigError: contradictory options. CheckpointError: the adapter is damaged or belongs to another backbone.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing))
+    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing, views))
     source, targets, told = _opened(scene, output, prompts)
     network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
     track = _bar if progress else None
@@ -113,6 +116,7 @@ def segment(
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = _moved(_header(grafted, meta, network_size, bands), source, grafted, (align, align_source, spacing))
+            said = with_views(said, source, views)
             result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
@@ -160,10 +164,10 @@ def _check_asked(
     if volume is not None and prompts is None and adapter is None:
         raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
     alone = adapter is not None and prompts is None and references is None
-    if not alone and any(one is not None for one in moved):
+    if not alone and any(one not in (None, 1) for one in moved):
         raise ConfigError(
-            "align= and spacing= bring a scene to the training images of an adapter that works by itself; give "
-            "adapter= without prompts and references, or leave them out"
+            "align=, spacing= and views= are about how an adapter that works by itself sees a scene; give adapter= "
+            "without prompts and references, or leave them out"
         )
 
 

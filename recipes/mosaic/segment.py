@@ -25,6 +25,7 @@ from samgraft.recipes.engine.everything import EverythingConfig
 from samgraft.recipes.engine.focus import network_size
 from samgraft.recipes.engine.recorded import recorded
 from samgraft.recipes.engine.run import adapter_meta, load_adapter
+from samgraft.recipes.engine.turned import with_views
 from samgraft.recipes.ground import require_trained_gsd
 from samgraft.recipes.look import Look, look_at
 from samgraft.recipes.mosaic.engines import ENGINES, DaskEngine, Engine, LocalEngine
@@ -76,6 +77,8 @@ class MosaicOptions:
     align: str | None = None
     """With an adapter: as of ``samgraft.segment``; fitted once for the whole raster."""
     align_source: str | PathLike[str] | None = None
+    """As of ``samgraft.segment``."""
+    views: int = 1
     """As of ``samgraft.segment``."""
 
     def __post_init__(self) -> None:
@@ -253,9 +256,10 @@ def _infer(
 ) -> tuple[TileInfer, Mapping[int, str], int]:
     """What is computed of a tile, its classes, and the side of a network window in pixels of the raster."""
     if adapter is None:
-        if asked.align is not None or asked.align_source is not None:
+        if asked.align is not None or asked.align_source is not None or asked.views != 1:
             raise ConfigError(
-                "align brings a raster to the training images of an adapter; give adapter=, or leave it out"
+                "align brings a raster to the training images of an adapter, and views are averaged by one; give "
+                "adapter=, or leave them out"
             )
         whole = EverythingInfer(
             source,
@@ -271,6 +275,7 @@ def _infer(
         require_trained_gsd(scene, said.recipe.gsd)
     lattice(said, scene.grid.shape)  # an adapter for whole pictures is refused here
     said = aligned(said, scene, adapter_meta(grafted), asked.align, source=asked.align_source, resampled=False)
+    said = with_views(said, scene, asked.views)
     options: dict[str, Any] = {"backbone": backbone, "scores": scores, "batch": batch, "area": area}
     infer = AdapterInfer(source, adapter, said.look(scene), **options)
     infer.take(grafted, said)

@@ -23,10 +23,11 @@ from samgraft.adapters.bundle import tensors_hash
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.fit import windows as tiling
-from samgraft.recipes.engine.automatic import Chunk, Steps, chunks, on_squares, steps
+from samgraft.recipes.engine.automatic import Chunk, chunks, on_squares
 from samgraft.recipes.engine.pipeline import encode_batch, pipeline
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.run import adapter_meta, load_adapter
+from samgraft.recipes.engine.steps import Steps, steps
 from samgraft.recipes.look import Look
 from samgraft.recipes.mosaic.gather import Gather, View, gather_of
 from samgraft.recipes.mosaic.infer import Found, Kind, Source, TileInfer, outcome_of, readable
@@ -106,8 +107,9 @@ class AdapterInfer(TileInfer):
     def take(self, grafted: Grafted, said: Recorded) -> Loaded:
         """Use what this process has loaded already."""
         representation = said.representation
-        network = steps(grafted, representation if isinstance(representation, WindowObjects) else said.maps)
-        self._loaded = Loaded(grafted, said, network, encode_batch(grafted.backbone, said.size, self.batch))
+        maps = representation if isinstance(representation, WindowObjects) else said.maps
+        batch = max(1, encode_batch(grafted.backbone, said.size, self.batch) // said.views)
+        self._loaded = Loaded(grafted, said, steps(grafted, maps, views=said.views), batch)
         return self._loaded
 
     @property
@@ -126,7 +128,7 @@ class AdapterInfer(TileInfer):
             "classes": {str(number): name for number, name in here.recorded.classes.items()},
             "recipe": asdict(here.recorded.recipe),
             "look": self.look.facts(),
-            **{name: words for name, words in here.recorded.about.items() if name == "align"},
+            **{name: words for name, words in here.recorded.about.items() if name in ("align", "views")},
             "scores": self.scores,
             "halo": self.halo,
             "batch": here.batch,

@@ -20,6 +20,7 @@ from samgraft.adapters.prompts import make_references
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, objects_from_labels
 from samgraft.recipes.config import TaskConfig
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
+from samgraft.recipes.engine.turned import mean_of_views, turned
 from samgraft.recipes.joining import Joining
 from samgraft.recipes.representations import HeadObjects, Maps, Representation, WindowObjects
 from samgraft.recipes.representations.objects import MIN_PIXELS
@@ -64,10 +65,10 @@ def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int, train: Seq
         return Method(find=partial(everything, backbone, chosen, row.everything(chosen)))
     prompter, decoder = row.configs(chosen)
     if row.kind == "unet":
-        return _unet(chosen, maps_of(chosen, decoder))
+        return _unet(chosen, maps_of(chosen, decoder), row.views)
     grafted = attach(backbone, row.grafts, prompter=prompter, decoder=decoder)
     if row.kind == "maps":
-        return of_maps(grafted, chosen, maps_of(chosen, decoder or prompter))
+        return of_maps(grafted, chosen, maps_of(chosen, decoder or prompter), row.views)
     head = next(part for part in (grafted.prompter, grafted.decoder) if isinstance(part, ObjectHead))
     method = of_head(head, grafted, chosen, references(head, grafted, chosen, train) if row.references else None)
     return replace(method, objective=None) if row.kind == "references" else method
@@ -110,11 +111,11 @@ def _with_decoder(method: Method, grafted: Grafted, decoder: HqTokenDecoder) -> 
     return replace(method, objective=objective)
 
 
-def of_maps(grafted: Grafted, chosen: ObjectSet, maps: Maps) -> Method:
+def of_maps(grafted: Grafted, chosen: ObjectSet, maps: Maps, views: int = 1) -> Method:
     """A decoder that gives maps: blended and read as a whole, or asked in every window where they say only where."""
 
     def forward(image: Tensor) -> Tensor:
-        return maps.logits(grafted.predict(image))
+        return mean_of_views(maps.logits(grafted.predict(turned(image, views))), views)
 
     def whole(case: Case) -> Result:
         return read(maps, chosen, blended(forward, chosen, case))
@@ -150,14 +151,17 @@ def finite(loss: Tensor) -> Tensor:
     return loss
 
 
-def _unet(chosen: ObjectSet, maps: Maps) -> Method:
+def _unet(chosen: ObjectSet, maps: Maps, views: int) -> Method:
     arm, loss = unet(replace(chosen.spec, classes=maps.channels)), loss_of(maps, chosen)
 
     def objective(image: Tensor, label: Tensor) -> Tensor:
         return finite(difference(maps, loss, arm.forward(image), label))
 
+    def forward(image: Tensor) -> Tensor:
+        return mean_of_views(arm.forward(turned(image, views)), views)
+
     def find(case: Case) -> Result:
-        return read(maps, chosen, blended(arm.forward, chosen, case))
+        return read(maps, chosen, blended(forward, chosen, case))
 
     certain = chosen.kind == "classes"
     return Method(find=find, objective=objective, module=arm.module, trained=arm.trained, certain=certain)

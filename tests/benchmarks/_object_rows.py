@@ -52,6 +52,8 @@ class Row:
     everything_options: Mapping[str, Any] = field(default_factory=dict)
     grafts: tuple[GraftConfig, ...] = ()
     """Parts inside the encoder, trained with the rest; without them it stays as it is."""
+    views: int = 1
+    """Views of a window whose maps are averaged in use; in training there is one."""
     references: bool = False
     """Whether training pictures are shown in use."""
     serves: tuple[str, ...] = (*OBJECTS, *CLASSES)
@@ -75,7 +77,7 @@ class Row:
         found: list[Any] = [self.kind]
         if self.kind == "everything":
             found.append(asdict(self.everything(chosen)))
-        found += [graft.to_dict() for graft in self.grafts]
+        found += [graft.to_dict() for graft in self.grafts] + ([self.views] if self.views > 1 else [])
         return found + [None if config is None else config.to_dict() for config in self.configs(chosen)]
 
     def everything(self, chosen: ObjectSet) -> EverythingConfig:
@@ -110,6 +112,8 @@ MORE = (
         decoder_options={"from_points": True},
         serves=OBJECTS,
     ),
+    Row(name="distances, 8 views", kind="maps", decoder="distances", views=8, serves=OBJECTS),
+    Row(name="unet, distances, 8 views", kind="unet", decoder="distances", views=8, serves=OBJECTS),
     Row(name="distances + lora", kind="maps", decoder="distances", grafts=(LORA,), serves=OBJECTS),
     Row(name="class_tokens + lora", kind="maps", decoder="class_tokens", grafts=(LORA,)),
 )

@@ -13,8 +13,8 @@ from samgraft.adapters.decoders import ClassTokensConfig
 from samgraft.adapters.graft import attach
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.area import Area
-from samgraft.recipes.engine.automatic import steps
 from samgraft.recipes.engine.recorded import Recorded
+from samgraft.recipes.engine.steps import steps
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import look_at
 from samgraft.recipes.mosaic.infer import OracleInfer, Source

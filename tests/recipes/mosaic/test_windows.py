@@ -18,9 +18,10 @@ from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.area import Area
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.data.fit import windows as tiling
-from samgraft.recipes.engine.automatic import segment_automatic, steps
+from samgraft.recipes.engine.automatic import segment_automatic
 from samgraft.recipes.engine.everything import EverythingConfig
 from samgraft.recipes.engine.recorded import Recorded
+from samgraft.recipes.engine.steps import steps
 from samgraft.recipes.instances import border_target
 from samgraft.recipes.look import look_at
 from samgraft.recipes.mosaic.engines import packed
