@@ -226,8 +226,8 @@ def claim_output(
         return float(known.get("since", 0.0))
     if known and not overwrite:
         raise ConfigError(
-            f"{output} holds masks of another adapter, or of another alignment (see {MARKER}); choose another folder, "
-            "or add --overwrite"
+            f"{output} holds masks of another adapter, of another alignment or of other views (see {MARKER}); choose "
+            "another folder, or add --overwrite"
         )
     since = time.time() if known else 0.0
     write_text(output / MARKER, json.dumps({**facts, "since": since}, indent=1) + "\n")

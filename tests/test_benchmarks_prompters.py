@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
@@ -30,6 +31,7 @@ from tests.benchmarks import (
     _object_sets,
     _prompter_runs,
     _prompter_summary,
+    prompter_pictures,
     prompters,
 )
 from tests.benchmarks._data import Case
@@ -501,3 +503,47 @@ def test_tables_say_mean_spread_and_who_beats_whom() -> None:
     assert (line["ap50"], line["seeds"], line["steps"], line["f1"]) == (pytest.approx(0.6), 2, 10, None)
     page = _prompter_summary.page(rows, [{"method": "x", "set": "nuclei", "failed": "no"}])
     assert "- failed: x on nuclei: no" in page
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+def test_kept_label_maps_are_drawn_where_the_objects_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = toy_case()
+    monkeypatch.setitem(_object_sets.SETS, "nuclei", toy_set())
+    monkeypatch.setattr(prompter_pictures, "folds", lambda *args, **kw: [([case], [case])])
+    found = _object_sets.result_of(case.label, [0.9, 0.8, 0.7, 0.1])
+    folder = _prompter_runs.kept_folder(tmp_path, set="nuclei", cases=None, seed=0, method="oracle")
+    _prompter_runs.keep(folder, [found], [case], [0.5])
+    labels = prompter_pictures.labels_of(folder, 0, case)
+    assert np.array_equal(labels, np.where(case.label == 4, 0, case.label)), "the last object does not count"
+    target = tmp_path / "sheet.png"
+    prompter_pictures.main([str(tmp_path), "--rows", "oracle", "-o", str(target)])
+    picture = np.asarray(Image.open(target).convert("RGB")).astype(int)
+    height = round(SHAPE[0] * 2 * 300 / (SHAPE[1] * 2))
+    assert picture.shape == (prompter_pictures.HEAD + height + prompter_pictures.GAP, 2 * 306, 3)
+    corner = (slice(prompter_pictures.HEAD + height - 40, None), slice(260, 300))
+    right = (corner[0], slice(corner[1].start + 306, corner[1].stop + 306))
+    coloured = [(picture[place].max(-1) - picture[place].min(-1) > 60).sum() for place in (corner, right)]
+    assert coloured[0] > 100 and coloured[1] == 0, "its outline is in the truth, and not in what counts"
+    with pytest.raises(SystemExit, match="run tests.benchmarks.prompters with --keep"):
+        prompter_pictures.main([str(tmp_path), "--rows", "other", "-o", str(target)])
+    with pytest.raises(SystemExit, match="is of toy, expected elsewhere"):
+        prompter_pictures.labels_of(folder, 0, replace(case, name="elsewhere"))
+
+
+def test_views_of_a_row_are_averaged_in_use_alone() -> None:
+    row = next(row for row in _object_rows.MORE if row.name == "distances, 8 views")
+    chosen, case = toy_set(), toy_case()
+    single = replace(row, views=1)
+    assert row.describe(chosen) != single.describe(chosen)
+    methods = [_object_arms.build(one, chosen, toy_backbone(), 0, [case]) for one in (row, single)]
+    batch = next(_object_sets.crops(chosen, [case], torch.Generator().manual_seed(0)))
+    losses = []
+    for method in methods:
+        assert method.objective is not None
+        method.module.eval()
+        losses.append(method.objective(*batch).item())
+    assert losses[0] == losses[1]
+    lying = replace(case, image=np.rot90(case.image).copy(), label=np.rot90(case.label).copy())
+    turned = [[method.find(one).labels > 0 for one in (case, lying)] for method in methods]
+    differing = [np.mean(np.rot90(upright) != other) for upright, other in turned]
+    assert differing[0] < 0.002 and differing[1] > 10 * max(differing[0], 1e-4)

@@ -103,7 +103,7 @@ def segment(
         ConfigError: contradictory options. CheckpointError: the adapter is damaged or belongs to another backbone.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing, views))
+    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing), views)
     source, targets, told = _opened(scene, output, prompts)
     network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
     track = _bar if progress else None
@@ -153,6 +153,7 @@ def _check_asked(
     adapter: object,
     volume: VolumeOptions | None,
     moved: Sequence[object],
+    views: int,
 ) -> None:
     """Refuse what contradicts itself."""
     if records is not None and (prompts is not None or adapter is not None):
@@ -164,10 +165,15 @@ def _check_asked(
     if volume is not None and prompts is None and adapter is None:
         raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
     alone = adapter is not None and prompts is None and references is None
-    if not alone and any(one not in (None, 1) for one in moved):
+    if not alone and any(one is not None for one in moved):
         raise ConfigError(
-            "align=, spacing= and views= are about how an adapter that works by itself sees a scene; give adapter= "
-            "without prompts and references, or leave them out"
+            "align= and spacing= bring a scene to the training images of an adapter that works by itself; give "
+            "adapter= without prompts and references, or leave them out"
+        )
+    if not alone and views != 1:
+        raise ConfigError(
+            f"views={views} averages what an adapter that works by itself gives; give adapter= without prompts and "
+            "references, or leave it out"
         )
 
 

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from samgraft.adapters.backbones.hf import HFSamBackbone
@@ -28,6 +30,8 @@ from tests.benchmarks._train import descend
 
 THRESHOLD_CASES = 5
 """Training pictures on which the score is chosen from which objects count."""
+ADDRESS = ("set", "cases", "seed", "method")
+"""Fields of a task that say where its label maps are kept."""
 RECIPE = 1
 """Raise it when the code of the benchmark changes what a run does: earlier results are then run again."""
 
@@ -43,7 +47,7 @@ def one(backbone: HFSamBackbone, task: dict[str, Any], row: Row | None = None) -
 
     Args:
         backbone: Without grafts, and so again afterwards.
-        task: The fields of ``KEY``, and "factor" of the learning rate or None.
+        task: The fields of ``KEY``, "factor" of the learning rate or None, and "keep", a folder for what was found.
         row: What "method" stands for; None looks it up.
     """
     chosen, before = SETS[task["set"]], state_of(backbone)
@@ -63,10 +67,25 @@ def one(backbone: HFSamBackbone, task: dict[str, Any], row: Row | None = None) -
             method.module.detach()
         costs.append(cost | took | {"train_cases": len(train), "threshold": least})
         results, scored, thresholds = results + found, scored + held, thresholds + [least] * len(held)
+    if task.get("keep"):
+        keep(kept_folder(Path(task["keep"]), **{name: task[name] for name in ADDRESS}), results, scored, thresholds)
     known = {key: task[key] for key in KEY} | {"factor": task["factor"]}
     figures = score(chosen, results, scored, thresholds)
     metric = {"metric": chosen.metric, "lr": row.optimiser(chosen, task["factor"]).lr}
     return known | figures | metric | together(costs) | {"backbone_unchanged": state_of(backbone) == before}
+
+
+def kept_folder(root: Path, *, set: str, cases: int | None, seed: int, method: str) -> Path:
+    """Where the label maps of a run lie."""
+    return root / f"{set}-{cases or 'all'}-{seed}" / method
+
+
+def keep(folder: Path, results: Sequence[Result], cases: Sequence[Case], thresholds: Sequence[float]) -> None:
+    """Write the label map of every scored picture, without the objects that do not count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (result, least) in enumerate(zip(results, thresholds, strict=True)):
+        counted = np.where(np.append(False, result.scores >= least)[result.labels], result.labels, 0)
+        np.savez_compressed(folder / f"{number:03d}.npz", name=cases[number].name, labels=counted)
 
 
 def fit(method: Method, row: Row, chosen: ObjectSet, train: Sequence[Case], task: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ count is chosen on training pictures.
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def plan(options: argparse.Namespace, weights: str, known: dict[str, Row]) -> li
                         shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
                         own = {"method": method, "factor": factor, "weights": weights}
                         budget = {"budget": 0.0 if untrained else options.budget}
-                        found.append(shared | own | budget | hashes(row, chosen, factor))
+                        kept = {"keep": str(options.keep) if options.keep else None}
+                        found.append(shared | own | budget | kept | hashes(row, chosen, factor))
     return found
 
 
@@ -84,6 +86,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     default = f"all; to tune {', '.join(TUNED_ON)}"
     parser = trained("prompters", __doc__, sets=list(SETS), default=default, budget=120, dropped="--rows")
     parser.add_argument("--rows", nargs="*", metavar="ROW", help="default all; --list names them")
+    parser.add_argument("--keep", type=Path, help="folder for the label maps of scored pictures (prompter_pictures)")
     parser.add_argument("--list", action="store_true", help="name the rows, and stop")
     return settled(parser.parse_args(argv), sets=list(SETS), tuned_on=TUNED_ON)
 
