@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import _graft_summary, graft_costs
+from tests.benchmarks import _graft_summary, _prompter_summary, graft_costs
 from tests.benchmarks._sets import SPECS
 from tests.benchmarks._table import markdown, read_json
 from tests.reference.measured import current
@@ -105,6 +105,12 @@ def grafts(content: dict[str, Any]) -> str:
     return _graft_summary.page(rows, content.get("costs", []), content.get("failed", [])).replace("## ", "### ")
 
 
+def prompters(content: dict[str, Any]) -> str:
+    """The section of prompters.json: every method on every set, aims, who beats whom, costs."""
+    rows = [row for row in content["results"] if not row["tune"]]
+    return _prompter_summary.page(rows, content.get("failed", [])).replace("## ", "### ")
+
+
 def step_costs(content: dict[str, Any]) -> str:
     """The section of graft_costs.json."""
     return markdown(content["results"], graft_costs.COLUMNS)
@@ -126,7 +132,8 @@ def raster_training(content: dict[str, Any]) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice, "grafts": grafts},
+    "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice, "grafts": grafts, "prompters": prompters},
+    "everything.md": {"everything": rows_only},
     "speed.md": dict.fromkeys(("encoder", "attention", "prompts", "cache", "memory", "pipeline"), rows_only)
     | {"quantized": quantized, "graft_costs": step_costs},
     "rasters_at_scale.md": {"raster_sets": raster_sets},
