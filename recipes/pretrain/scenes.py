@@ -71,7 +71,7 @@ def make_sample(seed: int, size: int = 128) -> ProceduralSample:
     for _ in range(20):
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
         canvas = Canvas(size=size, regions=np.zeros((size, size), dtype=np.int32))
-        _background(rng, canvas)
+        paint_background(rng, canvas)
         LAYOUTS[name][0](rng, canvas)
         masks = _visible_masks(canvas)
         if masks:
@@ -92,7 +92,7 @@ def _visible_masks(canvas: Canvas, min_side: float = 0.04) -> list[Mask]:
     return masks
 
 
-def _background(rng: Rng, canvas: Canvas) -> None:
+def paint_background(rng: Rng, canvas: Canvas) -> None:
     """Nothing, a few smooth areas, or a body outline with darkness around it."""
     size, choice = canvas.size, rng.random()
     if choice < 0.35:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import _graft_summary, _prompter_summary, graft_costs
+from tests.benchmarks import one_shot as one_shot_benchmark
 from tests.benchmarks._sets import SPECS
 from tests.benchmarks._table import markdown, read_json
 from tests.reference.measured import current
@@ -111,6 +112,11 @@ def prompters(content: dict[str, Any]) -> str:
     return _prompter_summary.page(rows, content.get("failed", [])).replace("## ", "### ")
 
 
+def one_shot(content: dict[str, Any]) -> str:
+    """The section of one_shot.json."""
+    return markdown(content["results"], one_shot_benchmark.COLUMNS)
+
+
 def step_costs(content: dict[str, Any]) -> str:
     """The section of graft_costs.json."""
     return markdown(content["results"], graft_costs.COLUMNS)
@@ -134,6 +140,7 @@ def raster_training(content: dict[str, Any]) -> str:
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice, "grafts": grafts, "prompters": prompters},
     "everything.md": {"everything": rows_only},
+    "prompts_without_a_person.md": {"one_shot": one_shot},
     "speed.md": dict.fromkeys(("encoder", "attention", "prompts", "cache", "memory", "pipeline"), rows_only)
     | {"quantized": quantized, "graft_costs": step_costs},
     "rasters_at_scale.md": {"raster_sets": raster_sets},
