@@ -31,6 +31,8 @@ from samgraft.errors import CheckpointError, OutputError
 
 FORMAT = 1
 """Version of the header's layout."""
+EMBEDDED = {"graft-tiny-objects": Path(__file__).parent / "embedded" / "graft_tiny_objects.graft"}
+"""Adapters in the package, by the name that stands for their file wherever one is read."""
 _KEY = "samgraft"
 
 
@@ -130,13 +132,19 @@ def save_bundle(
     return target
 
 
+def bundle_path(path: str | os.PathLike[str]) -> Path:
+    """The file of an adapter in the package, or ``path`` itself; a file that lies there comes first."""
+    given = Path(path)
+    return given if given.exists() else EMBEDDED.get(str(path), given)
+
+
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON header of a bundle, without reading its tensors.
+    """The JSON header of a bundle, without reading its tensors; here and below a name of :data:`EMBEDDED` is a path.
 
     Raises:
         CheckpointError: the file is missing, damaged, no bundle, or of a newer format.
     """
-    return _parse_header(Path(path))
+    return _parse_header(bundle_path(path))
 
 
 def read_meta(path: str | os.PathLike[str]) -> BundleMeta:
@@ -145,7 +153,7 @@ def read_meta(path: str | os.PathLike[str]) -> BundleMeta:
     Raises:
         CheckpointError: as :func:`read_header`.
     """
-    return BundleMeta.from_dict(_parse_header(Path(path))["meta"])
+    return BundleMeta.from_dict(_parse_header(bundle_path(path))["meta"])
 
 
 def replace_meta(path: str | os.PathLike[str], meta: BundleMeta) -> None:
@@ -173,7 +181,7 @@ def load_bundle(path: str | os.PathLike[str], backbone: Backbone) -> Grafted:
         NoMatchError: a method that this version does not know.
         ConfigError: the backbone already carries grafts.
     """
-    source = Path(path)
+    source = bundle_path(path)
     header = _parse_header(source)
     expected, found = header["backbone"]["sha256"], backbone.weights_hash()
     if expected != found:
@@ -205,7 +213,7 @@ def read_tensors(path: str | os.PathLike[str], header: Mapping[str, Any]) -> dic
     Raises:
         CheckpointError: damaged, or non-finite values.
     """
-    source = Path(path)
+    source = bundle_path(path)
     try:
         state: dict[str, Tensor] = safetensors.torch.load_file(source)
     except (safetensors.SafetensorError, OSError) as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.bundle import BundleMeta, save_bundle
 from samgraft.adapters.decoders.distances import DistancesConfig
 from samgraft.adapters.decoders.hq_token import HqTokenConfig
 from samgraft.adapters.graft import Grafted, attach
@@ -547,3 +548,37 @@ def test_views_of_a_row_are_averaged_in_use_alone() -> None:
     turned = [[method.find(one).labels > 0 for one in (case, lying)] for method in methods]
     differing = [np.mean(np.rot90(upright) != other) for upright, other in turned]
     assert differing[0] < 0.002 and differing[1] > 10 * max(differing[0], 1e-4)
+
+
+def test_a_row_begins_with_an_adapter_and_may_stay_as_it_is(tmp_path: Path) -> None:
+    backbone, chosen = toy_backbone(), toy_set()
+    grafted = attach(backbone, decoder=DistancesConfig(full_resolution=True))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in grafted.trainable_parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    wanted = {name: tensor.clone() for name, tensor in grafted.graft_state().items()}
+    save_bundle(tmp_path / "a.graft", grafted, meta=BundleMeta(task="instance", classes={1: "object"}))
+    grafted.detach()
+    fixed = {**_object_rows.EMBEDDED, "start": str(tmp_path / "a.graft")}
+    as_it_is = _object_rows.Row(name="as it is", **fixed, trained=False)
+    further = _object_rows.Row(name="further", **fixed)
+    for row in (as_it_is, further):
+        method = _object_arms.build(row, chosen, backbone, 0, [toy_case()])
+        assert isinstance(method.module, Grafted)
+        state = method.module.graft_state()
+        assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
+        assert (method.objective is None) == (row is as_it_is)
+        method.module.detach()
+    assert as_it_is.describe(chosen) != further.describe(chosen)
+    plain = replace(further, start=None)
+    assert further.optimiser(chosen).lr == _object_rows.STARTED * plain.optimiser(chosen).lr
+    tasks = prompters.plan(
+        options(sets=["nuclei"], rows=["as it is", "further"]), "w", {r.name: r for r in (as_it_is, further)}
+    )
+    assert [(t["method"], t["seed"], t["budget"] > 0) for t in tasks if t["cases"] is None] == [
+        ("as it is", 0, False),
+        ("further", 0, True),
+        ("further", 1, True),
+        ("further", 2, True),
+    ]

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samgraft.adapters.backbones.base import Backbone
-from samgraft.adapters.bundle import tensors_hash
+from samgraft.adapters.bundle import bundle_path, tensors_hash
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import ConfigError
 from samgraft.recipes.data.fit import windows as tiling
@@ -85,7 +84,7 @@ class AdapterInfer(TileInfer):
     ) -> None:
         """Load nothing yet."""
         super().__init__(source, **options)
-        self.adapter = adapter if isinstance(adapter, Grafted) else str(Path(adapter).resolve())
+        self.adapter = adapter if isinstance(adapter, Grafted) else str(bundle_path(adapter).resolve())
         self.backbone = backbone if isinstance(backbone, Backbone | None) else str(backbone)
         self.look, self.scores, self.batch, self.halo = look, scores, batch, 0
         self._loaded: Loaded | None = None

@@ -1,7 +1,7 @@
 """Procedural pictures in which every object has a number: to train heads that tell objects apart, without real images.
 
-A quarter of the pictures has fibres or vessels behind the objects, which are no objects themselves; a few have no object
-at all.
+A quarter of the pictures has fibres, vessels or areas behind the objects, which are no objects themselves; a few have
+no object at all.
 """
 
 import json

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import samgraft
 from samgraft.adapters.backbones.base import Backbone, Features
+from samgraft.adapters.bundle import read_header, read_tensors
 from samgraft.adapters.decoders.hq_token import HqTokenDecoder
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.prompts import make_references
@@ -67,11 +68,19 @@ def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int, train: Seq
     if row.kind == "unet":
         return _unet(chosen, maps_of(chosen, decoder), row.views)
     grafted = attach(backbone, row.grafts, prompter=prompter, decoder=decoder)
+    if row.start is not None:
+        grafted.load_graft_state(read_tensors(row.start, read_header(row.start)))
     if row.kind == "maps":
-        return of_maps(grafted, chosen, maps_of(chosen, decoder or prompter), row.views)
+        maps = of_maps(grafted, chosen, maps_of(chosen, decoder or prompter), row.views)
+        return maps if row.trained else _as_it_is(maps)
     head = next(part for part in (grafted.prompter, grafted.decoder) if isinstance(part, ObjectHead))
     method = of_head(head, grafted, chosen, references(head, grafted, chosen, train) if row.references else None)
-    return replace(method, objective=None) if row.kind == "references" else method
+    return _as_it_is(method) if row.kind == "references" else method
+
+
+def _as_it_is(method: Method) -> Method:
+    """The same, and nothing is trained."""
+    return replace(method, objective=None)
 
 
 @torch.no_grad()

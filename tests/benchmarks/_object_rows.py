@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from samgraft.adapters.backbones.base import Backbone
+from samgraft.adapters.bundle import read_header
 from samgraft.adapters.decoders import DECODERS, DecoderConfig
 from samgraft.adapters.grafts import LoraConfig
 from samgraft.adapters.grafts.base import GraftConfig
@@ -26,6 +27,8 @@ HEAD_RATE = 1e-3
 """Learning rate of an ``ObjectHead`` that :data:`RATES` does not name."""
 RATES: dict[str, float] = {}
 """Row -> learning rate, where ``--tune`` found another than the kind's."""
+STARTED = 0.25
+"""Share of its rate with which a row is trained that begins with an adapter, as in the benchmark of grafts."""
 CLASSES = ("classes",)
 OBJECTS = ("masks", "points", "boxes")
 SHOWN = ("in_context", "matcher", "persam", "persam_f", "reference_region")
@@ -54,6 +57,10 @@ class Row:
     """Parts inside the encoder, trained with the rest; without them it stays as it is."""
     views: int = 1
     """Views of a window whose maps are averaged in use; in training there is one."""
+    start: str | None = None
+    """Adapter whose tensors it begins with, a file or a name of the package."""
+    trained: bool = True
+    """False: it is used as it begins."""
     references: bool = False
     """Whether training pictures are shown in use."""
     serves: tuple[str, ...] = (*OBJECTS, *CLASSES)
@@ -78,6 +85,8 @@ class Row:
         if self.kind == "everything":
             found.append(asdict(self.everything(chosen)))
         found += [graft.to_dict() for graft in self.grafts] + ([self.views] if self.views > 1 else [])
+        if self.start is not None:
+            found.append({"start": read_header(self.start)["tensors_sha256"], "trained": self.trained})
         return found + [None if config is None else config.to_dict() for config in self.configs(chosen)]
 
     def everything(self, chosen: ObjectSet) -> EverythingConfig:
@@ -87,7 +96,8 @@ class Row:
     def optimiser(self, chosen: ObjectSet, factor: float | None = None) -> Optimiser:
         """Rate and batch."""
         rate = RATES.get(self.name, {"head": HEAD_RATE, "unet": UNET.lr}.get(self.kind, GRAFT.lr))
-        return Optimiser(lr=rate * (factor or 1.0), batch=chosen.batch)
+        started = 1.0 if self.start is None else STARTED
+        return Optimiser(lr=rate * started * (factor or 1.0), batch=chosen.batch)
 
 
 def _changed(config: C, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> C:
@@ -98,6 +108,14 @@ def _changed(config: C, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> 
     return replace(config, **{key: value for key, value in wanted.items() if key in known and key not in fixed})
 
 
+EMBEDDED: dict[str, Any] = {
+    "kind": "maps",
+    "decoder": "distances",
+    "decoder_options": {"full_resolution": True, "dropout": 0.0},
+    "start": "graft-tiny-objects",
+    "serves": OBJECTS,
+}
+"""The adapter in the package, which saw procedural pictures only; and what is trained from there."""
 MORE = (
     Row(name="everything", kind="everything", serves=OBJECTS),
     Row(name="everything, loose", kind="everything", everything_options=LOOSE, serves=OBJECTS),
@@ -114,6 +132,10 @@ MORE = (
     ),
     Row(name="distances, 8 views", kind="maps", decoder="distances", views=8, serves=OBJECTS),
     Row(name="unet, distances, 8 views", kind="unet", decoder="distances", views=8, serves=OBJECTS),
+    Row(name="distances, embedded", **EMBEDDED, trained=False),
+    Row(name="distances, embedded, 8 views", **EMBEDDED, trained=False, views=8),
+    Row(name="distances, from embedded", **EMBEDDED),
+    Row(name="distances, from embedded, 8 views", **EMBEDDED, views=8),
     Row(name="distances + lora", kind="maps", decoder="distances", grafts=(LORA,), serves=OBJECTS),
     Row(name="class_tokens + lora", kind="maps", decoder="class_tokens", grafts=(LORA,)),
 )

@@ -49,10 +49,10 @@ def plan(options: argparse.Namespace, weights: str, known: dict[str, Row]) -> li
             for fraction in [f for f in options.fractions if f in chosen.fractions or f not in ("5", "all")]:
                 for method in options.rows:
                     row = known[method]
-                    untrained = row.kind in ("everything", "references")
+                    untrained = row.kind in ("everything", "references") or not row.trained
                     if chosen.kind not in row.serves or (untrained and options.tune):
                         continue
-                    if row.kind == "everything" and seed != options.seeds[0]:
+                    if (row.kind == "everything" or not row.trained) and seed != options.seeds[0]:
                         continue
                     for factor in FACTORS if options.tune else (None,):
                         shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
