@@ -13,6 +13,7 @@ from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError
 from samgraft.recipes.engine.recorded import Recorded
 from samgraft.recipes.representations import WindowObjects
+from samgraft.recipes.trusting import MIRRORS
 
 VIEWS = (1, 4, 8)
 """How many there may be: as it is; and mirrored left-right, top-bottom and both; and the same four a quarter turned."""
@@ -31,16 +32,14 @@ def mean_of_views(maps: Tensor, views: int) -> Tensor:
 
 
 def _turn(squares: Tensor, number: int) -> Tensor:
-    """View ``number`` of (..., S, S): mirrored along the axes that its two lowest bits name, then a quarter turned."""
-    axes = [axis for bit, axis in ((1, -1), (2, -2)) if number & bit]
-    mirrored = squares.flip(axes) if axes else squares
-    return mirrored.rot90(1, (-2, -1)) if number & 4 else mirrored
+    """View ``number`` of (..., S, S): mirrored, and from the fifth on a quarter turned as well."""
+    mirrored = squares.flip(MIRRORS[number % 4])
+    return mirrored.rot90(1, (-2, -1)) if number >= 4 else mirrored
 
 
 def _turn_back(maps: Tensor, number: int) -> Tensor:
-    axes = [axis for bit, axis in ((1, -1), (2, -2)) if number & bit]
-    upright = maps.rot90(-1, (-2, -1)) if number & 4 else maps
-    return upright.flip(axes) if axes else upright
+    upright = maps.rot90(-1, (-2, -1)) if number >= 4 else maps
+    return upright.flip(MIRRORS[number % 4])
 
 
 def with_views(said: Recorded, scene: Scene, views: int) -> Recorded:
