@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -108,22 +109,29 @@ def segment(
     network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
     track = _bar if progress else None
     common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
-    try:
+    with _detached(grafted if opened else None):
         if told is not None:
             common |= {"context": context, "fit": tight_boxes, "better": better}
             result = _answer(source, network, grafted, meta, told, volume, common, track)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
-            said = _moved(_header(grafted, meta, network_size, bands), source, grafted, (align, align_source, spacing))
-            said = with_views(said, source, views)
+            said = with_views(_header(grafted, meta, network_size, bands), source, views)
+            said = _moved(said, source, grafted, (align, align_source, spacing))
             result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
             result = segment_everything(source, network, config=everything, track=track, records=records, **common)
-    finally:
-        if opened and grafted is not None:
-            grafted.detach()
     return _finished(result, source, adapter, targets)
+
+
+@contextmanager
+def _detached(grafted: Grafted | None) -> Iterator[None]:
+    """Take the adapter off its backbone in the end, whatever happens."""
+    try:
+        yield
+    finally:
+        if grafted is not None:
+            grafted.detach()
 
 
 def _header(grafted: Grafted, meta: BundleMeta, network_size: int | None, bands: Sequence[int] | None) -> Recorded:
