@@ -71,7 +71,7 @@ def _grain(rng: Rng, image: NDArray[np.float32], inside: NDArray[np.bool_]) -> N
     spots = smooth_noise(rng, image.shape[-1], rng.uniform(10, 45)) * ndimage.gaussian_filter(inside.astype(float), 0.7)
     strength, tint = np.exp(rng.uniform(np.log(0.03), np.log(0.2))), rng.uniform(0.6, 1.0, (3, 1, 1))
     tint = tint if (image[0] != image[1]).any() else np.ones((3, 1, 1))
-    return np.clip(image + strength * tint * spots, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(image + strength * tint * spots, 0, 1), dtype=np.float32)
 
 
 def _clutter(rng: Rng, canvas: Canvas) -> None:
