@@ -1,7 +1,7 @@
 """Procedural pictures in which every object has a number: to train heads that tell objects apart, without real images.
 
-A quarter of the pictures has fibres, vessels or areas behind the objects, which are no objects themselves, a third has
-grain inside them; a few have no object at all. Radii go from a thirtieth to two fifths of the side.
+A quarter of the pictures has fibres, vessels or areas behind the objects, which are no objects themselves; a few have
+no object at all.
 """
 
 import json
@@ -18,19 +18,18 @@ from samgraft.errors import ConfigError
 from samgraft.recipes.pretrain import scenes
 from samgraft.recipes.pretrain.appearance import render
 from samgraft.recipes.pretrain.scenes import Canvas, Layout
-from samgraft.recipes.pretrain.shapes import Rng, smooth_noise
+from samgraft.recipes.pretrain.shapes import Rng
 
 OBJECTS: dict[str, tuple[Layout, float]] = {
-    "cells": (scenes.cells, 0.35),
-    "large cells": (partial(scenes.cells, low=0.12, high=0.4), 0.25),
+    "cells": (scenes.cells, 0.6),
     "buildings": (scenes.buildings, 0.25),
     "polygons": (scenes.polygons, 0.15),
 }
 """Layouts whose every region is one object, with their share of the pictures."""
 CLUTTER: tuple[Layout, ...] = (scenes.tubes, scenes.trees, scenes.territories)
 """What may lie behind."""
-CLUTTERED, EMPTY, GRAINY = 0.25, 0.03, 0.35
-"""Shares of pictures with something behind the objects, without objects, and with grain inside them."""
+CLUTTERED, EMPTY = 0.25, 0.03
+"""Shares of pictures with something behind the objects, and without objects."""
 CLUTTER_KIND = 120
 """Appearance class from which on things behind are drawn, so that they never look like the objects."""
 SMALLEST = 12
@@ -60,18 +59,7 @@ def make_objects(seed: int, size: int = 128) -> tuple[NDArray[np.float32], NDArr
         shares = np.array([OBJECTS[name][1] for name in names])
         OBJECTS[names[int(rng.choice(len(names), p=shares / shares.sum()))]][0](rng, canvas)
     image = render(rng, canvas.regions, np.array(canvas.kinds))
-    objects = _numbered(canvas.regions, canvas.targets[behind:])
-    if rng.random() < GRAINY:
-        image = _grain(rng, image, objects > 0)
-    return image, objects
-
-
-def _grain(rng: Rng, image: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Spots of a few pixels inside the objects, as chromatin has them: they are no objects."""
-    spots = smooth_noise(rng, image.shape[-1], rng.uniform(10, 45)) * ndimage.gaussian_filter(inside.astype(float), 0.7)
-    strength, tint = np.exp(rng.uniform(np.log(0.03), np.log(0.2))), rng.uniform(0.6, 1.0, (3, 1, 1))
-    tint = tint if (image[0] != image[1]).any() else np.ones((3, 1, 1))
-    return np.asarray(np.clip(image + strength * tint * spots, 0, 1), dtype=np.float32)
+    return image, _numbered(canvas.regions, canvas.targets[behind:])
 
 
 def _clutter(rng: Rng, canvas: Canvas) -> None:

@@ -184,10 +184,10 @@ def territories(rng: Rng, canvas: Canvas) -> None:
             canvas.paint(pieces == piece, kind=kind)
 
 
-def cells(rng: Rng, canvas: Canvas, low: float = 0.03, high: float = 0.14) -> None:
-    """Many roundish objects of similar size, apart or packed; their radius as a share of the side."""
+def cells(rng: Rng, canvas: Canvas) -> None:
+    """Many roundish objects of similar size, apart or packed."""
     size = canvas.size
-    radius = _radius(rng, size, low, high)
+    radius = _radius(rng, size, 0.03, 0.14)
     count = int(np.clip(rng.uniform(0.15, 0.9) * size**2 / (np.pi * radius**2), 2, 60))
     wobble, stretch, overlap = rng.uniform(0, 0.12), rng.uniform(1.0, 3.0), rng.random() < 0.5
     taken = np.zeros((size, size), dtype=bool)
