@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from samgraft.adapters.backbones import load_backbone
 from samgraft.adapters.bundle import read_meta
 from samgraft.errors import ConfigError
 from samgraft.recipes.commands.parsing import CONFIGS, config_names, read_fit_config
@@ -37,6 +38,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "cardiac_mr": write_pictures,
     "nerve_us": lambda p: write_pictures(p, classes=2),
     "nuclei": lambda p: write_pictures(p, instances=True),
+    "nuclei_few": lambda p: write_pictures(p, instances=True),
+    "procedural_objects": lambda p: write_pictures(p, instances=True),
     "retina_vessels": write_pictures,
     "aerial_buildings": write_rasters,
     "ct_to_mr": weakly(write_volumes, "ct_to_mr"),
@@ -61,7 +64,8 @@ def test_recipe_runs(name: str, tmp_path: Path) -> None:
         window=48 if config.data.window else None,
     )
     train = replace(config.train, fast_dev_run=True, progress=False, accelerator="cpu")
-    result = fit(replace(config, data=data, train=train), tmp_path / "run", backbone=toy_backbone(), report=False)
+    backbone = toy_backbone() if config.train.start_from is None else load_backbone(config.task.backbone)
+    result = fit(replace(config, data=data, train=train), tmp_path / "run", backbone=backbone, report=False)
     assert read_meta(result.adapter).task == config.task.kind
     assert read_fit_config(tmp_path / "run" / "config.yaml") == replace(config, data=data, train=train)
 
