@@ -540,10 +540,9 @@ def test_views_of_a_row_are_averaged_in_use_alone() -> None:
     batch = next(_object_sets.crops(chosen, [case], torch.Generator().manual_seed(0)))
     losses = []
     for method in methods:
-        assert method.objective is not None
         method.module.eval()
-        losses.append(method.objective(*batch).item())
-    assert losses[0] == losses[1]
+        losses.append(None if method.objective is None else method.objective(*batch).item())
+    assert losses[0] == losses[1] and losses[0] is not None
     lying = replace(case, image=np.rot90(case.image).copy(), label=np.rot90(case.label).copy())
     turned = [[method.find(one).labels > 0 for one in (case, lying)] for method in methods]
     differing = [np.mean(np.rot90(upright) != other) for upright, other in turned]

@@ -10,7 +10,7 @@ depends on what lies around it, so of two tiles that end in different places eac
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -68,6 +68,7 @@ class AdapterInfer(TileInfer):
         options: As for :class:`TileInfer`.
 
     Attributes:
+        views: How many views of a window are averaged; it travels to other processes, which read the header anew.
         halo: Pixels beyond the window of a tile that are looked at when objects are told apart; 0 until it is set.
     """
 
@@ -86,7 +87,7 @@ class AdapterInfer(TileInfer):
         super().__init__(source, **options)
         self.adapter = adapter if isinstance(adapter, Grafted) else str(bundle_path(adapter).resolve())
         self.backbone = backbone if isinstance(backbone, Backbone | None) else str(backbone)
-        self.look, self.scores, self.batch, self.halo = look, scores, batch, 0
+        self.look, self.scores, self.batch, self.views, self.halo = look, scores, batch, 1, 0
         self._loaded: Loaded | None = None
         self._lattice: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
 
@@ -101,11 +102,11 @@ class AdapterInfer(TileInfer):
         if self._loaded is not None:
             return self._loaded
         grafted = self.adapter if isinstance(self.adapter, Grafted) else load_adapter(self.adapter, self.backbone)
-        return self.take(grafted, recorded(grafted, adapter_meta(grafted)))
+        return self.take(grafted, replace(recorded(grafted, adapter_meta(grafted)), views=self.views))
 
     def take(self, grafted: Grafted, said: Recorded) -> Loaded:
         """Use what this process has loaded already."""
-        representation = said.representation
+        representation, self.views = said.representation, said.views
         maps = representation if isinstance(representation, WindowObjects) else said.maps
         batch = max(1, encode_batch(grafted.backbone, said.size, self.batch) // said.views)
         self._loaded = Loaded(grafted, said, steps(grafted, maps, views=said.views), batch)

@@ -110,6 +110,18 @@ def test_a_raster_by_tiles_is_the_raster_at_once(tmp_path: Path, classes: Path) 
     assert not np.array_equal(at_once, segment(path, adapter=classes, progress=False).labels)
 
 
+def test_other_processes_average_the_same_views(tmp_path: Path, classes: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", colours((150, 230)))
+    found = []
+    for workers in (1, 2):
+        target = tmp_path / f"{workers}.tif"
+        segment_mosaic(path, target, adapter=classes, options=MosaicOptions(tile=100, views=4, workers=workers))
+        found.append(labels_of(target))
+    assert np.array_equal(found[0], found[1])
+    segment_mosaic(path, tmp_path / "one.tif", adapter=classes, options=MosaicOptions(tile=100, workers=2))
+    assert not np.array_equal(found[0], labels_of(tmp_path / "one.tif"))
+
+
 def test_work_of_other_views_is_not_taken_up(tmp_path: Path, classes: Path) -> None:
     path, target = write_raster(tmp_path / "r.tif", colours((150, 230))), tmp_path / "out.tif"
     segment_mosaic(path, target, adapter=classes, options=MosaicOptions(tile=100, overlap=20, keep_work=True))
