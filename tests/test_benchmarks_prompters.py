@@ -80,6 +80,14 @@ def test_coco_precision_counts_more_than_100_predictions_of_an_image() -> None:
     assert np.isnan(_object_metrics.coco_average_precision([overlaps([], [])], (0.5,)))[0]
 
 
+def test_the_competition_counts_every_prediction_image_by_image() -> None:
+    half = overlaps([0.9, 0.1], [[0.8, 0.0], [0.0, 0.55]])  # one IoU reaches seven thresholds, the other two
+    assert _object_metrics.competition_score([half]) == pytest.approx((2 * 1 + 5 / 3) / 10)
+    missed, nothing = Overlaps(scores=np.zeros(0), iou=np.zeros((0, 3))), overlaps([], [])
+    assert _object_metrics.competition_score([missed, nothing, half]) == pytest.approx((0 + 1 + 11 / 30) / 3)
+    assert np.isnan(_object_metrics.competition_score([]))
+
+
 def test_coco_precision_equals_pycocotools_on_drawn_boxes() -> None:
     """Values of pycocotools 2.0.11 for the same boxes (``COCOeval``, bbox, maxDets 10000)."""
     rng = np.random.default_rng(5)

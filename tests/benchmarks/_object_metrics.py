@@ -117,6 +117,23 @@ def _area(hits: NDArray[np.bool_], total: int) -> float:
     return float(np.append(precision, 0.0)[places].mean())
 
 
+def competition_score(images: Sequence[Overlaps], thresholds: Sequence[float] = THRESHOLDS) -> float:
+    """Mean over images, and over thresholds of IoU, of TP / (TP + FP + FN); NaN without images.
+
+    Every prediction counts, whatever its score; an image with neither objects nor predictions has 1.
+
+    Source:
+        The score of the Data Science Bowl 2018, from whose images nuclei are: doi:10.1038/s41592-019-0612-7.
+    """
+    values = []
+    for image in images:
+        predicted, true = image.iou.shape
+        for threshold in thresholds:
+            hits = int(_hits(image.iou, threshold).sum())
+            values.append(hits / (predicted + true - hits) if predicted + true else 1.0)
+    return float(np.mean(values)) if values else float("nan")
+
+
 def mean_best_iou(images: Sequence[Overlaps]) -> float:
     """Mean over all true objects of the best IoU of any prediction; NaN without true objects."""
     best = [image.iou.max(axis=0, initial=0.0) for image in images]

@@ -23,6 +23,7 @@ from tests.benchmarks._object_metrics import (
     box_iou,
     boxes_hit,
     coco_average_precision,
+    competition_score,
     distances,
     mean_best_iou,
     points_hit,
@@ -239,6 +240,8 @@ def score(
     curve = coco_average_precision(found)
     values |= {"ap50": float(curve[0]), "ap75": float(curve[5]), "ap": float(curve.mean())}
     values |= {"best_iou": mean_best_iou(found), "true": sum(f.iou.shape[1] for f in found)}
+    if chosen.spec.name == "nuclei":
+        values["dsb2018"] = competition_score(found)
     if chosen.kind == "boxes":
         shown = [above(one, least) for one, least in zip(found, thresholds, strict=True)]
         hits = boxes_hit(shown, 0.0)

@@ -8,11 +8,11 @@ windows by all rows; objects of windows are joined, maps of windows blended, and
 overlaps. Results are written as they come, and a benchmark that was stopped goes on where it was.
 
 Scores: nuclei and buildings_banepa: AP50 and AP at 0.5:0.95 by COCO's definition, but without its limit of 100
-predictions per image, since images hold more objects than that. trees_naip: centroids within 3 m of a point, one to
-one; a point is a disc of 2.5 m radius in training. tree_crowns_neon: boxes; AP50, and recall and precision at IoU 0.4
-as DeepForest's users count; a box is the ellipse in it in training, and each picture is scored by a network that was
-trained on the other two. retina_vessels, cardiac_mr: Dice. Where objects must be counted, the score from which they
-count is chosen on training pictures.
+predictions per image, since images hold more objects than that; nuclei also by the score of the competition that they
+come from. trees_naip: centroids within 3 m of a point, one to one; a point is a disc of 2.5 m radius in training.
+tree_crowns_neon: boxes; AP50, and recall and precision at IoU 0.4 as DeepForest's users count; a box is the ellipse in
+it in training, and each picture is scored by a network that was trained on the other two. retina_vessels, cardiac_mr:
+Dice. Where objects must be counted, the score from which they count is chosen on training pictures.
 """
 
 import argparse
