@@ -101,7 +101,7 @@ class Scene(ABC):
         return self._read(explicit_window(window, self.grid.shape), self._chosen(channels))
 
     def valid(self, window: Window | None = None) -> NDArray[np.bool_]:
-        """Where the scene has data: bool array of the window's shape, False at nodata, alpha 0 and filled places."""
+        """Where the scene has data: bool of the window's shape, read-only; False at nodata, alpha 0, filled places."""
         return self._valid(explicit_window(window, self.grid.shape))
 
     def read_valid(
@@ -117,6 +117,16 @@ class Scene(ABC):
     @property
     def kept_bytes(self) -> int:
         """Bytes of pixels that stay in memory after the first read, such as those of an unpacked file."""
+        return 0
+
+    @property
+    def reading_bytes(self) -> int:
+        """Bytes of pixels that are held at once while everything is read, what is returned included."""
+        return self.nbytes
+
+    @property
+    def valid_bytes(self) -> int:
+        """Bytes that ``valid()`` of everything takes; next to nothing where everything is valid."""
         return 0
 
     @property
@@ -150,8 +160,8 @@ class Scene(ABC):
         """Read an explicit, checked window and channel choice."""
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
-        """Validity of an explicit, checked window; everything by default."""
-        return np.ones(tuple(s.stop - s.start for s in window), dtype=np.bool_)
+        """Validity of an explicit, checked window; everything by default, in one byte of memory."""
+        return np.broadcast_to(np.True_, tuple(s.stop - s.start for s in window))
 
     def _nonfinite(self, window: Window) -> tuple[int, int]:
         """NaN and Inf of an explicit window; none by default, as in files of whole numbers."""
@@ -211,12 +221,13 @@ def label_dtype(maximum: int) -> np.dtype[Any]:
     raise InputError(f"label {maximum} cannot be stored; expected 0 to {np.iinfo(np.uint32).max}")
 
 
-def as_labels(array: Array, where: str) -> Array:
+def as_labels(array: Array, where: str, *, copy: bool = True) -> Array:
     """Check that an array holds labels, and give it an unsigned dtype that fits its largest value.
 
     Args:
         array: any shape, any real dtype.
         where: file or name for messages.
+        copy: False gives back the array itself where its dtype fits already.
 
     Raises:
         InputError: NaN, fractions or negative values, with count and one example.
@@ -235,7 +246,7 @@ def as_labels(array: Array, where: str) -> Array:
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < 0:
         raise InputError(f"{where}: smallest label is {low}; labels start at 0 (background)")
-    return array.astype(label_dtype(high))
+    return array.astype(label_dtype(high), copy=copy)
 
 
 def guard_finite(array: Array, *, nan: NanPolicy, where: str, grid: Grid, window: Window) -> Array:
@@ -253,7 +264,8 @@ def guard_finite(array: Array, *, nan: NanPolicy, where: str, grid: Grid, window
     """
     if array.dtype.kind not in "fc":
         return array
-    bad = ~np.isfinite(array)
+    bad = np.isfinite(array)
+    np.logical_not(bad, out=bad)
     count = int(bad.sum())
     if not count:
         return array

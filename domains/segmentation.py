@@ -26,6 +26,8 @@ VECTOR_SUFFIXES = (".geojson", ".gpkg", ".fgb", ".parquet")
 DICOM_SUFFIXES = (".dcm",)
 SUFFIXES = VOLUME_SUFFIXES + RASTER_SUFFIXES + PICTURE_SUFFIXES + VECTOR_SUFFIXES + DICOM_SUFFIXES
 """Everything that :meth:`Segmentation.save` writes."""
+_SORTED_AT_ONCE = 2**22
+"""Labels that are looked through together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +113,10 @@ class Segmentation:
             raise ConfigError(f"labels {orphans[:10]} have no instance record; give one record per object")
 
     def label_values(self) -> tuple[int, ...]:
-        """Labels above 0 that occur, sorted."""
-        return tuple(int(v) for v in np.unique(self.labels) if v)
+        """Labels above 0 that occur, sorted; counted part by part, since sorting takes a copy."""
+        parts = min(len(self.labels), -(-self.labels.size // _SORTED_AT_ONCE))
+        found = set[int]().union(*(np.unique(part).tolist() for part in np.array_split(self.labels, max(1, parts))))
+        return tuple(sorted(found - {0}))
 
     def about(self, *, source: Scene | None = None, meta: Mapping[str, str] | None = None) -> "Segmentation":
         """The same result, which also knows its source and more about its making; labels are shared, not copied."""

@@ -86,7 +86,7 @@ def squares(
     """
     waiting: list[Tensor] = []
     for picture in pictures:
-        image = torch.from_numpy(picture).float() / 255
+        image = torch.from_numpy(picture).float().div_(255)
         for rows, cols in places:
             fit = Fit(source=(rows.stop - rows.start, cols.stop - cols.start), size=size)
             waiting.append(fit.image(image[:, rows, cols]))

@@ -12,8 +12,13 @@ from samgraft.domains.scene import Scene, label_dtype
 from samgraft.errors import ConfigError
 from samgraft.recipes.free_memory import free_memory
 
-_COPIES = 2
-_SLICES = 8
+_AROUND = 25_000_000
+"""Bytes that threads and the reader of the format take, whatever the volume."""
+_PER_PIXEL = 160
+"""Bytes per pixel of the square around a slice: its values, what is shown of it and what comes back, in three threads.
+
+Both measured on int16 volumes of 6 to 157 million voxels (``python -m tests.benchmarks.volume_memory``).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class VolumeMemory:
     labels: int
     """The result."""
     pixels: int
-    """Voxels and their validity, held at once at the peak."""
+    """Voxels and their validity, held at once at the peak, and what is made of the slices that are on their way."""
     free: int
     """What the machine can give."""
     whole: bool
@@ -53,11 +58,11 @@ def volume_memory(scene: Scene, axis: int, *, classes: int = 1) -> VolumeMemory:
     """
     voxels = int(np.prod(scene.grid.shape, dtype=np.int64))
     whole = axis != 0 or not scene.cheap_slabs
-    if whole:
-        pixels = _COPIES * scene.nbytes + voxels + scene.kept_bytes
-    else:
-        pixels = scene.kept_bytes + _SLICES * (_COPIES * scene.nbytes + voxels) // scene.grid.shape[0]
     labels = voxels * label_dtype(classes).itemsize
+    side = max(length for at, length in enumerate(scene.grid.shape) if at != axis)
+    pixels = scene.kept_bytes + _AROUND + _PER_PIXEL * side**2
+    if whole:  # the label map is filled only after everything was read
+        pixels = max(pixels + scene.nbytes + scene.valid_bytes, scene.kept_bytes + scene.reading_bytes - labels)
     return VolumeMemory(labels=labels, pixels=pixels, free=free_memory(), whole=whole)
 
 

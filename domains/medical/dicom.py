@@ -100,11 +100,13 @@ class DicomScene(Scene):
             else:
                 out[k] = pixels
         checked = guard_finite(out, nan=self._nan, where=str(self.path), grid=self.grid, window=window)
-        return np.stack([checked] * len(channels))
+        return checked[None] if len(channels) == 1 else np.stack([checked] * len(channels))
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False on missing slices, and where a slice holds its PixelPaddingValue."""
-        valid = super()._valid(window)
+        if not self.valid_bytes:
+            return super()._valid(window)
+        valid = super()._valid(window).copy()
         for k, index in enumerate(range(window[0].start, window[0].stop)):
             one = self._stack.slices[index]
             if one is None:
@@ -112,6 +114,12 @@ class DicomScene(Scene):
             elif one.padding is not None:
                 valid[k] = _decode(one)[window[1], window[2]] != one.padding
         return valid
+
+    @property
+    def valid_bytes(self) -> int:
+        """One per voxel where a slice is missing or names a value for padding."""
+        hides = any(one is None or one.padding is not None for one in self._stack.slices)
+        return int(np.prod(self.grid.shape, dtype=np.int64)) if hides else 0
 
 
 def is_dicom(path: Path) -> bool:

@@ -88,7 +88,9 @@ class ItkScene(Scene):
 
     def _read(self, window: Window, channels: tuple[int, ...]) -> Array:
         """The voxels of a box, checked."""
-        voxels = self._raw(window)[list(channels)]
+        raw = self._raw(window)
+        fresh = channels == tuple(range(self.channels)) and not self.is_loaded
+        voxels = raw if fresh else raw[list(channels)]
         return guard_finite(voxels, nan=self._nan, where=str(self.path), grid=self.grid, window=window)
 
     def _nonfinite(self, window: Window) -> tuple[int, int]:
@@ -97,7 +99,7 @@ class ItkScene(Scene):
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""
-        if self._nan == "raise" or self.dtype.kind != "f":
+        if not self.valid_bytes:
             return super()._valid(window)
         return np.asarray(np.isfinite(self._raw(window)).all(axis=0), dtype=np.bool_)
 
@@ -110,6 +112,17 @@ class ItkScene(Scene):
     def kept_bytes(self) -> int:
         """An unpacked file is kept if it is not too large."""
         return self.nbytes if self.nbytes <= CACHE_LIMIT and _is_compressed(self.path) else 0
+
+    @property
+    def reading_bytes(self) -> int:
+        """ITK's image and the array that it becomes."""
+        return 2 * self.nbytes
+
+    @property
+    def valid_bytes(self) -> int:
+        """One per voxel of float files opened with ``nan="fill"``."""
+        hides = self._nan == "fill" and self.dtype.kind == "f"
+        return int(np.prod(self.grid.shape, dtype=np.int64)) if hides else 0
 
     @property
     def cheap_slabs(self) -> bool:
@@ -261,7 +274,7 @@ def write_itk(path: Path | str, labels: Array, grid: Grid) -> None:
     """
     path = Path(path)
     check_shape(np.shape(labels), grid, path)
-    array = as_labels(np.asarray(labels), str(path))
+    array = as_labels(np.asarray(labels), str(path), copy=False)
     if full_suffix(path) not in (".mha", ".nrrd"):
         raise GeometryError(f"cannot write {path}: expected a name that ends in .mha or .nrrd")
     lps = to_frame(grid, "LPS")

@@ -65,7 +65,8 @@ class NiftiScene(Scene):
         raw_dtype = header.get_data_dtype()
         _check_length(header, sides, raw_dtype, path)
         grid, frame_known, notes = _grid(header, sides[:3], path)
-        self._proxy = ArrayProxy(str(path), (sides, raw_dtype, header.get_data_offset(), 1.0, 0.0))
+        spec = (sides, raw_dtype, header.get_data_offset(), 1.0, 0.0)
+        self._proxy = ArrayProxy(str(path), spec, mmap=False)  # what is returned outlives the file
         self._cache: Array | None = None
         scaled = (self._slope, self._intercept) != (1.0, 0.0)
         super().__init__(
@@ -92,6 +93,18 @@ class NiftiScene(Scene):
         return stored if self._worth_caching() else 0
 
     @property
+    def reading_bytes(self) -> int:
+        """Voxels as stored, unless they are the kept ones, and as real-world values where that is not the same."""
+        stored = int(np.prod(self.grid.shape, dtype=np.int64)) * self._proxy.dtype.itemsize
+        return self.nbytes + (0 if self.dtype == self._proxy.dtype or self._worth_caching() else stored)
+
+    @property
+    def valid_bytes(self) -> int:
+        """One per voxel of float files opened with ``nan="fill"``."""
+        hides = self._nan == "fill" and self._proxy.dtype.kind == "f"
+        return int(np.prod(self.grid.shape, dtype=np.int64)) if hides else 0
+
+    @property
     def cheap_slabs(self) -> bool:
         """False for a compressed file that is too large to keep: every slab is unpacked from the start."""
         return not full_suffix(self.path).endswith(".gz") or self._worth_caching()
@@ -101,9 +114,18 @@ class NiftiScene(Scene):
         raw = self._raw(window)
         checked = guard_finite(raw, nan=self._nan, where=str(self.path), grid=self.grid, window=window)
         if (self._slope, self._intercept) != (1.0, 0.0):
-            checked = (checked.astype(np.float64) * self._slope + self._intercept).astype(np.float32)
+            checked = self._scaled(checked)
         values = np.ascontiguousarray(checked, dtype=self.dtype)
-        return np.stack([values] * len(channels))
+        kept = self.is_loaded and np.shares_memory(values, self._cache)
+        own = len(channels) == 1 and values.flags.writeable and not kept
+        return values[None] if own else np.stack([values] * len(channels))
+
+    def _scaled(self, stored: Array) -> NDArray[np.float32]:
+        """Slope and intercept, computed in double precision slice by slice."""
+        values = np.empty(stored.shape, dtype=np.float32)
+        for k, one in enumerate(stored):
+            values[k] = one.astype(np.float64) * self._slope + self._intercept
+        return values
 
     def _nonfinite(self, window: Window) -> tuple[int, int]:
         """Counted in the values as stored."""
@@ -111,7 +133,7 @@ class NiftiScene(Scene):
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""
-        if self._nan == "raise" or self._proxy.dtype.kind != "f":
+        if not self.valid_bytes:
             return super()._valid(window)
         return np.asarray(np.isfinite(self._raw(window)), dtype=np.bool_)
 
@@ -269,7 +291,7 @@ def write_nifti(path: Path | str, labels: Array, grid: Grid) -> None:
         OutputError: the file cannot be written; nothing is left behind.
     """
     check_shape(np.shape(labels), grid, path)
-    _save(Path(path), as_labels(np.asarray(labels), str(path)), grid)
+    _save(Path(path), as_labels(np.asarray(labels), str(path), copy=False), grid)
 
 
 def write_nifti_image(path: Path | str, image: Array, grid: Grid) -> None:
@@ -280,7 +302,7 @@ def write_nifti_image(path: Path | str, image: Array, grid: Grid) -> None:
 
 
 def _save(path: Path, array: Array, grid: Grid) -> None:
-    """Build the file in memory, write it under a temporary name, check the affine, move it into place."""
+    """Write the file under a temporary name, check the affine, move it into place."""
     if full_suffix(path) not in (".nii", ".nii.gz"):
         raise GeometryError(f"cannot write {path}: a NIfTI is named .nii or .nii.gz")
     ras = to_frame(grid, "RAS")
@@ -291,13 +313,12 @@ def _save(path: Path, array: Array, grid: Grid) -> None:
     image.header.set_xyzt_units("mm")
     place_affine(image.header, affine)
     _check_affine(image.header, ras, path)
-    data = image.to_bytes()
     with atomic_path(path) as temp, temp.open("wb") as file:
         if full_suffix(path) == ".nii.gz":
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
-                packed.write(data)
+                image.to_stream(packed)
         else:
-            file.write(data)
+            image.to_stream(file)
 
 
 def place_affine(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> None:

@@ -69,9 +69,9 @@ class WidePictureScene(Scene):
         """False where alpha is 0, and at NaN with ``nan="fill"``."""
         valid = super()._valid(window)
         if self._alpha is not None:
-            valid &= self._raw([self._alpha], window)[0] > 0
+            valid = valid & (self._raw([self._alpha], window)[0] > 0)
         if self._nan == "fill" and self.dtype.kind == "f":
-            valid &= np.isfinite(self._raw(self._bands, window)).all(axis=0)
+            valid = valid & np.isfinite(self._raw(self._bands, window)).all(axis=0)
         return valid
 
     def _raw(self, bands: list[int], window: Window) -> Array:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from samgraft.domains import segmentation
 from samgraft.domains.opening import open_scene
 from samgraft.domains.remote_sensing.provenance import read_provenance
 from samgraft.domains.remote_sensing.raster import RasterScene
@@ -109,3 +110,15 @@ def test_labels_must_mean_something() -> None:
         Segmentation(labels=labels, grid=grid, kind="instance", classes={1: "a"}, instances=(one, one))
     with pytest.raises(ConfigError, match="expected x0 <= x1"):
         InstanceRecord(id=1, class_id=1, score=0.5, box=(2, 0, 1, 0))
+
+
+def test_labels_are_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros((5, 4, 3), np.uint16)
+    labels[0, 0, 0], labels[2, 1, 1], labels[4, 3, 2] = 700, 3, 9
+    names = {3: "a", 9: "b", 700: "c"}
+    for at_once in (1, 13, 10**6):
+        monkeypatch.setattr(segmentation, "_SORTED_AT_ONCE", at_once)
+        result = Segmentation(
+            labels=labels, grid=Grid(shape=labels.shape, affine=np.eye(4), world="RAS"), kind="semantic", classes=names
+        )
+        assert result.label_values() == (3, 9, 700)

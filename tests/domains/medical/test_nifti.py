@@ -62,6 +62,23 @@ def test_packed_file_is_unpacked_once_or_streamed(tmp_path: Path, monkeypatch: p
     assert np.array_equal(streamed.read(window)[0], volumes.ramp()[window]) and not streamed.is_loaded
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "packed.mha"])
+def test_what_is_read_may_be_changed_and_the_scene_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    import SimpleITK as sitk
+
+    path, array = tmp_path / name, volumes.ramp(dtype="int16")
+    if name.endswith(".mha"):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=name.startswith("packed"))
+    else:
+        volumes.nifti(path, array.transpose(2, 1, 0), np.eye(4))
+    scene = open_scene(path)
+    for window in (None, (slice(0, 2), slice(None), slice(None))):
+        for channels in (None, (0, 0)):
+            before = scene.read(window, channels).copy()
+            scene.read(window, channels)[:] = 31000
+            assert np.array_equal(scene.read(window, channels), before) and not (before == 31000).any()
+
+
 def test_slope_and_intercept_give_real_world_values(tmp_path: Path) -> None:
     def scale(header: nib.Nifti1Header) -> None:
         header["scl_slope"], header["scl_inter"] = 0.5, -7.0
