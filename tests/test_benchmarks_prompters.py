@@ -19,6 +19,7 @@ from samgraft.adapters.decoders.hq_token import HqTokenConfig
 from samgraft.adapters.graft import Grafted, attach
 from samgraft.adapters.prompts.base import PrompterConfig, PromptGenerator, Prompts
 from samgraft.adapters.prompts.objects import FoundObjects, ObjectHead, Objects
+from samgraft.adapters.prompts.rsprompter_anchor import RSPrompterAnchorConfig
 from samgraft.adapters.prompts.sam_det import SamDetConfig
 from samgraft.recipes.config import AugmentConfig
 from tests.adapters.toy import toy_backbone
@@ -32,6 +33,7 @@ from tests.benchmarks import (
     _object_sets,
     _prompter_runs,
     _prompter_summary,
+    detected_masks,
     prompter_pictures,
     prompters,
 )
@@ -497,7 +499,14 @@ def test_unknown_rows_are_refused_with_those_that_there_are() -> None:
 
 
 def result(method: str, value: float, seed: int = 0, cases: int | None = None) -> dict[str, Any]:
-    fixed = {"set": "nuclei", "metric": "ap50", "train_cases": 70, "busy": 1.0, "backbone_unchanged": True}
+    fixed = {
+        "set": "nuclei",
+        "metric": "ap50",
+        "train_cases": 70,
+        "budget": 60.0,
+        "busy": 1.0,
+        "backbone_unchanged": True,
+    }
     return {"method": method, "ap50": value, "seed": seed, "cases": cases, "steps": 10 + seed, **fixed}
 
 
@@ -510,8 +519,28 @@ def test_tables_say_mean_spread_and_who_beats_whom() -> None:
     assert [(a["best"], a["reached"]) for a in _prompter_summary.aims(rows)] == [("sam_det", False), ("unet", True)]
     line = _prompter_summary.long_table(rows)[0]
     assert (line["ap50"], line["seeds"], line["steps"], line["f1"]) == (pytest.approx(0.6), 2, 10, None)
+    assert line["budget"] == 60
     page = _prompter_summary.page(rows, [{"method": "x", "set": "nuclei", "failed": "no"}])
     assert "- failed: x on nuclei: no" in page
+
+
+# --- boxes or masks ---------------------------------------------------------------------------------------------------
+def test_masks_of_true_boxes_and_of_found_ones_are_compared_window_by_window() -> None:
+    first = torch.zeros(2, 4, 4, dtype=torch.bool)
+    first[0, :2], first[1, 0, 0] = True, True
+    assert detected_masks.iou(first, first[:1]).tolist() == [[1.0], [0.125]]
+    grafted = attach(toy_backbone(), prompter=RSPrompterAnchorConfig()).eval()
+    label = torch.zeros(2, 32, 32, dtype=torch.int64)
+    label[0, 2:12, 2:12], label[0, 16:30, 4:20] = 1, 2
+    seen = detected_masks.Seen()
+    with torch.no_grad():
+        detected_masks.measure(grafted, torch.rand(2, 3, 32, 32), label, seen)
+        detected_masks.measure(grafted, torch.rand(2, 3, 32, 32), torch.zeros_like(label), seen)
+    assert [len(values) for values in seen.told.values()] == [2, 2]
+    for images in seen.found.values():
+        assert [one.iou.shape[1] for one in images] == [2, 0, 0, 0]
+        assert all(one.iou.shape[0] == len(one.scores) for one in images)
+    assert seen.line()["objects"] == 2 and 0 <= seen.line()["own boxes"] <= 1
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

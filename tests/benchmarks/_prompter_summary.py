@@ -55,6 +55,7 @@ def long_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
             own = of(rows, method, cell)
             if own:
                 line = {"method": method, "set": cell[0], "images": own[0]["train_cases"], "seeds": len(own)}
+                line["budget"] = own[0]["budget"]
                 found.append(line | {key: _mean(own, key) for key in (*FIGURES, *COSTS)})
     return found
 

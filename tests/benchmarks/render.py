@@ -112,6 +112,11 @@ def prompters(content: dict[str, Any]) -> str:
     return _prompter_summary.page(rows, content.get("failed", [])).replace("## ", "### ")
 
 
+def prompters_long(content: dict[str, Any]) -> str:
+    """The section of prompters_long.json: the same runs with more time."""
+    return markdown(_prompter_summary.long_table(content["results"]))
+
+
 def one_shot(content: dict[str, Any]) -> str:
     """The section of one_shot.json."""
     return markdown(content["results"], one_shot_benchmark.COLUMNS)
@@ -138,7 +143,13 @@ def raster_training(content: dict[str, Any]) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "benchmarks.md": {"zero_shot": zero_shot, "first_slice": first_slice, "grafts": grafts, "prompters": prompters},
+    "benchmarks.md": {
+        "zero_shot": zero_shot,
+        "first_slice": first_slice,
+        "grafts": grafts,
+        "prompters": prompters,
+        "prompters_long": prompters_long,
+    },
     "everything.md": {"everything": rows_only},
     "prompts_without_a_person.md": {"one_shot": one_shot},
     "speed.md": dict.fromkeys(("encoder", "attention", "prompts", "cache", "memory", "pipeline"), rows_only)
