@@ -125,9 +125,9 @@ class Scene(ABC):
         return self.nbytes
 
     @property
-    def valid_bytes(self) -> int:
-        """Bytes that ``valid()`` of everything takes; next to nothing where everything is valid."""
-        return 0
+    def may_hide(self) -> bool:
+        """Whether ``valid()`` may be False somewhere; where it never is, it takes next to no memory."""
+        return True
 
     @property
     def cheap_slabs(self) -> bool:

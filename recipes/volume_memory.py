@@ -62,7 +62,8 @@ def volume_memory(scene: Scene, axis: int, *, classes: int = 1) -> VolumeMemory:
     side = max(length for at, length in enumerate(scene.grid.shape) if at != axis)
     pixels = scene.kept_bytes + _AROUND + _PER_PIXEL * side**2
     if whole:  # the label map is filled only after everything was read
-        pixels = max(pixels + scene.nbytes + scene.valid_bytes, scene.kept_bytes + scene.reading_bytes - labels)
+        held = scene.nbytes + (voxels if scene.may_hide else 0)
+        pixels = max(pixels + held, scene.kept_bytes + scene.reading_bytes - labels)
     return VolumeMemory(labels=labels, pixels=pixels, free=free_memory(), whole=whole)
 
 

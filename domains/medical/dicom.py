@@ -104,7 +104,7 @@ class DicomScene(Scene):
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False on missing slices, and where a slice holds its PixelPaddingValue."""
-        if not self.valid_bytes:
+        if not self.may_hide:
             return super()._valid(window)
         valid = super()._valid(window).copy()
         for k, index in enumerate(range(window[0].start, window[0].stop)):
@@ -116,10 +116,9 @@ class DicomScene(Scene):
         return valid
 
     @property
-    def valid_bytes(self) -> int:
-        """One per voxel where a slice is missing or names a value for padding."""
-        hides = any(one is None or one.padding is not None for one in self._stack.slices)
-        return int(np.prod(self.grid.shape, dtype=np.int64)) if hides else 0
+    def may_hide(self) -> bool:
+        """A series with a missing slice, or one that names a value for padding, does."""
+        return any(one is None or one.padding is not None for one in self._stack.slices)
 
 
 def is_dicom(path: Path) -> bool:

@@ -99,7 +99,7 @@ class ItkScene(Scene):
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""
-        if not self.valid_bytes:
+        if not self.may_hide:
             return super()._valid(window)
         return np.asarray(np.isfinite(self._raw(window)).all(axis=0), dtype=np.bool_)
 
@@ -119,10 +119,9 @@ class ItkScene(Scene):
         return 2 * self.nbytes
 
     @property
-    def valid_bytes(self) -> int:
-        """One per voxel of float files opened with ``nan="fill"``."""
-        hides = self._nan == "fill" and self.dtype.kind == "f"
-        return int(np.prod(self.grid.shape, dtype=np.int64)) if hides else 0
+    def may_hide(self) -> bool:
+        """Float files opened with ``nan="fill"`` may."""
+        return self._nan == "fill" and self.dtype.kind == "f"
 
     @property
     def cheap_slabs(self) -> bool:

@@ -66,7 +66,7 @@ class NiftiScene(Scene):
         _check_length(header, sides, raw_dtype, path)
         grid, frame_known, notes = _grid(header, sides[:3], path)
         spec = (sides, raw_dtype, header.get_data_offset(), 1.0, 0.0)
-        self._proxy = ArrayProxy(str(path), spec, mmap=False)  # what is returned outlives the file
+        self._proxy = ArrayProxy(str(path), spec, mmap=False)  # mapped pages count as memory, and go with the file
         self._cache: Array | None = None
         scaled = (self._slope, self._intercept) != (1.0, 0.0)
         super().__init__(
@@ -99,10 +99,9 @@ class NiftiScene(Scene):
         return self.nbytes + (0 if self.dtype == self._proxy.dtype or self._worth_caching() else stored)
 
     @property
-    def valid_bytes(self) -> int:
-        """One per voxel of float files opened with ``nan="fill"``."""
-        hides = self._nan == "fill" and self._proxy.dtype.kind == "f"
-        return int(np.prod(self.grid.shape, dtype=np.int64)) if hides else 0
+    def may_hide(self) -> bool:
+        """Float files opened with ``nan="fill"`` may."""
+        return self._nan == "fill" and self._proxy.dtype.kind == "f"
 
     @property
     def cheap_slabs(self) -> bool:
@@ -116,7 +115,7 @@ class NiftiScene(Scene):
         if (self._slope, self._intercept) != (1.0, 0.0):
             checked = self._scaled(checked)
         values = np.ascontiguousarray(checked, dtype=self.dtype)
-        kept = self.is_loaded and np.shares_memory(values, self._cache)
+        kept = self.is_loaded and np.may_share_memory(values, self._cache)
         own = len(channels) == 1 and values.flags.writeable and not kept
         return values[None] if own else np.stack([values] * len(channels))
 
@@ -133,7 +132,7 @@ class NiftiScene(Scene):
 
     def _valid(self, window: Window) -> NDArray[np.bool_]:
         """False at NaN and Inf of float files opened with ``nan="fill"``."""
-        if not self.valid_bytes:
+        if not self.may_hide:
             return super()._valid(window)
         return np.asarray(np.isfinite(self._raw(window)), dtype=np.bool_)
 

@@ -149,6 +149,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "grafts": grafts,
         "prompters": prompters,
         "prompters_long": prompters_long,
+        "detected_masks": rows_only,
     },
     "everything.md": {"everything": rows_only},
     "prompts_without_a_person.md": {"one_shot": one_shot},
