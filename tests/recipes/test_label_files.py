@@ -117,7 +117,7 @@ def test_segment_writes_dicom_seg_of_a_series_only(tmp_path: Path, capsys: pytes
     box = ["--box", "8", "10", "27", "29", "--slice", "1"]
     assert cli.main(["segment", str(folder), *box, "-o", str(tmp_path / "seg.dcm")]) == 0
     out = capsys.readouterr().out
-    assert "memory beside the network: 0.1 MB (labels 0.0 MB" in out and f"wrote {tmp_path / 'seg.dcm'}" in out
+    assert "memory beside the network: 25.4 MB (labels 0.0 MB" in out and f"wrote {tmp_path / 'seg.dcm'}" in out
     head = pydicom.dcmread(tmp_path / "seg.dcm")
     assert int(head.NumberOfFrames) == 3 and head.SegmentSequence[1].SegmentAlgorithmType == "SEMIAUTOMATIC"
     assert (
