@@ -290,6 +290,7 @@ def test_streamed_results_come_one_by_one_and_a_failure_is_told(
     package.mkdir(parents=True)
     package.joinpath("child.py").write_text("print('RESULT {\"a\": 1}'); print('x'); print('RESULT {\"a\": 2}'); 1 / 0")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # a whole package there would come before the child's
     stream = _process.streamed("child", [], threads=1)
     assert [next(stream), next(stream)] == [{"a": 1}, {"a": 2}]
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
