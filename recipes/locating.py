@@ -32,13 +32,14 @@ from samgraft.volumetric.localisation import (
     Locator,
     LocatorConfig,
     PositionConfig,
+    PositionNet,
     PositionTraining,
     Support,
     load_locator,
     save_locator,
     train_positions,
 )
-from samgraft.volumetric.localisation.locator import landmarks_of
+from samgraft.volumetric.localisation.landmarks import landmarks_of
 
 SUPPORTS = (3, 10)
 """How many annotated volumes are taken."""
@@ -213,6 +214,8 @@ def fit_locator(
 ) -> tuple[Locator, dict[str, Any]]:
     """Train the network on the images of all training cases, then look at a few labels.
 
+    With ``LocatorConfig(start="templates")`` nothing is trained: a few seconds instead of minutes.
+
     Args:
         data: Folder in nnU-Net layout.
         config: How.
@@ -220,8 +223,8 @@ def fit_locator(
         report: Called now and then during training with the step and running means.
 
     Returns:
-        The locator and ``meta`` of its file: cases, training figures, and the mean wall distance in mm when each
-        annotated volume is located by the others.
+        The locator and ``meta`` of its file: cases, training figures, what finds each structure, and the mean wall
+        distance in mm when each annotated volume is located by the others.
 
     Raises:
         InputError: no data set there, or fewer cases than asked.
@@ -240,7 +243,10 @@ def fit_locator(
         volumes[name], turn = as_input(scene, spacing, scale)
         if name in names:
             supports.append(_support(case, volumes[name], turn, index.classes))
-    network, figures = train_positions(list(volumes.values()), chosen.network, chosen.training, report=report)
+    if chosen.locator.start == "templates":
+        network, figures = PositionNet(chosen.network).eval().requires_grad_(False), {"steps": 0.0}
+    else:
+        network, figures = train_positions(list(volumes.values()), chosen.network, chosen.training, report=report)
     locator = Locator.of(network, supports, index.classes, chosen.locator)
     meta: dict[str, Any] = {
         "axes": "SAR",
@@ -248,33 +254,14 @@ def fit_locator(
         "supports": sorted(names),
         "training": {k: v for k, v in figures.items() if v == v},
         "intensity": None if scale is None else scale.to_dict(),
-        "wall_mm_leave_one_out": leave_one_out(network, supports, index.classes, chosen.locator),
+        "found_by": {name: locator.start_of(value) for value, name in locator.classes.items()},
+        "wall_mm_leave_one_out": {
+            locator.classes[value]: errors[locator.start_of(value)] for value, errors in locator.errors.items()
+        },
     }
     if output is not None:
         save_locator(output, locator, meta=meta)
     return locator, meta
-
-
-def leave_one_out(
-    network: Any, supports: Sequence[Support], classes: Mapping[int, str], config: LocatorConfig
-) -> dict[str, float]:
-    """Mean wall distance in mm per class when each annotated volume is located by the others; needs two."""
-    distances: dict[str, list[float]] = {}
-    for number, left in enumerate(supports):
-        others = [one for i, one in enumerate(supports) if i != number]
-        known = {v: name for v, name in classes.items() if v in left.walls and any(v in one.walls for one in others)}
-        if not known:
-            continue
-        found = Locator.of(network, others, known, config).locate(left.image)
-        for value, name in known.items():
-            distances.setdefault(name, []).append(wall_distance(found[value], left.walls[value]))
-    return {name: float(np.mean(some)) for name, some in distances.items()}
-
-
-def wall_distance(found: Located, walls: NDArray[np.float64]) -> float:
-    """Mean distance in mm of the six walls of a located box from those of landmarks (6, 3)."""
-    low, high = np.diagonal(walls[::2]), np.diagonal(walls[1::2])
-    return float(np.mean(np.abs(np.concatenate([found.low - low, found.high - high]))))
 
 
 def _supports(labelled: Sequence[str], config: FitLocator) -> set[str]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from samgraft.volumetric.localisation import Located, Support
-from samgraft.volumetric.localisation.locator import landmarks_of
+from samgraft.volumetric.localisation.landmarks import landmarks_of
 from samgraft.volumetric.propagation import Propagated, answer_of
 from tests.benchmarks.localisation import baselines, box_iou, by_content
 from tests.benchmarks.propagation import WAYS, same

@@ -30,13 +30,20 @@ def _fit(words: Sequence[str]) -> None:
     parser.add_argument("--crop", type=int, default=None, help="side of a training view in voxels of that spacing")
     parser.add_argument("--steps", type=int, default=None, help="training steps")
     parser.add_argument("--minutes", type=float, default=None, help="end the training after this time")
+    parser.add_argument(
+        "--start",
+        choices=("best", "votes", "templates"),
+        default="best",
+        help="votes: of the position network; templates: what looks most like the annotated volumes, without training; "
+        "best: per structure, what locates the annotated volumes better",
+    )
     parser.add_argument("--seed", type=int, default=0)
     values = parser.parse_args(list(words))
     if not Path(values.output).parent.is_dir():
         raise ConfigError(f"folder {Path(values.output).parent} does not exist; create it first")
 
     from samgraft.recipes.locating import FitLocator, fit_locator
-    from samgraft.volumetric.localisation import PositionConfig, PositionTraining
+    from samgraft.volumetric.localisation import LocatorConfig, PositionConfig, PositionTraining
 
     asked = {"steps": values.steps, "minutes": values.minutes, "crop": values.crop, "seed": values.seed}
     config = FitLocator(
@@ -44,12 +51,14 @@ def _fit(words: Sequence[str]) -> None:
         cases=tuple(values.cases),
         network=PositionConfig() if values.spacing is None else PositionConfig(spacing=values.spacing),
         training=PositionTraining(**{k: v for k, v in asked.items() if v is not None}),
+        locator=LocatorConfig(start=values.start),
         seed=values.seed,
     )
     _, meta = fit_locator(values.data, config, output=values.output, report=_progress)
     say(f"{len(meta['cases'])} volumes, annotated: {', '.join(meta['supports'])}")
     for name, distance in meta["wall_mm_leave_one_out"].items():
-        say(f"  {name:<20} walls {distance:.1f} mm off when located by the other annotated volumes")
+        way = meta["found_by"][name]
+        say(f"  {name:<20} by {way}: walls {distance:.1f} mm off when located by the other annotated volumes")
     say(f"wrote {values.output}")
 
 

@@ -3,7 +3,8 @@
 hippocampus_mr, every volume padded with zeros and shifted at random, so that neither the place in the array nor the
 middle of it says anything. The position network is trained on the images of the training split (no label), five of
 which are annotated; the boxes of the validation cases are found without their labels. Figures: mean distance of the six
-walls in mm, and IoU of the boxes. Baselines:
+walls in mm, and IoU of the boxes; both ways to find landmarks each alone, and what the annotated volumes chose
+("wall_mm"). Baselines:
 
     middle of the array    the mean box of the annotated volumes, at its mean place in their arrays
     middle of the content  the same, relative to the box of what is not zero; crops are centred on the hippocampus, so
@@ -21,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samgraft.recipes.locating import wall_distance
 from samgraft.volumetric.localisation import (
     Located,
     Locator,
@@ -32,7 +32,8 @@ from samgraft.volumetric.localisation import (
     save_locator,
     train_positions,
 )
-from samgraft.volumetric.localisation.locator import landmarks_of
+from samgraft.volumetric.localisation.landmarks import landmarks_of
+from samgraft.volumetric.localisation.locator import STARTS
 from tests.benchmarks._data import Split, iterate
 from tests.benchmarks._table import markdown, write_json
 
@@ -47,7 +48,8 @@ def padded_cases(
 
     ``fill`` is "zeros", or "edge" for the nearest voxel, so that the box of the content cannot be seen either.
     """
-    random, found = np.random.default_rng(seed), []
+    random = np.random.default_rng(seed)
+    found: list[tuple[str, Tensor, Walls]] = []
     for case in iterate("hippocampus_mr", split):
         if limit is not None and len(found) == limit:
             break
@@ -95,14 +97,17 @@ def score(
     locator: Locator, supports: Sequence[Support], cases: Sequence[tuple[str, Tensor, Walls]]
 ) -> list[dict[str, Any]]:
     """One row per case and structure."""
+    locators = {start: locator.by(start) for start in STARTS}
     rows = []
     for name, image, walls in cases:
-        located = locator.locate(image)
+        ways = {start: locators[start].locate(image) for start in STARTS}
+        located = {value: ways[locator.start_of(value)][value] for value in walls}
         for value, true in walls.items():
             found = located[value]
-            row: dict[str, Any] = {"case": name, "structure": NAMES[value], "wall_mm": wall_distance(found, true)}
+            row: dict[str, Any] = {"case": name, "structure": NAMES[value], "wall_mm": found.wall_distance(true)}
             row |= {"box_iou": box_iou(found, true), "spread_mm": found.spread}
-            row |= {k: wall_distance(v, true) for k, v in baselines(supports, image, value).items()}
+            row |= {start: ways[start][value].wall_distance(true) for start in STARTS}
+            row |= {k: v.wall_distance(true) for k, v in baselines(supports, image, value).items()}
             rows.append(row)
     return rows
 
@@ -158,7 +163,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         own = [row for row in rows if row["structure"] == name]
         keys = [k for k, v in own[0].items() if isinstance(v, float)]
         summary.append({"structure": name, "n": len(own), **{k: float(np.mean([r[k] for r in own])) for k in keys}})
-    print(markdown(summary), f"{figures['steps']:.0f} steps, {seconds:.0f} s", sep="\n")
+    chosen = {name: locator.start_of(value) for value, name in NAMES.items()}
+    errors = {NAMES[value]: own for value, own in locator.errors.items()}
+    print(
+        markdown(summary),
+        f"found by {chosen}; annotated volumes by each other, mm: {errors}",
+        f"{figures['steps']:.0f} steps, {seconds:.0f} s",
+        sep="\n",
+    )
     if options.json:
         facts = {
             "split": options.split,
@@ -167,7 +179,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "fill": options.fill,
             "seconds": seconds,
         }
-        write_json(options.json, facts | {"training": figures, "summary": summary, "rows": rows})
+        write_json(
+            options.json,
+            facts
+            | {"found_by": chosen, "leave_one_out": errors, "training": figures, "summary": summary, "rows": rows},
+        )
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from samgraft.recipes.locating import (
     fit_locator,
     locate,
     resampled,
-    wall_distance,
 )
 from samgraft.volumetric.localisation import Located, PositionConfig, PositionTraining
-from samgraft.volumetric.localisation.locator import landmarks_of
+from samgraft.volumetric.localisation.landmarks import landmarks_of
 from tests.data.volumes import affines, nifti, ramp
 from tests.recipes._sets import write_volumes
 
@@ -121,7 +120,7 @@ def test_wall_distance_by_hand():
     walls = np.zeros((6, 3))
     walls[1, 0], walls[3, 1], walls[5, 2] = 10.0, 20.0, 30.0
     found = Located(low=np.array([1.0, 0, -2]), high=np.array([10.0, 23, 30]), landmarks=walls, spread=0.0)
-    assert wall_distance(found, walls) == pytest.approx((1 + 0 + 2 + 0 + 3 + 0) / 6)
+    assert found.wall_distance(walls) == pytest.approx((1 + 0 + 2 + 0 + 3 + 0) / 6)
 
 
 def test_command_fits_locates_and_writes_prompts(tmp_path, capsys):

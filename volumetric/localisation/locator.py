@@ -1,10 +1,17 @@
 """From a few annotated volumes and a position network to 3D boxes in new volumes.
 
-A structure is described by six landmarks: the middles of its first and last layer along D, H and W. Of every annotated
-volume the position code and patches of features around each landmark are kept. In a new volume every place with
-contrast votes for where a landmark is (its own place plus the way from its code to the landmark's), votes of similar
-codes counting more; then the place around the vote whose features are most like the kept patches is taken. The six
-landmarks give the six walls of the box. No label of the new volume is an argument of anything here.
+A structure is described by six landmarks: the middles of its first and last layer along D, H and W. There are two ways
+to find them in a new volume:
+
+    votes      Of every annotated volume the position code and patches of features around each landmark are kept. Every
+               place with contrast votes for where a landmark is (its own place plus the way from its code to the
+               landmark's), votes of similar codes counting more; then the place around the vote whose features are
+               most like the kept patches is taken.
+    templates  The surroundings of the structure in every annotated volume are looked for (:mod:`.templates`), and the
+               median of what they say is taken.
+
+Which of them serves a structure is measured on the annotated volumes, each located by the others. The six landmarks
+give the six walls of the box. No label of the new volume is an argument of anything here.
 
 Source:
     MedLSAM / MedLAM, arXiv:2306.14752, section 3.2 (extreme points, codes averaged over supports, similarity
@@ -14,19 +21,20 @@ Deviations:
     a layer, not one arbitrary voxel of it. Every annotated volume is compared on its own and responses are averaged.
     The response falls with the distance from the vote, and its centre of mass, not its largest voxel, is taken. The
     sides of the box are drawn towards their mean in the annotated volumes. MedLSAM leaves slices out by the size of
-    the true mask (MedSAM/auto_pre_CT.py, ``process_slice``): nothing like it exists here.
+    the true mask (MedSAM/auto_pre_CT.py, ``process_slice``): nothing like it exists here. Templates are not of the
+    paper: codes are relative within a volume, and small crops of one organ give them too little to agree on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from samgraft.errors import ConfigError, ShapeError
+from samgraft.volumetric.localisation.landmarks import Located, Support
 from samgraft.volumetric.localisation.network import (
     CODE_SCALE,
     STRIDES,
@@ -35,15 +43,21 @@ from samgraft.volumetric.localisation.network import (
     contrast_cells,
     sample,
 )
+from samgraft.volumetric.localisation.templates import Template, cut_template, moved_landmarks
 
-LANDMARKS = 6
-"""First and last layer along D, H, W, in this order."""
+Start = Literal["votes", "templates"]
+STARTS: tuple[Start, ...] = ("templates", "votes")
+"""Ways to find landmarks; the first serves where nothing can be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocatorConfig:
     """How landmarks are found."""
 
+    start: Literal["votes", "templates", "best"] = "best"
+    """"best" takes, per structure, what locates the annotated volumes better, each by the others."""
+    margin: float = 6.0
+    """mm around the structure that belong to a template."""
     near: float = 10.0
     """mm: votes of places whose code is this far from the landmark's count exp(-1/2)."""
     refine: float = 6.0
@@ -61,6 +75,10 @@ class LocatorConfig:
 
     def __post_init__(self) -> None:
         """Check numbers."""
+        if self.start not in (*STARTS, "best"):
+            raise ConfigError(f"locator: start is {self.start!r}; expected votes, templates or best")
+        if self.margin < 0:
+            raise ConfigError(f"locator: margin is {self.margin}; expected mm, 0 or more")
         if not self.near > 0 or self.refine < 0 or not self.step > 0 or self.patch < 1 or self.patch % 2 == 0:
             raise ConfigError(
                 f"locator: near {self.near}, refine {self.refine}, step {self.step}, patch {self.patch}; expected mm "
@@ -74,50 +92,6 @@ class LocatorConfig:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Support:
-    """An annotated volume."""
-
-    image: Tensor
-    """(D, H, W) in [0, 1] at the network's spacing."""
-    walls: Mapping[int, NDArray[np.float64]]
-    """Class -> landmarks (6, 3), mm along D, H, W from the first voxel's centre; see :func:`landmarks_of`."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Located:
-    """One structure in a new volume."""
-
-    low: NDArray[np.float64]
-    """(3,) mm along D, H, W from the first voxel's centre: the centres of the first layers of the box."""
-    high: NDArray[np.float64]
-    """(3,) the same of the last layers."""
-    landmarks: NDArray[np.float64]
-    """(6, 3) mm, after refinement."""
-    spread: float
-    """Mean distance in mm of what the annotated volumes say, each alone, from their mean: large where they disagree."""
-
-
-def landmarks_of(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Middles of the first and the last layer of a mask along D, H, W: (6, 3) mm from the first voxel's centre.
-
-    Args:
-        mask: (D, H, W), not empty.
-        spacing: mm in the order of the axes.
-
-    Raises:
-        ShapeError: an empty mask.
-    """
-    places = np.argwhere(mask)
-    if not len(places):
-        raise ShapeError("an empty mask has no landmarks; leave out volumes without the structure")
-    found = []
-    for axis in range(3):
-        for end in (places[:, axis].min(), places[:, axis].max()):
-            found.append(places[places[:, axis] == end].mean(axis=0))
-    return np.array(found) * np.asarray(spacing, dtype=np.float64)
-
-
 class Locator:
     """A position network and what it has seen of annotated volumes.
 
@@ -128,6 +102,9 @@ class Locator:
         codes: Class -> (S, 6, 3) codes of landmarks in S annotated volumes, mm.
         patches: Class -> per scale (S, 6, C, n) feature patches of length 1.
         sides: Class -> (S, 3) sides of the structure, mm from the centre of the first to that of the last layer.
+        templates: Class -> S templates.
+        errors: Class -> way to find landmarks -> mean wall distance in mm when each annotated volume is located by
+            the others; empty for a class that one volume shows.
     """
 
     def __init__(
@@ -139,11 +116,15 @@ class Locator:
         codes: Mapping[int, Tensor],
         patches: Mapping[int, list[Tensor]],
         sides: Mapping[int, Tensor],
+        templates: Mapping[int, Sequence[Template]],
+        errors: Mapping[int, Mapping[Start, float]] | None = None,
     ) -> None:
         """Keep the parts."""
         self.network, self.config = network, config
         self.classes = dict(classes)
         self.codes, self.patches, self.sides = dict(codes), dict(patches), dict(sides)
+        self.templates = {value: list(some) for value, some in templates.items()}
+        self.errors = {value: dict(some) for value, some in (errors or {}).items()}
 
     @classmethod
     def of(
@@ -168,6 +149,7 @@ class Locator:
         codes: dict[int, list[Tensor]] = {value: [] for value in classes}
         patches: dict[int, list[list[Tensor]]] = {value: [] for value in classes}
         sides: dict[int, list[Tensor]] = {value: [] for value in classes}
+        templates: dict[int, list[Template]] = {value: [] for value in classes}
         spacing = network.config.spacing
         for support in supports:
             seen = _look(network, support.image)
@@ -178,10 +160,11 @@ class Locator:
                 codes[value].append(sample(seen.codes, places, STRIDES[CODE_SCALE], spacing))
                 patches[value].append([_patches(f, places, s, spacing, config.patch) for f, s in seen.levels()])
                 sides[value].append(places[1::2].diagonal() - places[::2].diagonal())
+                templates[value].append(cut_template(support.image, walls, spacing, config.margin))
         missing = [name for value, name in classes.items() if not codes[value]]
         if missing:
             raise ConfigError(f"no annotated volume shows {', '.join(missing)}; add one, or leave the class out")
-        return cls(
+        found = cls(
             network,
             config,
             classes=classes,
@@ -190,7 +173,49 @@ class Locator:
                 value: [torch.stack(level) for level in zip(*some, strict=True)] for value, some in patches.items()
             },
             sides={value: torch.stack(some) for value, some in sides.items()},
+            templates=templates,
         )
+        found.errors = found._leave_one_out(supports)
+        return found
+
+    def start_of(self, value: int) -> Start:
+        """How the landmarks of a class are found."""
+        if self.config.start != "best":
+            return self.config.start
+        errors = self.errors.get(value) or {STARTS[0]: 0.0}
+        return min(errors, key=errors.__getitem__)
+
+    def by(self, start: Start) -> "Locator":
+        """The same locator, finding landmarks in one way for all classes."""
+        return self._with(replace(self.config, start=start), {v: list(range(len(s))) for v, s in self.sides.items()})
+
+    def _with(self, config: LocatorConfig, rows: Mapping[int, list[int]]) -> "Locator":
+        """A locator of the classes of ``rows`` alone that knows these rows of their annotated volumes."""
+        return Locator(
+            self.network,
+            config,
+            classes={value: self.classes[value] for value in rows},
+            codes={value: self.codes[value][some] for value, some in rows.items()},
+            patches={value: [level[some] for level in self.patches[value]] for value, some in rows.items()},
+            sides={value: self.sides[value][some] for value, some in rows.items()},
+            templates={value: [self.templates[value][i] for i in some] for value, some in rows.items()},
+        )
+
+    def _leave_one_out(self, supports: Sequence[Support]) -> dict[int, dict[Start, float]]:
+        """Class -> way -> mean wall distance in mm over the annotated volumes, each located by the others."""
+        starts = STARTS if self.config.start == "best" else (self.config.start,)
+        seen, found = dict.fromkeys(self.classes, 0), dict[int, dict[Start, list[float]]]()
+        for support in supports:
+            others = {}
+            for value in self.classes.keys() & support.walls.keys():
+                others[value] = [i for i in range(len(self.sides[value])) if i != seen[value]]
+                seen[value] += 1
+            others = {value: rows for value, rows in others.items() if rows}
+            for start in starts if others else ():
+                located = self._with(replace(self.config, start=start), others).locate(support.image)
+                for value, one in located.items():
+                    found.setdefault(value, {}).setdefault(start, []).append(one.wall_distance(support.walls[value]))
+        return {value: {start: float(np.mean(e)) for start, e in own.items()} for value, own in found.items()}
 
     def locate(self, image: Tensor) -> dict[int, Located]:
         """Boxes of all classes in a new volume.
@@ -198,28 +223,41 @@ class Locator:
         Args:
             image: (D, H, W) in [0, 1] at the network's spacing.
         """
-        seen = _look(self.network, image)
-        spacing, found = self.network.config.spacing, {}
-        cells = contrast_cells(image.float(), STRIDES[CODE_SCALE], self.config.least_contrast)
-        if not cells.any():
-            cells = torch.ones_like(cells)
-        centres = cell_centres(tuple(cells.shape), STRIDES[CODE_SCALE], spacing)[cells]
-        codes = seen.codes.permute(1, 2, 3, 0)[cells]
-        limit = (torch.tensor(image.shape) - 1) * spacing
+        if image.ndim != 3:
+            raise ShapeError(f"image is {tuple(image.shape)}; expected (D, H, W)")
+        seen, found = None, {}
+        limit = (torch.tensor(image.shape) - 1) * self.network.config.spacing
         for value in self.classes:
-            kept = self.codes[value]
-            alone = torch.stack([self._votes(one, codes, centres) for one in kept])
-            coarse = self._votes(kept.mean(dim=0), codes, centres)
-            refined = self._refined(coarse, value, seen) if self.config.refine else coarse
-            low, high = self._walls(refined, value)
+            if self.start_of(value) == "templates":
+                alone = moved_landmarks(image, self.templates[value], self.network.config.spacing)
+                landmarks = alone.quantile(0.5, dim=0)
+            else:
+                seen = seen or _look(self.network, image)
+                alone, landmarks = self._voted(value, seen, self._voters(image, seen))
+            low, high = self._walls(landmarks, value)
             low, high = (torch.minimum(v.clamp_min(0), limit) for v in (low, high))
             found[value] = Located(
                 low=low.double().numpy(),
                 high=high.double().numpy(),
-                landmarks=refined.double().numpy(),
+                landmarks=landmarks.double().numpy(),
                 spread=float((alone - alone.mean(dim=0)).norm(dim=-1).mean()),
             )
         return found
+
+    def _voters(self, image: Tensor, seen: "_Seen") -> tuple[Tensor, Tensor]:
+        """Codes and middles (n, 3), mm, of the cells with contrast."""
+        cells = contrast_cells(image.float(), STRIDES[CODE_SCALE], self.config.least_contrast)
+        if not cells.any():
+            cells = torch.ones_like(cells)
+        centres = cell_centres(tuple(cells.shape), STRIDES[CODE_SCALE], self.network.config.spacing)[cells]
+        return seen.codes.permute(1, 2, 3, 0)[cells], centres
+
+    def _voted(self, value: int, seen: "_Seen", voters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(S, 6, 3) what each annotated volume says, and (6, 3) what all say after refinement."""
+        kept = self.codes[value]
+        alone = torch.stack([self._votes(one, *voters) for one in kept])
+        coarse = self._votes(kept.mean(dim=0), *voters)
+        return alone, self._refined(coarse, value, seen) if self.config.refine else coarse
 
     def _votes(self, landmarks: Tensor, codes: Tensor, centres: Tensor) -> Tensor:
         """(6, 3): weighted medians of what all places say of landmarks with these codes (6, 3)."""
@@ -273,8 +311,6 @@ class _Seen:
 
 
 def _look(network: PositionNet, image: Tensor) -> _Seen:
-    if image.ndim != 3:
-        raise ShapeError(f"image is {tuple(image.shape)}; expected (D, H, W)")
     with torch.no_grad():
         codes, features = network(image[None, None].float())
     return _Seen(codes[0], [level[0] for level in features])

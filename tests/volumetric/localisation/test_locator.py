@@ -20,7 +20,7 @@ from samgraft.volumetric.localisation import (
     save_locator,
     train_positions,
 )
-from samgraft.volumetric.localisation.locator import landmarks_of
+from samgraft.volumetric.localisation.landmarks import landmarks_of
 from samgraft.volumetric.localisation.network import STRIDES, cell_centres, contrast_cells, sample
 
 SPACING = 1.5
@@ -79,7 +79,7 @@ def test_landmarks_are_the_middles_of_outer_layers():
 @pytest.mark.parametrize("offset", [(0, 0, 0), (7, 3, 11), (10, 15, 2)])
 def test_box_moves_with_the_anatomy(refine, offset):
     locator = Locator.of(
-        Exact(), supports([(1, 2, 3), (5, 9, 4), (3, 4, 8)]), {1: "organ"}, LocatorConfig(refine=refine)
+        Exact(), supports([(1, 2, 3), (5, 9, 4), (3, 4, 8)]), {1: "organ"}, LocatorConfig(start="votes", refine=refine)
     )
     image, organ = body(offset)
     found = locator.locate(image)[1]
@@ -92,7 +92,7 @@ def test_box_moves_with_the_anatomy(refine, offset):
 def test_sides_are_drawn_towards_those_of_annotated_volumes():
     some = supports([(1, 2, 3), (5, 9, 4), (3, 4, 8)])
     some = [Support(image=s.image, walls={1: s.walls[1] + np.eye(6, 3) * 0}) for s in some]
-    locator = Locator.of(Exact(), some, {1: "organ"}, LocatorConfig(refine=0, size_prior=1.0))
+    locator = Locator.of(Exact(), some, {1: "organ"}, LocatorConfig(start="votes", refine=0, size_prior=1.0))
     locator.sides[1] = locator.sides[1] + 6.0
     image, organ = body((2, 2, 2))
     found = locator.locate(image)[1]
@@ -102,11 +102,37 @@ def test_sides_are_drawn_towards_those_of_annotated_volumes():
 
 
 def test_box_ends_inside_the_volume():
-    locator = Locator.of(Exact(), supports([(0, 0, 0)] * 3), {1: "organ"}, LocatorConfig(refine=0))
+    locator = Locator.of(Exact(), supports([(0, 0, 0)] * 3), {1: "organ"}, LocatorConfig(start="votes", refine=0))
     locator.codes[1] = locator.codes[1] + 1000.0
     image, _ = body()
     found = locator.locate(image)[1]
     assert found.high.tolist() == [31 * SPACING, 39 * SPACING, 35 * SPACING]
+
+
+def test_what_locates_annotated_volumes_better_is_taken():
+    shown = supports([(1, 2, 3), (5, 9, 4), (3, 4, 8)])
+    exact = Locator.of(Exact(), shown, {1: "organ"}, LocatorConfig(refine=0))
+    assert exact.errors[1]["votes"] < 0.02 and exact.errors[1]["templates"] < 1e-4
+    poor = Locator.of(PositionNet(PositionConfig(spacing=SPACING, width=4)).eval(), shown, {1: "organ"})
+    assert poor.errors[1]["votes"] > 2 * SPACING, "random weights know nothing"
+    assert poor.start_of(1) == "templates"
+    image, organ = body((10, 15, 2))
+    found, places = poor.locate(image)[1], np.argwhere(organ)
+    assert found.low == pytest.approx(places.min(axis=0) * SPACING, abs=1e-3)
+    assert found.high == pytest.approx(places.max(axis=0) * SPACING, abs=1e-3)
+    poor.errors[1]["templates"] = 99.0
+    assert poor.start_of(1) == "votes"
+    assert poor.by("templates").start_of(1) == "templates"
+
+
+def test_annotated_volume_is_located_by_the_others_only():
+    shown = supports([(1, 2, 3), (5, 9, 4), (3, 4, 8)])
+    away = Support(image=shown[2].image, walls={1: shown[2].walls[1] + 12.0, 2: shown[2].walls[1]})
+    config = LocatorConfig(start="templates", size_prior=0.0)
+    locator = Locator.of(Exact(), [*shown[:2], away], {1: "organ", 2: "seen once"}, config)
+    # the median of two is their mean: 0 and 12 mm for the first two; 0 for the third, whose own label says 12
+    assert locator.errors == {1: {"templates": pytest.approx((6 + 6 + 12) / 3, abs=0.1)}}
+    assert locator.start_of(2) == "templates"
 
 
 def test_class_that_nobody_shows_is_named():
@@ -189,7 +215,10 @@ def test_file_gives_the_same_boxes_and_says_what_it_holds(tmp_path):
     assert one.low.tobytes() == other.low.tobytes() and one.landmarks.tobytes() == other.landmarks.tobytes()
     assert meta == {"cases": ["a", "b"]}
     header = read_locator_header(path)
-    assert header["classes"] == {"1": "organ"} and header["supports"] == {"1": 3}
+    assert header["classes"] == {"1": "organ"} and len(header["templates"]["1"]) == 3
+    assert loaded.errors == locator.errors and loaded.start_of(1) == locator.start_of(1)
+    votes, same = locator.by("votes").locate(image)[1], loaded.by("votes").locate(image)[1]
+    assert votes.low.tobytes() == same.low.tobytes() and votes.low.tobytes() != one.low.tobytes()
     assert [p.name for p in tmp_path.iterdir()] == ["a.locate"]
 
 
@@ -214,6 +243,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load_locator(rewrite("c.locate", lacking, tensors_sha256=tensors_hash(lacking)))
     with pytest.raises(CheckpointError, match="format 9"):
         load_locator(rewrite("d.locate", state, format=9))
+    with pytest.raises(CheckpointError, match=r"reads format 2; make it again with samgraft locate fit"):
+        load_locator(rewrite("d.locate", state, format=1))
     other = tmp_path / "e.locate"
     other.write_bytes(safetensors.torch.save(state))
     with pytest.raises(CheckpointError, match="no samgraft locator; expected metadata"):
