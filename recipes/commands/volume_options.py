@@ -28,7 +28,7 @@ def add_volume(parser: PlainParser) -> None:
         action="append",
         default=[],
         metavar="RULE=VALUE",
-        help="a stop rule: min_iou, max_growth, max_regrowth, min_share, min_predicted_iou or min_agreement; "
+        help="a stop rule: min_iou, length, max_growth, max_regrowth, min_share, min_predicted_iou or min_agreement; "
         "VALUE may be off; repeatable",
     )
     group.add_argument(

@@ -5,10 +5,10 @@ import pytest
 
 from samgraft.errors import ShapeError
 from samgraft.volumetric.clicks import Session, error_click, simulated_rounds
-from samgraft.volumetric.propagation import PropagationConfig, SlicePrompt
+from samgraft.volumetric.propagation import PropagationConfig, SlicePrompt, StopRule
 from tests.volumetric._phantoms import OracleSlices, disc, pictured
 
-WIDE = PropagationConfig(carry=("box", "mask"), box_margin=1.0)
+WIDE = PropagationConfig(carry=("box", "mask"), box_margin=1.0, stop=StopRule(length=None))
 
 
 def dice(a, b):

@@ -13,8 +13,9 @@ CARRIES = ("box", "mask", "points")
 class StopRule:
     """When a walk leaves the object. The slice that breaks a rule is empty, and so is everything behind it.
 
-    ``None`` switches a rule off. Between two annotated slices only ``min_agreement`` and an empty mask stop a walk:
-    there the object is known to go on, unless the picture says otherwise.
+    ``None`` switches a rule off. Defaults were chosen on training cases of sarcoma_mr. Between two annotated slices
+    only ``min_agreement`` and an empty mask stop a walk: there the object is known to go on, unless the picture says
+    otherwise.
     """
 
     min_iou: float | None = 0.4
@@ -24,6 +25,11 @@ class StopRule:
     max_regrowth: float | None = 3.0
     """Largest area over the smallest one of the walk so far, once that is under half the annotated one: behind a neck
     there is another object. Everything behind the neck is taken back."""
+    length: float | None = 0.85
+    """Half the length of the object across the slices, in diameters of its annotated mask (of a disc of that area); 0.5
+    is a ball. The area shrinks with the distance as that of an ellipsoid of this length: what an answer has beyond that
+    is cut off, least certain pixels first, and the walk ends where the ellipsoid ends. For lesions and compact organs,
+    annotated where they are largest; vessels, bones and the like need ``None`` or more than one annotated slice."""
     min_share: float | None = 0.03
     """Least area over that of the annotated slice where the walk began."""
     min_predicted_iou: float | None = 0.3
@@ -38,6 +44,8 @@ class StopRule:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"stop rule: {name} is {value}; expected a share in [0, 1], or None for no rule")
+        if self.length is not None and not self.length > 0:
+            raise ConfigError(f"stop rule: length is {self.length}; expected diameters above 0, or None for no rule")
         for name in ("max_growth", "max_regrowth"):
             value = getattr(self, name)
             if value is not None and value < 1:

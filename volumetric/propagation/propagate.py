@@ -14,7 +14,7 @@ Deviations:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -107,7 +107,8 @@ def propagate(
         slices: The volume and the network.
         annotated: Slice -> mask, as :func:`annotate` gives them. An empty mask says that the object is not there.
         config: What is carried and when it ends.
-        within: First and last slice that the object may lie in; None for the whole volume.
+        within: First and last slice that the object may lie in, instead of ``StopRule.length``; None for the whole
+            volume.
         clicks: Slice -> points on slices that are not annotated; they go in with the carried prompts.
         upward_first: Order of the walks. The result does not depend on it.
         return_walks: Walk back from where each outer walk ended, and compare with the annotated slice. Costs the same
@@ -117,6 +118,8 @@ def propagate(
         PromptError: no annotated slice shows anything.
     """
     config = config or PropagationConfig()
+    if within is not None:  # how long the object is has been said
+        config = replace(config, stop=replace(config.stop, length=None))
     filled = {index: answer for index, answer in annotated.items() if (answer.logits > 0).any()}
     if not filled:
         raise PromptError(

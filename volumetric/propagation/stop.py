@@ -73,7 +73,14 @@ class Watch:
         """Begin with the annotated area."""
         self.smallest = self.start
 
-    def reason(self, previous: Mask, mask: Mask, picture: Float, predicted: float) -> str:
+    def room(self, away: float) -> float:
+        """Largest area in pixels at a distance of ``away`` mm from the annotated slice (``StopRule.length``)."""
+        if self.rule.length is None or self.between:
+            return math.inf
+        half = self.rule.length * 2 * math.sqrt(self.start * self.pixel_mm2 / math.pi)
+        return self.start * max(0.0, 1 - (away / half) ** 2)
+
+    def reason(self, previous: Mask, mask: Mask, picture: Float, predicted: float, away: float) -> str:
         """Why the walk ends before ``mask``, or "" if it goes on; then its area is remembered.
 
         Args:
@@ -81,10 +88,12 @@ class Watch:
             mask: (H, W) of this slice.
             picture: (H, W) in [0, 1] of this slice.
             predicted: IoU that the decoder predicts.
+            away: mm between this slice and the annotated one.
         """
         area = int(mask.sum())
         if not area:
-            return "empty"
+            ended = self.room(away) < 1
+            return f"length {away:.0f} mm, the end at length={self.rule.length:g}" if ended else "empty"
         found = self._by_picture(mask, picture)
         if not found and not self.between:
             found = self._by_area(area) or self._by_decoder(predicted) or self._by_iou(previous, mask)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy import ndimage
 
 from samgraft.volumetric.propagation.carry import carried_prompt, soft_prior, within_reach
 from samgraft.volumetric.propagation.clicked import Point, obey
@@ -90,8 +91,10 @@ def walk(
         prior = expected(slices, index, previous, config, own)
         asked = slices.ask(index, carried_prompt(prior, config, reach, plane, points))
         near = within_reach(asked.mask(), previous, reach, plane)
+        away = abs(index - start) * slices.spacing[0]
+        near = surest(near, asked, watch.room(away))
         mask = obey(near, points) if points else near
-        reason = watch.reason(previous, mask, slices.picture(index), asked.iou)
+        reason = watch.reason(previous, mask, slices.picture(index), asked.iou, away)
         if reason:
             _end(found, watch, start, index, reason)
             break
@@ -114,6 +117,19 @@ def expected(
     share = config.memory_weight
     moved = ((1 - share) * carried + share * seen > 0.5) & (carried > 0)
     return np.asarray(moved) if moved.any() else previous
+
+
+def surest(mask: Mask, answer: SliceAnswer, count: float) -> Mask:
+    """The ``count`` pixels of a mask (H, W) with the highest logits, of equal ones the deepest; all if it has fewer."""
+    if mask.sum() <= count:
+        return mask
+    logits = np.full(answer.shape, -np.inf, dtype=np.float32)
+    logits[answer.place] = answer.logits
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    order = np.lexsort((depth[mask], logits[mask]))
+    kept = np.zeros_like(mask)
+    kept[mask] = np.isin(np.arange(len(order)), order[len(order) - int(count) :])
+    return kept
 
 
 def masked(answer: SliceAnswer, mask: Mask) -> SliceAnswer:

@@ -30,7 +30,7 @@ from tests.volumetric._phantoms import tilted_cylinder
 
 KEY_BOX = (13.0, 9.0, 23.0, 19.0)
 """Of the cylinder on slice 9: radius 5 around (18, 14)."""
-WIDE = PropagationConfig(box_margin=1.5)
+WIDE = PropagationConfig(box_margin=1.5, stop=StopRule(length=None))
 """The oracle cuts at boxes, also at those that are carried."""
 
 

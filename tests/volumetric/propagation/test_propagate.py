@@ -8,10 +8,13 @@ import pytest
 from samgraft.errors import ConfigError, PromptError
 from samgraft.volumetric.propagation import PropagationConfig, SlicePrompt, StopRule, propagate
 from samgraft.volumetric.propagation.propagate import annotate, points_by_slice
-from samgraft.volumetric.propagation.slices import Bounded
+from samgraft.volumetric.propagation.slices import Bounded, SliceAnswer
+from samgraft.volumetric.propagation.walk import surest
 from tests.volumetric._phantoms import BRIGHT, DARK, OracleSlices, disc, given, pictured, sphere, tilted_cylinder
 
-WIDE = PropagationConfig(carry=("box", "mask"), box_margin=1.0)
+ENDLESS = StopRule(length=None)
+"""Phantoms here are longer than they are wide."""
+WIDE = PropagationConfig(carry=("box", "mask"), box_margin=1.0, stop=ENDLESS)
 """The box of the next slice holds everything that an edge may reach; the oracle cuts at boxes."""
 
 
@@ -35,7 +38,7 @@ def test_mask_that_is_handed_on_without_end_stops_by_intensity_and_runs_on_witho
     truth = tilted_cylinder(tilt=0)
     found = run(truth, 9)
     assert {stop.reason for stop in found.stopped} == {"intensity 0.00 < 0.2"}
-    rule = StopRule(min_agreement=None)
+    rule = replace(ENDLESS, min_agreement=None)
     grown = run(truth, 9, config=replace(WIDE, stop=rule)).volume()
     assert grown[:, 14, 12].all(), "the stubborn oracle repeats the mask for ever; only the rule ends it"
 
@@ -53,7 +56,7 @@ def test_tip_below_the_least_share_is_left_out():
     truth = np.zeros((18, 32, 32), dtype=bool)
     for z in range(10):
         truth[z] = disc((32, 32), 15, 16, 11 - z)
-    found = run(truth, 0, config=replace(WIDE, stop=StopRule(min_share=0.05)))
+    found = run(truth, 0, config=replace(WIDE, stop=replace(ENDLESS, min_share=0.05)))
     assert max(found.answers) == 8, "29 of 377 pixels (0.077) stay, 13 (0.034) go"
     assert found.stopped[0].reason == "area 0.034 < 0.05"
 
@@ -84,8 +87,44 @@ def test_behind_a_neck_everything_is_taken_back():
     (up,) = [stop for stop in found.stopped if stop.index > 8]
     assert up.reason == "regrowth 3.05 > 3" and up.index == 14, "neck of 37 pixels at slice 13, 113 again at slice 18"
     assert max(found.answers) == 13
-    loose = run(both, 8, config=replace(WIDE, stop=StopRule(max_regrowth=None)))
+    loose = run(both, 8, config=replace(WIDE, stop=replace(ENDLESS, max_regrowth=None)))
     assert max(loose.answers) == 23, "without the rule both spheres are one object"
+
+
+def test_area_shrinks_with_the_distance_as_that_of_an_ellipsoid():
+    truth = np.ones((41, 60, 60), dtype=bool)  # everything is as bright as the object: nothing but length ends a walk
+    mask = disc((60, 60), 30, 30, 10)
+    area, spacing = int(mask.sum()), (2.0, 0.5, 0.5)
+    half = 0.8 * 2 * np.sqrt(area * 0.25 / np.pi)  # 8.04 mm: 4 slices of 2 mm, with 3 pixels left on the last
+    config = replace(WIDE, stop=StopRule(length=0.8, min_share=None, min_iou=None))
+    found = propagate(OracleSlices(pictured(truth), spacing), {20: given(mask)}, config)
+    for step in range(1, 5):
+        for index in (20 - step, 20 + step):
+            kept = found.mask(index)
+            assert kept.sum() == int(area * (1 - (2.0 * step / half) ** 2)) > 0
+            assert not (kept & ~mask).any() and kept[30, 30], "the rim goes first, the middle stays"
+    assert (min(found.answers), max(found.answers)) == (16, 24)
+    assert {stop.reason for stop in found.stopped} == {"length 10 mm, the end at length=0.8"}
+
+
+def test_length_says_nothing_between_annotated_slices_and_can_be_switched_off():
+    truth = tilted_cylinder(tilt=0)
+    config = replace(WIDE, stop=StopRule(length=0.3))
+    assert run(truth, 9, config=config).answers.keys() < set(range(3, 17))
+    assert np.array_equal(run(truth, [3, 16], config=config).volume()[3:17], truth[3:17])
+    assert np.array_equal(run(truth, 9, config=replace(WIDE, stop=ENDLESS)).volume(), truth)
+    assert np.array_equal(run(truth, 9, config=config, within=(2, 17)).volume(), truth), "an extent was given"
+
+
+def test_surest_pixels_stay():
+    logits = np.array([[0.5, 3.0, 1.0], [2.0, 2.0, -1.0]], dtype=np.float32)
+    answer = SliceAnswer(shape=(4, 5), top=1, left=2, logits=logits, iou=1.0)
+    mask = answer.mask()
+    assert mask.sum() == 5
+    assert np.argwhere(surest(mask, answer, 1.9)).tolist() == [[1, 3]]
+    assert np.argwhere(surest(mask, answer, 3)).tolist() == [[1, 3], [2, 2], [2, 3]]
+    assert np.argwhere(surest(mask, answer, 2)).tolist() == [[1, 3], [2, 3]], "of equal ones the deeper"
+    assert surest(mask, answer, 5) is mask and not surest(mask, answer, 0.5).any()
 
 
 @pytest.mark.parametrize("gap", [(8, 11), (12, 13), (5, 6)])
@@ -102,7 +141,7 @@ def test_between_annotated_slices_both_walks_are_blended_by_distance():
     pixels = np.full(shape, DARK, dtype=np.float32)
     low, high = disc(shape[1:], 11, 12, 5), disc(shape[1:], 11, 17, 5)
     slices = OracleSlices(pixels, stubborn=True)
-    rule = StopRule(min_agreement=None)
+    rule = replace(ENDLESS, min_agreement=None)
     config = PropagationConfig(carry=("mask",), edge_slope=20.0, stop=rule)
     found = propagate(slices, {0: given(low), 6: given(high)}, config)
     for z in (1, 2):
@@ -213,3 +252,5 @@ def test_options_that_mean_nothing_are_refused(options, message):
         PropagationConfig(**options)
     with pytest.raises(ConfigError, match="max_growth is 0.5"):
         StopRule(max_growth=0.5)
+    with pytest.raises(ConfigError, match="length is 0; expected diameters above 0"):
+        StopRule(length=0)
