@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown([*rows, mean]))
     if options.json:
         facts = {"set": options.set, "split": options.split, "prompt": "from ground truth"}
-        write_json(options.json, facts | {"backbone": backbone.weights_hash(), "rows": rows, "mean": mean})
+        write_json(options.json, facts | {"backbone": backbone.weights_hash(), "results": [*rows, mean]})
 
 
 if __name__ == "__main__":

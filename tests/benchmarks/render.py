@@ -157,6 +157,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     | {"quantized": quantized, "graft_costs": step_costs},
     "rasters_at_scale.md": {"raster_sets": raster_sets},
     "raster_training.md": {"raster_training": raster_training},
+    "volume_prompts.md": {"propagation": rows_only, "localisation": rows_only},
     "volumes_3d.md": {"volume_memory": rows_only},
 }
 """Page -> its sections, each named as its file of results."""

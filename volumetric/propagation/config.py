@@ -25,11 +25,11 @@ class StopRule:
     max_regrowth: float | None = 3.0
     """Largest area over the smallest one of the walk so far, once that is under half the annotated one: behind a neck
     there is another object. Everything behind the neck is taken back."""
-    length: float | None = 0.85
+    length: float | None = 0.75
     """Half the length of the object across the slices, in diameters of its annotated mask (of a disc of that area); 0.5
-    is a ball. The area shrinks with the distance as that of an ellipsoid of this length: what an answer has beyond that
-    is cut off, least certain pixels first, and the walk ends where the ellipsoid ends. For lesions and compact organs,
-    annotated where they are largest; vessels, bones and the like need ``None`` or more than one annotated slice."""
+    is a ball. At most ``max_growth`` times that of an ellipsoid of this length is left of an area, the surest pixels
+    first, and the walk ends where the ellipsoid ends. For lesions and compact organs; vessels, bones and the like need
+    ``None``, or more than one annotated slice."""
     min_share: float | None = 0.03
     """Least area over that of the annotated slice where the walk began."""
     min_predicted_iou: float | None = 0.3

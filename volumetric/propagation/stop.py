@@ -78,7 +78,7 @@ class Watch:
         if self.rule.length is None or self.between:
             return math.inf
         half = self.rule.length * 2 * math.sqrt(self.start * self.pixel_mm2 / math.pi)
-        return self.start * max(0.0, 1 - (away / half) ** 2)
+        return (self.rule.max_growth or 1.0) * self.start * max(0.0, 1 - (away / half) ** 2)
 
     def reason(self, previous: Mask, mask: Mask, picture: Float, predicted: float, away: float) -> str:
         """Why the walk ends before ``mask``, or "" if it goes on; then its area is remembered.

@@ -91,18 +91,20 @@ def test_behind_a_neck_everything_is_taken_back():
     assert max(loose.answers) == 23, "without the rule both spheres are one object"
 
 
-def test_area_shrinks_with_the_distance_as_that_of_an_ellipsoid():
+@pytest.mark.parametrize("growth", [None, 1.4])
+def test_area_shrinks_with_the_distance_as_that_of_an_ellipsoid(growth):
     truth = np.ones((41, 60, 60), dtype=bool)  # everything is as bright as the object: nothing but length ends a walk
     mask = disc((60, 60), 30, 30, 10)
     area, spacing = int(mask.sum()), (2.0, 0.5, 0.5)
     half = 0.8 * 2 * np.sqrt(area * 0.25 / np.pi)  # 8.04 mm: 4 slices of 2 mm, with 3 pixels left on the last
-    config = replace(WIDE, stop=StopRule(length=0.8, min_share=None, min_iou=None))
+    config = replace(WIDE, stop=StopRule(length=0.8, max_growth=growth, min_share=None, min_iou=None))
     found = propagate(OracleSlices(pictured(truth), spacing), {20: given(mask)}, config)
     for step in range(1, 5):
         for index in (20 - step, 20 + step):
             kept = found.mask(index)
-            assert kept.sum() == int(area * (1 - (2.0 * step / half) ** 2)) > 0
-            assert not (kept & ~mask).any() and kept[30, 30], "the rim goes first, the middle stays"
+            assert kept.sum() == int((growth or 1.0) * area * (1 - (2.0 * step / half) ** 2)) > 0
+            assert kept[30, 30], "the rim goes first, the middle stays"
+            assert not (kept & ~mask).any() or growth
     assert (min(found.answers), max(found.answers)) == (16, 24)
     assert {stop.reason for stop in found.stopped} == {"length 10 mm, the end at length=0.8"}
 
