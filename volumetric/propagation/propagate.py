@@ -14,7 +14,7 @@ Deviations:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from samgraft.volumetric.propagation.slices import (
     box_of,
     from_probability,
 )
+from samgraft.volumetric.propagation.stop import Ellipsoid
 from samgraft.volumetric.propagation.walk import Clicks, Stopped, Walk, masked, walk
 
 
@@ -118,8 +119,7 @@ def propagate(
         PromptError: no annotated slice shows anything.
     """
     config = config or PropagationConfig()
-    if within is not None:  # how long the object is has been said
-        config = replace(config, stop=replace(config.stop, length=None))
+    length = config.stop.length if within is None else None  # an extent says itself how long the object is
     filled = {index: answer for index, answer in annotated.items() if (answer.logits > 0).any()}
     if not filled:
         raise PromptError(
@@ -127,10 +127,12 @@ def propagate(
         )
     legs = _legs(sorted(annotated), slices.shape[0], within)
     memory = _memory(slices, filled, config)
-    largest = max(int((answer.logits > 0).sum()) for answer in filled.values())
+    areas = {index: int((answer.logits > 0).sum()) for index, answer in filled.items()}
+    largest = max(areas.values())
     walks: dict[tuple[int, int], Walk] = {}
     for (start, step), indices in sorted(legs.items(), key=lambda leg: -leg[0][1] if upward_first else leg[0][1]):
         if start in filled:
+            between = _target(sorted(annotated), start, step) is not None
             walks[start, step] = walk(
                 slices,
                 start,
@@ -138,7 +140,8 @@ def propagate(
                 indices,
                 config=config,
                 largest=largest,
-                between=_target(sorted(annotated), start, step) is not None,
+                between=between,
+                shape=None if between or not length else Ellipsoid.through(areas, start, length, slices.spacing),
                 memory=memory,
                 clicks=clicks,
             )

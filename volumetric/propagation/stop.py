@@ -11,6 +11,7 @@ Deviations:
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +51,45 @@ class Intensities:
         return float(np.clip((float(np.median(picture[mask])) - self.outside) / contrast, 0.0, 1.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ellipsoid:
+    """How large an object is expected to be, slice by slice."""
+
+    centre: int
+    """Slice where it is largest."""
+    area: int
+    """There, pixels."""
+    half: float
+    """Half its length across the slices, mm."""
+
+    @classmethod
+    def through(cls, areas: Mapping[int, int], start: int, length: float, spacing: Sequence[float]) -> "Ellipsoid":
+        """What is expected on the far side of an annotated slice.
+
+        Where ``start`` is the largest slice, half the length is ``length`` of its diameters. Another annotated slice
+        says itself how fast areas shrink; then the ellipsoid goes through both, and ends no later than that of the
+        largest slice, or than one around ``start`` where that lies farther out already.
+
+        Args:
+            areas: Annotated slice -> pixels, above 0.
+            start: The annotated slice where the walk begins.
+            length: ``StopRule.length``.
+            spacing: (D, H, W), mm.
+        """
+        centre = max(areas, key=lambda index: areas[index])
+        pixel_mm2 = spacing[1] * spacing[2]
+        half, own = (length * 2 * math.sqrt(areas[i] * pixel_mm2 / math.pi) for i in (centre, start))
+        away, left = abs(start - centre) * spacing[0], 1 - areas[start] / areas[centre]
+        if start != centre:
+            latest = half if away < half else away + own
+            half = min(latest, away / math.sqrt(left)) if left > 0 else latest
+        return cls(centre=centre, area=areas[centre], half=half)
+
+    def area_at(self, away: float) -> float:
+        """Pixels at a distance of ``away`` mm from the centre."""
+        return self.area * max(0.0, 1 - (away / self.half) ** 2)
+
+
 @dataclass(kw_only=True)
 class Watch:
     """Looks at every new slice of one walk. ``previous`` and what it keeps change as the walk goes on."""
@@ -66,6 +106,8 @@ class Watch:
     intensities: Intensities
     between: bool = False
     """The walk goes towards another annotated slice."""
+    shape: Ellipsoid | None = None
+    """How large the object is expected to be; None says nothing."""
     smallest: int = field(init=False)
     """Smallest area so far."""
 
@@ -74,11 +116,8 @@ class Watch:
         self.smallest = self.start
 
     def room(self, away: float) -> float:
-        """Largest area in pixels at a distance of ``away`` mm from the annotated slice (``StopRule.length``)."""
-        if self.rule.length is None or self.between:
-            return math.inf
-        half = self.rule.length * 2 * math.sqrt(self.start * self.pixel_mm2 / math.pi)
-        return (self.rule.max_growth or 1.0) * self.start * max(0.0, 1 - (away / half) ** 2)
+        """Largest area in pixels at a distance of ``away`` mm from the largest annotated slice."""
+        return math.inf if self.shape is None else (self.rule.max_growth or 1.0) * self.shape.area_at(away)
 
     def reason(self, previous: Mask, mask: Mask, picture: Float, predicted: float, away: float) -> str:
         """Why the walk ends before ``mask``, or "" if it goes on; then its area is remembered.
@@ -88,12 +127,12 @@ class Watch:
             mask: (H, W) of this slice.
             picture: (H, W) in [0, 1] of this slice.
             predicted: IoU that the decoder predicts.
-            away: mm between this slice and the annotated one.
+            away: mm between this slice and the largest annotated one.
         """
         area = int(mask.sum())
         if not area:
             ended = self.room(away) < 1
-            return f"length {away:.0f} mm, the end at length={self.rule.length:g}" if ended else "empty"
+            return f"length: {away:.0f} mm, the end at length={self.rule.length:g}" if ended else "empty"
         found = self._by_picture(mask, picture)
         if not found and not self.between:
             found = self._by_area(area) or self._by_decoder(predicted) or self._by_iou(previous, mask)

@@ -23,7 +23,7 @@ from samgraft.volumetric.propagation.clicked import Point, obey
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.memory import FeatureMemory, on_slice
 from samgraft.volumetric.propagation.slices import CERTAIN, Mask, SliceAnswer, Slices, box_of
-from samgraft.volumetric.propagation.stop import Intensities, Watch
+from samgraft.volumetric.propagation.stop import Ellipsoid, Intensities, Watch
 
 Clicks = Mapping[int, Sequence[Point]]
 """Slice -> points (x, y, label)."""
@@ -58,6 +58,7 @@ def walk(
     config: PropagationConfig,
     largest: int,
     between: bool = False,
+    shape: Ellipsoid | None = None,
     memory: FeatureMemory | None = None,
     clicks: Clicks | None = None,
 ) -> Walk:
@@ -71,6 +72,7 @@ def walk(
         config: What is carried and when it ends.
         largest: Largest area on an annotated slice, pixels.
         between: Another annotated slice follows behind the last index.
+        shape: How large the object is expected to be.
         memory: What annotated slices look like; a copy of it is filled on the way.
         clicks: Points that someone gave on slices; they go in with the carried prompts.
     """
@@ -84,6 +86,7 @@ def walk(
         reach=reach,
         intensities=Intensities.of(slices.picture(start), previous),
         between=between,
+        shape=shape,
     )
     own = None if memory is None else memory.copy()
     for index in indices:
@@ -91,7 +94,7 @@ def walk(
         prior = expected(slices, index, previous, config, own)
         asked = slices.ask(index, carried_prompt(prior, config, reach, plane, points))
         near = within_reach(asked.mask(), previous, reach, plane)
-        away = abs(index - start) * slices.spacing[0]
+        away = abs(index - (start if shape is None else shape.centre)) * slices.spacing[0]
         near = surest(near, asked, watch.room(away))
         mask = obey(near, points) if points else near
         reason = watch.reason(previous, mask, slices.picture(index), asked.iou, away)

@@ -1,5 +1,7 @@
 """Stop rule, prompts that are carried, clicks and memory, with values worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from samgraft.volumetric.propagation.clicked import lobe, obey
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.memory import FeatureMemory, cell_shares, on_slice
 from samgraft.volumetric.propagation.slices import RegionFeatures, SlicePrompt, from_probability
-from samgraft.volumetric.propagation.stop import Intensities, limit
+from samgraft.volumetric.propagation.stop import Ellipsoid, Intensities, limit
 from samgraft.volumetric.propagation.walk import expected
 from tests.volumetric._phantoms import OracleSlices, disc, pictured
 
@@ -171,3 +173,24 @@ def test_probability_and_answer_are_the_same_mask():
     assert answer.place == (slice(2, 4), slice(3, 8))
     assert answer.mask().sum() == 9, "exactly a half is not the object"
     assert np.allclose(answer.probability(), probability, atol=1e-6)
+
+
+def test_ellipsoid_ends_after_its_share_of_the_diameter_and_goes_through_what_was_annotated():
+    disc_area = 314  # radius 10 pixels of 1 mm
+    alone = Ellipsoid.through({5: disc_area}, 5, 0.75, (2.0, 1.0, 1.0))
+    assert alone.half == pytest.approx(15.0, abs=0.01), "0.75 of 20 mm"
+    assert alone.area_at(0) == disc_area
+    assert alone.area_at(alone.half / 2) == pytest.approx(0.75 * disc_area)
+    assert alone.area_at(alone.half) == alone.area_at(100.0) == 0
+    assert Ellipsoid.through({5: disc_area}, 5, 0.75, (2.0, 0.5, 0.5)).half == pytest.approx(7.5, abs=0.01), "in mm"
+
+    two = {5: 400, 8: 100}
+    through = Ellipsoid.through(two, 8, 1.0, (2.0, 1.0, 1.0))
+    assert (through.centre, through.area) == (5, 400)
+    assert through.area_at(6.0) == pytest.approx(100), "3 slices of 2 mm away: what was annotated there"
+    assert Ellipsoid.through(two, 5, 1.0, (2.0, 1.0, 1.0)) == Ellipsoid.through({5: 400}, 5, 1.0, (2.0, 1.0, 1.0))
+
+    slow = Ellipsoid.through({5: 400, 6: 399}, 6, 1.0, (2.0, 1.0, 1.0))
+    assert slow.half == pytest.approx(2 * (400 / math.pi) ** 0.5), "never later than the largest slice alone says"
+    far = Ellipsoid.through({0: 100, 40: 100}, 40, 1.0, (1.0, 1.0, 1.0))
+    assert far.half == pytest.approx(40 + 2 * (100 / math.pi) ** 0.5), "beyond that end: as long again as from there"

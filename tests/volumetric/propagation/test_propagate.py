@@ -106,7 +106,7 @@ def test_area_shrinks_with_the_distance_as_that_of_an_ellipsoid(growth):
             assert kept[30, 30], "the rim goes first, the middle stays"
             assert not (kept & ~mask).any() or growth
     assert (min(found.answers), max(found.answers)) == (16, 24)
-    assert {stop.reason for stop in found.stopped} == {"length 10 mm, the end at length=0.8"}
+    assert {stop.reason for stop in found.stopped} == {"length: 10 mm, the end at length=0.8"}
 
 
 def test_length_says_nothing_between_annotated_slices_and_can_be_switched_off():
