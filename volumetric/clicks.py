@@ -9,7 +9,7 @@ Source:
 Deviations:
     Depth inside the error is measured in mm, so that thick slices do not pull clicks to their middle. A click changes
     its slice (asked again with the mask so far and all clicks there), which then is an annotated slice of the
-    propagation: its neighbours follow by blending.
+    propagation: its neighbours follow by blending, where the change on the clicked slice reaches.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from samgraft.errors import ShapeError
+from samgraft.volumetric.propagation.carry import within_reach
 from samgraft.volumetric.propagation.clicked import Point, obey
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.propagate import Propagated, annotate, propagate
@@ -112,7 +113,10 @@ class Session:
         self.annotated[index] = self._corrected(index, so_far)
         if self.within is not None:
             self.within = min(self.within[0], index), max(self.within[1], index)
-        self.result = propagate(self.slices, self.annotated, self.config, within=self.within)
+        again = propagate(self.slices, self.annotated, self.config, within=self.within)
+        self.result = pointed_at(
+            self.result, again, click, self.config.reach(self.slices.spacing), self.slices.spacing[1:]
+        )
         return self.result
 
     def _corrected(self, index: int, so_far: Mask) -> SliceAnswer:
@@ -143,6 +147,39 @@ class Session:
         if box is None or not all(box[0] <= x <= box[2] and box[1] <= y <= box[3] for x, y in wanted):
             return SlicePrompt(points=points)
         return SlicePrompt(box=box, points=points)
+
+
+def pointed_at(
+    before: Propagated, after: Propagated, click: Click, reach: float, plane: tuple[float, float]
+) -> Propagated:
+    """``after`` with only those changes that a click asked for: of its sign, and reached from it slice by slice.
+
+    What changes on the clicked slice may change on the next one too, and as far around it as an edge may move. So a
+    walk that now ends early, or comes back along another way, takes nothing away where nobody clicked.
+
+    Args:
+        before: The result that the click corrects.
+        after: What was propagated with the corrected slice.
+        click: 1 may only add, 0 may only take away.
+        reach: How far an edge may move from one slice to the next, mm (``PropagationConfig.reach``).
+        plane: Spacing along rows and columns, mm.
+    """
+    index, label = click[2:]
+    merged, new = before.volume(), after.volume()
+    changed = new & ~merged if label else merged & ~new
+    merged[index] = new[index]
+    for step in (1, -1):
+        near = changed[index]
+        for i in range(index + step, len(new) if step > 0 else -1, step):
+            near = within_reach(changed[i], near, reach, plane) if near.any() else near
+            if not near.any():
+                break
+            merged[i] = merged[i] | near if label else merged[i] & ~near
+    answers = {
+        int(i): masked(after.answers.get(int(i)) or before.answers[int(i)], merged[i])
+        for i in np.flatnonzero(merged.any(axis=(1, 2)))
+    }
+    return replace(after, answers=answers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

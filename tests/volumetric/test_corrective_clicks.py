@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from samgraft.errors import ShapeError
-from samgraft.volumetric.clicks import Session, error_click, simulated_rounds
-from samgraft.volumetric.propagation import PropagationConfig, SlicePrompt, StopRule
+from samgraft.volumetric.clicks import Session, error_click, pointed_at, simulated_rounds
+from samgraft.volumetric.propagation import Propagated, PropagationConfig, SlicePrompt, StopRule
+from samgraft.volumetric.propagation.slices import answer_of
 from tests.volumetric._phantoms import OracleSlices, disc, pictured
 
 WIDE = PropagationConfig(carry=("box", "mask"), box_margin=1.0, stop=StopRule(length=None))
@@ -81,6 +82,35 @@ def test_click_changes_only_what_it_points_at():
     assert np.array_equal(after, expected)
     less = session.click((40.0, 2.0, 2, 0)).mask(2)
     assert np.array_equal(less, truth[2])
+
+
+def propagated(mask):
+    answers = {i: answer_of(piece) for i, piece in enumerate(mask) if piece.any()}
+    return Propagated(shape=mask.shape, answers=answers, annotated=(), stopped=(), direction_agreement=None)
+
+
+def test_change_spreads_from_the_clicked_slice_as_fast_as_an_edge_moves():
+    before = np.zeros((7, 20, 40), dtype=bool)
+    before[:, 5:15, 5:35] = True
+    after = before.copy()
+    after[3, 5:15, 25:35] = False  # what the click took away
+    after[4:6] = False  # a walk from there ended at once
+    after[2, 5:15, :] = True  # and the other one grew, which a click off the object cannot want
+    after[0, 5:15, 5:10] = False
+    merged = pointed_at(propagated(before), propagated(after), (30.0, 9.0, 3, 0), 2.0, (1.0, 1.0)).volume()
+    expected = before.copy()
+    expected[3, 5:15, 25:35] = False
+    expected[4, 5:15, 23:35] = False  # 2 mm of an edge for each slice
+    expected[5, 5:15, 21:35] = False
+    assert np.array_equal(merged, expected)
+
+    grown = before.copy()
+    grown[2:5, 5:15, 35:38] = True
+    grown[6] = False
+    more = pointed_at(propagated(before), propagated(grown), (36.0, 9.0, 3, 1), 2.0, (1.0, 1.0)).volume()
+    expected = before.copy()
+    expected[2:5, 5:15, 35:38] = True
+    assert np.array_equal(more, expected)
 
 
 def test_without_any_error_rounds_repeat():
