@@ -12,7 +12,7 @@ import torch
 
 from samgraft.recipes.losses import IGNORE
 from tests.adapters.toy import toy_backbone
-from tests.benchmarks import _volume_rows, volumes
+from tests.benchmarks import _volume_rows, _volume_summary, volumes
 from tests.benchmarks._data import Case
 from tests.benchmarks._surface import mean_scores, surface_scores
 from tests.benchmarks._volume_rows import ROWS, VOLUMES, build, drawn, predicted, stacks
@@ -169,3 +169,28 @@ def test_results_are_planned_resumed_and_told(
     volumes.main([])
     assert len(asked) == 6, "a row whose settings changed is another run"
     assert "2.5D" in capsys.readouterr().out
+
+
+def scored(method: str, dice: float, name: str = "sarcoma_mr", cases: int | None = 5, seed: int = 0) -> dict[str, Any]:
+    task = {"method": method, "set": name, "cases": cases, "seed": seed, "backbone_unchanged": True}
+    return row(task, dice)
+
+
+def test_aims_compare_the_best_of_both_sides() -> None:
+    rows = [
+        scored("lora + detail_3d", 0.65),
+        scored("lora + detail_3d", 0.55, seed=1),
+        scored("slices: lora + class_tokens", 0.5),
+        scored("scratch: UNet", 0.45),
+        scored("scratch: SwinUNETR", 0.3),
+        scored("lora + detail_3d", 0.885, "hippocampus_mr", None),
+        scored("scratch: UNet", 0.89, "hippocampus_mr", None),
+        scored("lora + detail_3d", 0.9, "sarcoma_ct", None),
+    ]
+    first, second, third = _volume_summary.aims(rows)
+    assert (first["best"], first["from scratch"]) == ("lora + detail_3d", "scratch: UNet")
+    assert (first["dice"], first["its dice"], first["reached"]) == (pytest.approx(0.6), 0.45, True)
+    assert (second["aim"], second["reached"]) == ("at least scratch", False)
+    assert (third["aim"], third["reached"]) == ("at least 0.88", True)
+    page = _volume_summary.page(rows, [{"method": "x", "set": "sarcoma_ct", "failed": "no"}])
+    assert "- failed: x on sarcoma_ct: no" in page and "0.600 ± 0.071" in page and "sarcoma_ct, all" in page

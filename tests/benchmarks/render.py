@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import _graft_summary, _prompter_summary, graft_costs
+from tests.benchmarks import _graft_summary, _prompter_summary, _volume_summary, graft_costs
 from tests.benchmarks import one_shot as one_shot_benchmark
 from tests.benchmarks._sets import SPECS
 from tests.benchmarks._table import markdown, read_json
@@ -117,6 +117,12 @@ def prompters_long(content: dict[str, Any]) -> str:
     return markdown(_prompter_summary.long_table(content["results"]))
 
 
+def volumes(content: dict[str, Any]) -> str:
+    """The section of volumes.json: every method on every set, aims, all figures."""
+    rows = current([row for row in content["results"] if not row["tune"]])
+    return _volume_summary.page(rows, content.get("failed", []))
+
+
 def one_shot(content: dict[str, Any]) -> str:
     """The section of one_shot.json."""
     return markdown(content["results"], one_shot_benchmark.COLUMNS)
@@ -158,7 +164,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "rasters_at_scale.md": {"raster_sets": raster_sets},
     "raster_training.md": {"raster_training": raster_training},
     "volume_prompts.md": {"propagation": rows_only, "localisation": rows_only},
-    "volumes_3d.md": {"volume_memory": rows_only},
+    "volumes_3d.md": {"volumes": volumes, "volume_memory": rows_only},
 }
 """Page -> its sections, each named as its file of results."""
 

@@ -11,8 +11,7 @@ drops the results of ``--methods``.
 
 import argparse
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +19,12 @@ import torch
 
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._graft_rows import HASH, short_hash
-from tests.benchmarks._graft_summary import spread
 from tests.benchmarks._process import end_with_parent, report
 from tests.benchmarks._table import markdown
 from tests.benchmarks._volume_rows import ROWS, VOLUMES, many, recipe_hash
+from tests.benchmarks._volume_summary import COLUMNS, table
 from tests.benchmarks.grafts import Results, asked, groups, planned, run
 
-FIGURES = ("dice", "nsd_1mm", "nsd_2mm", "hd95")
-COLUMNS = (
-    "method",
-    "set",
-    "cases",
-    "dice",
-    "std",
-    *FIGURES[1:],
-    "hd95_n",
-    "seeds",
-    "n",
-    "trainable",
-    "seconds_per_step",
-    "steps",
-    "extra_mb",
-    "without_gradient",
-    "least_busy",
-)
 Task = dict[str, Any]
 
 
@@ -53,29 +34,6 @@ def plan(options: argparse.Namespace, weights: str) -> list[Task]:
         task | {"config": short_hash(ROWS[task["method"]].to_dict()), "recipe": recipe_hash(VOLUMES[task["set"]])}
         for task in asked(options, weights)
     ]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line per set, number of cases and method, best Dice first: means over seeds."""
-    cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["set"], row["cases"] is None, row["train_cases"], row["method"]), []).append(row)
-    lines = []
-    for (name, _, cases, method), own in sorted(cells.items()):
-        line: dict[str, Any] = {"method": method, "set": name, "cases": cases, "seeds": len(own), "n": own[0]["n"]}
-        line |= {figure: statistics.mean(row[figure] for row in own) for figure in FIGURES}
-        line |= {
-            "std": spread([row["dice"] for row in own]),
-            "hd95_n": int(statistics.mean(row["hd95_n"] for row in own)),
-            "trainable": own[0]["trainable"],
-            "without_gradient": max(row["without_gradient"] for row in own),
-            "seconds_per_step": statistics.median(row["seconds_per_step"] for row in own),
-            "steps": int(statistics.median(row["steps"] for row in own)),
-            "extra_mb": max(row["extra_mb"] for row in own),
-            "least_busy": min(row["busy"] for row in own),
-        }
-        lines.append(line)
-    return sorted(lines, key=lambda line: (line["set"], line["cases"], -line["dice"]))
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
