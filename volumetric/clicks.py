@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from samgraft.errors import ShapeError
 from samgraft.volumetric.propagation.carry import within_reach
-from samgraft.volumetric.propagation.clicked import Point, obey
+from samgraft.volumetric.propagation.clicked import Point, obey, without_crumbs
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.propagate import Propagated, annotate, propagate
 from samgraft.volumetric.propagation.slices import Mask, SliceAnswer, SlicePrompt, Slices, answer_of, box_of
@@ -130,7 +130,7 @@ class Session:
         changed = answer & ~so_far if label else so_far & ~answer
         parts, _ = ndimage.label(changed)
         pointed = (parts == parts[place]) & changed[place]
-        corrected = so_far | pointed if label else so_far & ~pointed
+        corrected = so_far | pointed if label else without_crumbs(so_far, so_far & ~pointed)
         return masked(asked, obey(corrected, points))
 
     def _prompt(self, index: int, so_far: Mask, points: tuple[Point, ...]) -> SlicePrompt:
@@ -174,7 +174,7 @@ def pointed_at(
             near = within_reach(changed[i], near, reach, plane) if near.any() else near
             if not near.any():
                 break
-            merged[i] = merged[i] | near if label else merged[i] & ~near
+            merged[i] = merged[i] | near if label else without_crumbs(merged[i], merged[i] & ~near)
     answers = {
         int(i): masked(after.answers.get(int(i)) or before.answers[int(i)], merged[i])
         for i in np.flatnonzero(merged.any(axis=(1, 2)))

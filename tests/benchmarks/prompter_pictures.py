@@ -63,6 +63,15 @@ def sheet(columns: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.concatenate([part for one in columns for part in (one, gap)], axis=1)
 
 
+def save(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write a PNG of 128 colours, whole or not at all, and say how large it is."""
+    content = io.BytesIO()
+    Image.fromarray(picture).quantize(128).save(content, "png", optimize=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    print(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels, {len(content.getvalue()):,} bytes")
+
+
 def drawn(kept: Path, name: str, fraction: str, seed: int, rows: Sequence[str], numbers: Sequence[int]) -> NDArray:
     """The sheet of a set."""
     cases = scored_cases(name, fraction, seed)
@@ -91,11 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args(argv)
     found = drawn(options.kept, options.set, options.fraction, options.seed, options.rows, options.pictures)
-    content = io.BytesIO()
-    Image.fromarray(found).quantize(128).save(content, "png", optimize=True)
-    with atomic_path(options.output) as temporary:
-        temporary.write_bytes(content.getvalue())
-    print(f"{options.output}: {found.shape[1]} x {found.shape[0]} pixels, {len(content.getvalue()):,} bytes")
+    save(found, options.output)
 
 
 if __name__ == "__main__":

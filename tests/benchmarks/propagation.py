@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import samgraft
+from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.domains.scene import Scene
 from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.prompted import AskSettings
@@ -61,6 +62,11 @@ def volumes(name: str, split: str, limit: int | None) -> Iterator[tuple[str, Sce
         for value in np.unique(label[label > 0]):
             parts, _ = ndimage.label(label == value)
             yield member, scene, parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
+
+
+def asking(backbone: HFSamBackbone, size: int = 128, contexts: Sequence[float] = CONTEXTS) -> AskSettings:
+    """How the embedded backbone is asked about a slice, as by ``samgraft segment``."""
+    return AskSettings(backbone=backbone, size=size, contexts=tuple(contexts), batch=8, depth=0, fit=True, better=None)
 
 
 def measure(slices: SceneSlices, truth: NDArray[np.bool_], options: argparse.Namespace) -> dict[str, Any]:
@@ -112,15 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     backbone = open_backbone(options.backbone)
-    settings = AskSettings(
-        backbone=backbone,
-        size=options.size,
-        contexts=tuple(options.contexts),
-        batch=8,
-        depth=0,
-        fit=True,
-        better=None,
-    )
+    settings = asking(backbone, options.size, options.contexts)
     rows = []
     for case, scene, truth in volumes(options.set, options.split, options.limit):
         slices = SceneSlices(scene, look_at(scene), coarsest_axis(scene.grid), settings)

@@ -60,6 +60,26 @@ def lobe(piece: Mask, row: int, col: int) -> Mask:
     return piece if 4 * int(disc.sum()) >= int(piece.sum()) else disc
 
 
+def without_crumbs(before: Mask, after: Mask) -> Mask:
+    """``after`` without the crumbs of what was taken away from ``before`` (both (H, W)).
+
+    A crumb is a piece that what was taken away touched and that is smaller, beside a larger piece of the same object.
+    """
+    taken = before & ~after
+    if not taken.any():
+        return after
+    whole, _ = ndimage.label(before)
+    parts, count = ndimage.label(after)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    touched = np.unique(parts[ndimage.binary_dilation(taken)])
+    kept = after.copy()
+    for part in touched[touched > 0]:
+        beside = np.unique(parts[(whole == whole[parts == part][0]) & after])
+        if sizes[part] < min(int(taken.sum()), sizes[beside].max()):
+            kept &= parts != part
+    return kept
+
+
 def _pixel(point: Point, shape: tuple[int, ...]) -> tuple[int, int]:
     row, col = (int(np.floor(v + 0.5)) for v in (point[1], point[0]))
     return min(max(row, 0), shape[0] - 1), min(max(col, 0), shape[1] - 1)

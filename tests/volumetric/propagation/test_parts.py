@@ -14,7 +14,7 @@ from samgraft.volumetric.propagation.carry import (
     soft_prior,
     within_reach,
 )
-from samgraft.volumetric.propagation.clicked import lobe, obey
+from samgraft.volumetric.propagation.clicked import lobe, obey, without_crumbs
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.memory import FeatureMemory, cell_shares, on_slice
 from samgraft.volumetric.propagation.slices import RegionFeatures, SlicePrompt, from_probability
@@ -194,3 +194,20 @@ def test_ellipsoid_ends_after_its_share_of_the_diameter_and_goes_through_what_wa
     assert slow.half == pytest.approx(2 * (400 / math.pi) ** 0.5), "never later than the largest slice alone says"
     far = Ellipsoid.through({0: 100, 40: 100}, 40, 1.0, (1.0, 1.0, 1.0))
     assert far.half == pytest.approx(40 + 2 * (100 / math.pi) ** 0.5), "beyond that end: as long again as from there"
+
+
+def test_crumbs_of_what_was_taken_go_and_other_pieces_stay():
+    before = np.zeros((20, 30), dtype=bool)
+    before[2:12, 2:22] = True
+    before[15:17, 2:5] = True  # another piece, smaller than what is taken
+    after = before.copy()
+    after[2:12, 12:19] = False  # 70 pixels; 30 are left behind them
+    kept = without_crumbs(before, after)
+    expected = before.copy()
+    expected[2:12, 12:22] = False
+    assert np.array_equal(kept, expected)
+    after[2:12, 12:18] = True  # 10 pixels taken: what is behind is larger
+    assert np.array_equal(without_crumbs(before, after), after)
+    assert np.array_equal(without_crumbs(before, before), before)
+    bare = before & False
+    assert np.array_equal(without_crumbs(before, bare), bare)
