@@ -3,6 +3,7 @@
 from samgraft.adapters.prompts.improve import Improvement
 from samgraft.recipes.continual.merging import MergeReport, merge_adapters
 from samgraft.recipes.continual.router import Domains, Route
+from samgraft.recipes.engine.correcting import VolumeSession
 from samgraft.recipes.engine.everything import EverythingConfig, automatic_masks
 from samgraft.recipes.engine.propagated import VolumeOptions, VolumeResult, segment_volume
 from samgraft.recipes.engine.referenced import Example, Examples
@@ -42,6 +43,7 @@ __all__ = [
     "VolumePrompt",
     "VolumePrompts",
     "VolumeResult",
+    "VolumeSession",
     "adapter_meta",
     "automatic_masks",
     "find_inputs",

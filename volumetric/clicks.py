@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from samgraft.errors import ShapeError
 from samgraft.volumetric.propagation.carry import within_reach
-from samgraft.volumetric.propagation.clicked import Point, obey, without_crumbs
+from samgraft.volumetric.propagation.clicked import Point, obey, pixel, without_crumbs
 from samgraft.volumetric.propagation.config import PropagationConfig
 from samgraft.volumetric.propagation.propagate import Propagated, annotate, propagate
 from samgraft.volumetric.propagation.slices import Mask, SliceAnswer, SlicePrompt, Slices, answer_of, box_of
@@ -103,12 +103,15 @@ class Session:
 
         The slice is asked with its mask so far and every click on it. Of the answer the connected change that the click
         lies on is taken over, so that a click never harms what it does not point at; where the answer insists on what
-        is off the object, its lobe of the mask goes. The slice is an annotated one from now on.
+        is off the object, its lobe of the mask goes. The slice is an annotated one from now on. A click takes the place
+        of an earlier one on its pixel.
         """
         if self.result is None:
             raise ShapeError("nothing was annotated yet; call start() first")
         x, y, index, label = click
-        self.clicks[index] = (*self.clicks.get(index, ()), (x, y, label))
+        point, plane = (x, y, label), self.slices.shape[1:]
+        earlier = (one for one in self.clicks.get(index, ()) if pixel(one, plane) != pixel(point, plane))
+        self.clicks[index] = (*earlier, point)
         so_far = self.result.mask(index)
         self.annotated[index] = self._corrected(index, so_far)
         if self.within is not None:
@@ -122,23 +125,38 @@ class Session:
     def _corrected(self, index: int, so_far: Mask) -> SliceAnswer:
         """A slice after a click on it: what the click points at changes, and nothing else."""
         points = self.clicks[index]
-        (x, y, label) = points[-1]
+        label = points[-1][2]
         if not so_far.any() and not any(sign for _, _, sign in points):
             return answer_of(so_far)
-        asked = self.slices.ask(index, self._prompt(index, so_far, points))
-        answer, place = asked.mask(), (int(np.floor(y + 0.5)), int(np.floor(x + 0.5)))
-        changed = answer & ~so_far if label else so_far & ~answer
-        parts, _ = ndimage.label(changed)
-        pointed = (parts == parts[place]) & changed[place]
+        place = pixel(points[-1], so_far.shape)
+        for prompt in self._prompts(index, so_far, points):
+            asked = self.slices.ask(index, prompt)
+            answer = asked.mask()
+            changed = answer & ~so_far if label else so_far & ~answer
+            parts, _ = ndimage.label(changed)
+            pointed = (parts == parts[place]) & changed[place]
+            if pointed.sum() > 1:
+                break
         corrected = so_far | pointed if label else without_crumbs(so_far, so_far & ~pointed)
         return masked(asked, obey(corrected, points))
+
+    def _prompts(self, index: int, so_far: Mask, points: tuple[Point, ...]) -> list[SlicePrompt]:
+        """What is asked until an answer follows the last click.
+
+        All that is known; for what was missed then without the box, which ends at the click where that lies outside the
+        mask, and then the click alone.
+        """
+        whole, last = self._prompt(index, so_far, points), points[-1:]
+        if not points[-1][2] or not so_far.any():
+            return [whole]
+        return [whole, replace(whole, box=None), SlicePrompt(points=last)]
 
     def _prompt(self, index: int, so_far: Mask, points: tuple[Point, ...]) -> SlicePrompt:
         """The mask so far with all clicks; on a slice that was empty the box of the nearest slice, if it holds them."""
         if so_far.any():
             with_clicks = so_far.copy()
-            for x, y, label in points:
-                with_clicks[int(np.floor(y + 0.5)), int(np.floor(x + 0.5))] |= bool(label)
+            for point in points:
+                with_clicks[pixel(point, so_far.shape)] |= bool(point[2])
             return SlicePrompt(box=box_of(with_clicks), points=points, mask=so_far)
         known = {} if self.result is None else self.result.answers
         near = min(known, key=lambda other: abs(other - index), default=None)

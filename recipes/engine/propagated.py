@@ -136,8 +136,25 @@ def segment_volume(
     chosen = options or VolumeOptions()
     asked = as_volume_prompts(prompts, scene.grid)
     asked.check(scene.grid)
-    side, axis = network_size(backbone, size), asked.cut_axis(scene.grid)
-    settings = AskSettings(
+    axis, settings = asked.cut_axis(scene.grid), asking(backbone, size, context, fit, batch, better)
+    look = look_at(scene, bands)
+    views = [SceneSlices(scene, look, axis, settings, mirror=FLIPS[name]) for name in chosen.flips]
+    walked = track(asked.objects, "objects") if track else asked.objects
+    objects = tuple(segment_object(views, one, chosen) for one in walked)
+    return VolumeResult(segmentation=painted(scene, asked, axis, objects, chosen), objects=objects, axis=axis)
+
+
+def asking(
+    backbone: Promptable,
+    size: int | None = None,
+    context: float | Sequence[float] = CONTEXTS,
+    fit: bool = True,
+    batch: int | None = None,
+    better: Improvement | None = None,
+) -> AskSettings:
+    """How slices are asked; arguments as of :func:`segment_volume`."""
+    side = network_size(backbone, size)
+    return AskSettings(
         backbone=backbone,
         size=side,
         contexts=(context,) if isinstance(context, int | float) else tuple(context),
@@ -146,11 +163,6 @@ def segment_volume(
         fit=fit,
         better=better,
     )
-    look = look_at(scene, bands)
-    views = [SceneSlices(scene, look, axis, settings, mirror=FLIPS[name]) for name in chosen.flips]
-    walked = track(asked.objects, "objects") if track else asked.objects
-    objects = tuple(segment_object(views, one, chosen) for one in walked)
-    return VolumeResult(segmentation=_painted(scene, asked, axis, objects, chosen), objects=objects, axis=axis)
 
 
 def write_uncertainty(path: str, uncertain: NDArray[np.float32], grid: Grid) -> None:
@@ -172,10 +184,22 @@ def segment_object(views: Sequence[Slices], one: VolumePrompt, options: VolumeOp
         one: What is asked.
         options: How.
     """
-    runs = tuple(_run(view, one, options) for view in views)
+    return as_object(tuple(_run(view, one, options) for view in views), views[0].spacing, options)
+
+
+def as_object(
+    runs: tuple[Propagated, ...], spacing: tuple[float, float, float], options: VolumeOptions
+) -> VolumeObject:
+    """The mean of runs over views, rules of shape, signals.
+
+    Args:
+        runs: One per view.
+        spacing: (D, H, W), mm, the cut axis first.
+        options: How.
+    """
     mask = runs[0].volume() if len(runs) == 1 else _mean(runs)
     if options.rules:
-        mask = options.rules.apply(mask, views[0].spacing)
+        mask = options.rules.apply(mask, spacing)
     directions = [run.direction_agreement for run in runs if run.direction_agreement is not None]
     signals = Signals(
         flips=agreement([run.volume() for run in runs]) if len(runs) > 1 else None,
@@ -235,7 +259,7 @@ def _mean(runs: Sequence[Propagated]) -> NDArray[np.bool_]:
     return result
 
 
-def _painted(
+def painted(
     scene: Scene, asked: VolumePrompts, axis: int, objects: Sequence[VolumeObject], options: VolumeOptions
 ) -> Segmentation:
     """Label map: object i of the prompts has label i + 1; where two overlap, the larger predicted IoU wins."""

@@ -22,9 +22,9 @@ def obey(mask: Mask, points: Sequence[Point]) -> Mask:
         points: Pixels of the slice, rounded to the nearest one.
     """
     result = mask.copy()
-    wanted = [_pixel(point, mask.shape) for point in points if point[2] == 1]
+    wanted = [pixel(point, mask.shape) for point in points if point[2] == 1]
     for point in points:
-        row, col = _pixel(point, mask.shape)
+        row, col = pixel(point, mask.shape)
         if point[2] == 1 or not result[row, col]:
             continue
         parts, _ = ndimage.label(result)
@@ -80,6 +80,7 @@ def without_crumbs(before: Mask, after: Mask) -> Mask:
     return kept
 
 
-def _pixel(point: Point, shape: tuple[int, ...]) -> tuple[int, int]:
+def pixel(point: Point, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(row, col) that a point falls on, the nearest one of a slice (H, W) = ``shape``."""
     row, col = (int(np.floor(v + 0.5)) for v in (point[1], point[0]))
     return min(max(row, 0), shape[0] - 1), min(max(col, 0), shape[1] - 1)
