@@ -105,13 +105,17 @@ def tuning(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
+def notes(rows: Sequence[Row], failed: Sequence[Row]) -> str:
+    """What is to be known of runs: how many had a processor to themselves, which did not run, a changed backbone."""
+    disturbed = [row for row in rows if row["busy"] < SETTLED]
+    found = [f"{len(rows)} runs; {len(disturbed)} of them had a processor for less than {SETTLED:.0%} of their time."]
+    found += [f"- failed: {row['method']} on {row['set']}: {row['failed']}" for row in failed]
+    changed = sorted({row["method"] for row in rows if not row["backbone_unchanged"]})
+    return "\n".join([*found, f"Backbone changed by: {', '.join(changed) or 'none'}."])
+
+
 def page(rows: Sequence[Row], failed: Sequence[Row]) -> str:
     """All tables as markdown, and what did not run."""
-    disturbed = [row for row in rows if row["busy"] < SETTLED]
-    notes = [f"{len(rows)} runs; {len(disturbed)} of them had a processor for less than {SETTLED:.0%} of their time."]
-    notes += [f"- failed: {row['method']} on {row['set']}: {row['failed']}" for row in failed]
-    changed = sorted({row["method"] for row in rows if not row["backbone_unchanged"]})
-    notes.append(f"Backbone changed by: {', '.join(changed) or 'none'}.")
     parts = ["## Every method", markdown(overview(rows)), "## Aims", markdown(aims(rows))]
     parts += ["## Who beats whom", markdown(order(rows)), "## All figures", markdown(long_table(rows))]
-    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+    return "\n\n".join([*parts, notes(rows, failed)]) + "\n"

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.benchmarks._graft_summary import SETTLED, spread
-from tests.benchmarks._prompter_summary import named, overview
+from tests.benchmarks._graft_summary import spread
+from tests.benchmarks._prompter_summary import named, notes, overview
 from tests.benchmarks._table import markdown
 
 Row = Mapping[str, Any]
@@ -88,10 +88,5 @@ def _dice(item: tuple[str, float]) -> float:
 
 def page(rows: Sequence[Row], failed: Sequence[Row]) -> str:
     """All tables as markdown, and what did not run."""
-    disturbed = [row for row in rows if row["busy"] < SETTLED]
-    notes = [f"{len(rows)} runs; {len(disturbed)} of them had a processor for less than {SETTLED:.0%} of their time."]
-    notes += [f"- failed: {row['method']} on {row['set']}: {row['failed']}" for row in failed]
-    changed = sorted({row["method"] for row in rows if not row["backbone_unchanged"]})
-    notes.append(f"Backbone changed by: {', '.join(changed) or 'none'}.")
     parts = ["Dice:", markdown(overview(rows)), "Aims:", markdown(aims(rows)), "All figures:"]
-    return "\n\n".join([*parts, markdown(table(rows), COLUMNS), "\n".join(notes)]) + "\n"
+    return "\n\n".join([*parts, markdown(table(rows), COLUMNS), notes(rows, failed)]) + "\n"

@@ -118,7 +118,7 @@ def prompters_long(content: dict[str, Any]) -> str:
 
 
 def volumes(content: dict[str, Any]) -> str:
-    """The section of volumes.json: every method on every set, aims, all figures."""
+    """The section of volumes.json and volumes_long.json: every method on every set, aims, all figures."""
     rows = current([row for row in content["results"] if not row["tune"]])
     return _volume_summary.page(rows, content.get("failed", []))
 
@@ -164,7 +164,7 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "rasters_at_scale.md": {"raster_sets": raster_sets},
     "raster_training.md": {"raster_training": raster_training},
     "volume_prompts.md": {"propagation": rows_only, "localisation": rows_only},
-    "volumes_3d.md": {"volumes": volumes, "volume_memory": rows_only},
+    "volumes_3d.md": {"volumes": volumes, "volumes_long": volumes, "volume_memory": rows_only},
 }
 """Page -> its sections, each named as its file of results."""
 
