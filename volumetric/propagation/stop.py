@@ -61,6 +61,8 @@ class Ellipsoid:
     """There, pixels."""
     half: float
     """Half its length across the slices, mm."""
+    step: float
+    """From slice to slice, mm."""
 
     @classmethod
     def through(cls, areas: Mapping[int, int], start: int, length: float, spacing: Sequence[float]) -> "Ellipsoid":
@@ -83,11 +85,15 @@ class Ellipsoid:
         if start != centre:
             latest = half if away < half else away + own
             half = min(latest, away / math.sqrt(left)) if left > 0 else latest
-        return cls(centre=centre, area=areas[centre], half=half)
+        return cls(centre=centre, area=areas[centre], half=half, step=spacing[0])
 
-    def area_at(self, away: float) -> float:
-        """Pixels at a distance of ``away`` mm from the centre."""
-        return self.area * max(0.0, 1 - (away / self.half) ** 2)
+    def away(self, index: int) -> float:
+        """Distance of a slice from the centre, mm."""
+        return abs(index - self.centre) * self.step
+
+    def area_on(self, index: int) -> float:
+        """Pixels on a slice."""
+        return self.area * max(0.0, 1 - (self.away(index) / self.half) ** 2)
 
 
 @dataclass(kw_only=True)
@@ -115,24 +121,25 @@ class Watch:
         """Begin with the annotated area."""
         self.smallest = self.start
 
-    def room(self, away: float) -> float:
-        """Largest area in pixels at a distance of ``away`` mm from the largest annotated slice."""
-        return math.inf if self.shape is None else (self.rule.max_growth or 1.0) * self.shape.area_at(away)
+    def room(self, index: int) -> float:
+        """Largest area in pixels on a slice."""
+        return math.inf if self.shape is None else (self.rule.max_growth or 1.0) * self.shape.area_on(index)
 
-    def reason(self, previous: Mask, mask: Mask, picture: Float, predicted: float, away: float) -> str:
+    def reason(self, index: int, previous: Mask, mask: Mask, picture: Float, predicted: float) -> str:
         """Why the walk ends before ``mask``, or "" if it goes on; then its area is remembered.
 
         Args:
+            index: This slice.
             previous: (H, W) mask of the slice before, not empty.
             mask: (H, W) of this slice.
             picture: (H, W) in [0, 1] of this slice.
             predicted: IoU that the decoder predicts.
-            away: mm between this slice and the largest annotated one.
         """
         area = int(mask.sum())
         if not area:
-            ended = self.room(away) < 1
-            return f"length: {away:.0f} mm, the end at length={self.rule.length:g}" if ended else "empty"
+            if self.shape is None or self.room(index) >= 1:
+                return "empty"
+            return f"length: {self.shape.away(index):.0f} mm, the end at length={self.rule.length:g}"
         found = self._by_picture(mask, picture)
         if not found and not self.between:
             found = self._by_area(area) or self._by_decoder(predicted) or self._by_iou(previous, mask)

@@ -94,10 +94,9 @@ def walk(
         prior = expected(slices, index, previous, config, own)
         asked = slices.ask(index, carried_prompt(prior, config, reach, plane, points))
         near = within_reach(asked.mask(), previous, reach, plane)
-        away = abs(index - (start if shape is None else shape.centre)) * slices.spacing[0]
-        near = surest(near, asked, watch.room(away))
+        near = surest(near, asked, watch.room(index))
         mask = obey(near, points) if points else near
-        reason = watch.reason(previous, mask, slices.picture(index), asked.iou, away)
+        reason = watch.reason(index, previous, mask, slices.picture(index), asked.iou)
         if reason:
             _end(found, watch, start, index, reason)
             break

@@ -179,15 +179,18 @@ def test_ellipsoid_ends_after_its_share_of_the_diameter_and_goes_through_what_wa
     disc_area = 314  # radius 10 pixels of 1 mm
     alone = Ellipsoid.through({5: disc_area}, 5, 0.75, (2.0, 1.0, 1.0))
     assert alone.half == pytest.approx(15.0, abs=0.01), "0.75 of 20 mm"
-    assert alone.area_at(0) == disc_area
-    assert alone.area_at(alone.half / 2) == pytest.approx(0.75 * disc_area)
-    assert alone.area_at(alone.half) == alone.area_at(100.0) == 0
+    assert alone.area_on(5) == disc_area
+    assert alone.area_on(8) == alone.area_on(2) == pytest.approx(disc_area * (1 - (6 / alone.half) ** 2))
+    assert 0 < alone.area_on(12) < 0.2 * disc_area, "14 of 15 mm away"
+    assert alone.area_on(13) == alone.area_on(100) == 0
     assert Ellipsoid.through({5: disc_area}, 5, 0.75, (2.0, 0.5, 0.5)).half == pytest.approx(7.5, abs=0.01), "in mm"
 
     two = {5: 400, 8: 100}
     through = Ellipsoid.through(two, 8, 1.0, (2.0, 1.0, 1.0))
     assert (through.centre, through.area) == (5, 400)
-    assert through.area_at(6.0) == pytest.approx(100), "3 slices of 2 mm away: what was annotated there"
+    assert through.area_on(8) == through.area_on(2) == pytest.approx(100), (
+        "3 slices of 2 mm away: what was annotated there"
+    )
     assert Ellipsoid.through(two, 5, 1.0, (2.0, 1.0, 1.0)) == Ellipsoid.through({5: 400}, 5, 1.0, (2.0, 1.0, 1.0))
 
     slow = Ellipsoid.through({5: 400, 6: 399}, 6, 1.0, (2.0, 1.0, 1.0))
