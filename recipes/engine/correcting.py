@@ -12,13 +12,20 @@ from samgraft.domains.scene import Scene
 from samgraft.errors import PromptError
 from samgraft.recipes.engine.focus import CONTEXTS
 from samgraft.recipes.engine.planes import look_at
-from samgraft.recipes.engine.propagated import VolumeOptions, VolumeResult, as_object, asking, painted
-from samgraft.recipes.engine.volume_slices import SceneSlices, as_slice
+from samgraft.recipes.engine.propagated import (
+    VolumeOptions,
+    VolumeResult,
+    as_object,
+    asking,
+    painted,
+    said_on_slices,
+    within_box,
+)
+from samgraft.recipes.engine.volume_slices import SceneSlices
 from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
 from samgraft.recipes.volume_prompts import VolumePrompts, as_volume_prompts
 from samgraft.volumetric.clicks import Session
 from samgraft.volumetric.propagation.config import PropagationConfig
-from samgraft.volumetric.propagation.slices import Bounded, Slices
 from samgraft.volumetric.shape_rules import ShapeRules
 
 
@@ -67,11 +74,9 @@ class VolumeSession:
         (prompt,) = self._prompts.objects
         self.axis = self._prompts.cut_axis(scene.grid)
         self._options = VolumeOptions(propagation=propagation or PropagationConfig(), rules=rules or ShapeRules())
-        slices: Slices = SceneSlices(scene, look_at(scene, bands), self.axis, asking(backbone, size, context, fit))
-        slices = slices if prompt.box is None else Bounded(inner=slices, box=prompt.box)
-        self._session = Session(slices, self._options.propagation, prompt.extent)
-        plane = (slices.shape[1], slices.shape[2])
-        said = {index: as_slice(one, plane) for index, one in prompt.on_slices().items()}
+        slices = SceneSlices(scene, look_at(scene, bands), self.axis, asking(backbone, size, context, fit))
+        self._session = Session(within_box(slices, prompt), self._options.propagation, prompt.extent)
+        said = said_on_slices(prompt, slices)
         self._session.start(said)
         self._past: list[Session] = []
         for index, points in prompt.points_by_slice().items():

@@ -214,13 +214,11 @@ def as_object(
 
 def _run(slices: Slices, one: VolumePrompt, options: VolumeOptions) -> Propagated:
     """One propagation of one object."""
-    shape = (slices.shape[1], slices.shape[2])
-    view: Slices = slices if one.box is None else Bounded(inner=slices, box=one.box)
+    view = within_box(slices, one)
     if one.box is not None and one.extent is not None and options.box3d == "slices":
         points = one.points_by_slice()
         return boxed_slices(view, one.box, one.extent, points)
-    prompts = {index: as_slice(said, shape) for index, said in one.on_slices().items()}
-    annotated = annotate(view, prompts)
+    annotated = annotate(view, said_on_slices(one, view))
     if not any((answer.logits > 0).any() for answer in annotated.values()):
         return Propagated(shape=view.shape, answers={}, annotated=tuple(annotated), stopped=())
     clicks = {index: some for index, some in one.points_by_slice().items() if index not in annotated}
@@ -232,6 +230,17 @@ def _run(slices: Slices, one: VolumePrompt, options: VolumeOptions) -> Propagate
         clicks=clicks,
         return_walks=options.return_walks,
     )
+
+
+def within_box(slices: Slices, one: VolumePrompt) -> Slices:
+    """The volume, or no more of it than the 3D box of a prompt."""
+    return slices if one.box is None else Bounded(inner=slices, box=one.box)
+
+
+def said_on_slices(one: VolumePrompt, slices: Slices) -> dict[int, SlicePrompt]:
+    """Slice -> what is said there that can be asked on its own."""
+    plane = (slices.shape[1], slices.shape[2])
+    return {index: as_slice(said, plane) for index, said in one.on_slices().items()}
 
 
 def boxed_slices(

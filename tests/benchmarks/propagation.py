@@ -24,11 +24,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import samgraft
-from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.domains.scene import Scene
 from samgraft.recipes.engine.focus import CONTEXTS
-from samgraft.recipes.engine.prompted import AskSettings
-from samgraft.recipes.engine.propagated import boxed_slices
+from samgraft.recipes.engine.propagated import asking, boxed_slices
 from samgraft.recipes.engine.volume_slices import SceneSlices
 from samgraft.recipes.look import look_at
 from samgraft.recipes.prompting import coarsest_axis
@@ -50,6 +48,8 @@ WAYS = {
 }
 DEFAULT = "default"
 CLICKS = (1, 3, 5)
+SIZE, BATCH = 128, 8
+"""Side of the network input in pixels, and crops encoded together."""
 
 
 def volumes(name: str, split: str, limit: int | None) -> Iterator[tuple[str, Scene, NDArray[np.bool_]]]:
@@ -62,11 +62,6 @@ def volumes(name: str, split: str, limit: int | None) -> Iterator[tuple[str, Sce
         for value in np.unique(label[label > 0]):
             parts, _ = ndimage.label(label == value)
             yield member, scene, parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
-
-
-def asking(backbone: HFSamBackbone, size: int = 128, contexts: Sequence[float] = CONTEXTS) -> AskSettings:
-    """How the embedded backbone is asked about a slice, as by ``samgraft segment``."""
-    return AskSettings(backbone=backbone, size=size, contexts=tuple(contexts), batch=8, depth=0, fit=True, better=None)
 
 
 def measure(slices: SceneSlices, truth: NDArray[np.bool_], options: argparse.Namespace) -> dict[str, Any]:
@@ -110,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", default="sarcoma_mr")
     parser.add_argument("--split", default="val", choices=("train", "val"))
     parser.add_argument("--limit", type=int, help="most cases")
-    parser.add_argument("--size", type=int, default=128, help="side of the network input in pixels")
+    parser.add_argument("--size", type=int, default=SIZE, help="side of the network input in pixels")
     parser.add_argument("--contexts", type=float, nargs="+", default=list(CONTEXTS))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS), help="what is carried")
     parser.add_argument("--clicks", type=int, nargs="*", default=list(CLICKS), help="rounds to report; none for none")
@@ -118,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     backbone = open_backbone(options.backbone)
-    settings = asking(backbone, options.size, options.contexts)
+    settings = asking(backbone, options.size, options.contexts, batch=BATCH)
     rows = []
     for case, scene, truth in volumes(options.set, options.split, options.limit):
         slices = SceneSlices(scene, look_at(scene), coarsest_axis(scene.grid), settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.recipes.engine.propagated import boxed_slices
+from samgraft.recipes.engine.propagated import asking, boxed_slices
 from samgraft.recipes.engine.volume_slices import SceneSlices
 from samgraft.recipes.look import look_at
 from samgraft.recipes.prompting import coarsest_axis
@@ -23,7 +23,7 @@ from samgraft.volumetric.propagation.slices import Bounded
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._data import box_of, evenly
 from tests.benchmarks.prompter_pictures import column, save, sheet
-from tests.benchmarks.propagation import asking, volumes
+from tests.benchmarks.propagation import BATCH, SIZE, volumes
 
 Mask = NDArray[np.bool_]
 MARGIN = 0.5
@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     found = (one for one in volumes(options.set, "val", None) if options.case in (None, one[0]))
     case, scene, truth = next(found)
-    slices = SceneSlices(scene, look_at(scene), coarsest_axis(scene.grid), asking(open_backbone("graft-tiny")))
+    slices = SceneSlices(
+        scene, look_at(scene), coarsest_axis(scene.grid), asking(open_backbone("graft-tiny"), SIZE, batch=BATCH)
+    )
     filled, (rows, cols) = np.flatnonzero(truth.any(axis=(1, 2))), window(truth)
     span = range(max(0, int(filled[0]) - 1), min(len(truth), int(filled[-1]) + 2))
     chosen = [span[i] for i in evenly(len(span), options.lines)]
