@@ -116,6 +116,7 @@ def predict(
     align_source: str | PathLike[str] | None = None,
     spacing: str | None = None,
     views: int = 1,
+    scales: Sequence[float] = (1.0,),
     tell: Callable[[Outcome], None] | None = None,
 ) -> tuple[Outcome, ...]:
     """Segment this process's share of ``inputs``.
@@ -134,6 +135,7 @@ def predict(
         align_source: As of ``samgraft.segment``.
         spacing: As of ``samgraft.segment``.
         views: As of ``samgraft.segment``.
+        scales: As of ``samgraft.segment``.
         tell: Called after each input.
 
     Returns:
@@ -152,6 +154,7 @@ def predict(
     file = None if isinstance(adapter, Grafted) else Path(adapter)
     moved: dict[str, Any] = {name: v for name, v in (("align", align), ("spacing", spacing)) if v is not None}
     moved |= {"views": views} if views != 1 else {}
+    moved |= {"scales": list(scales)} if tuple(scales) != (1,) else {}
     since = claim_output(output, inputs, file, overwrite=overwrite, moved=moved)
     options: dict[str, Any] = {"batch": batch, "align_source": align_source, **moved}
     network = adapter if isinstance(adapter, Grafted) else load_adapter(adapter, backbone)
@@ -191,7 +194,7 @@ def claim_output(
     adapter: Path | None,
     *,
     overwrite: bool,
-    moved: Mapping[str, str | int] | None = None,
+    moved: Mapping[str, Any] | None = None,
 ) -> float:
     """Make the output folder, and write down whose masks lie in it; every process may do so, and writes the same.
 
@@ -226,8 +229,8 @@ def claim_output(
         return float(known.get("since", 0.0))
     if known and not overwrite:
         raise ConfigError(
-            f"{output} holds masks of another adapter, of another alignment or of other views (see {MARKER}); choose "
-            "another folder, or add --overwrite"
+            f"{output} holds masks of another adapter, of another alignment, or of other views or scales (see "
+            f"{MARKER}); choose another folder, or add --overwrite"
         )
     since = time.time() if known else 0.0
     write_text(output / MARKER, json.dumps({**facts, "since": since}, indent=1) + "\n")

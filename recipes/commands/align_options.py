@@ -39,9 +39,19 @@ def add_align(parser: PlainParser) -> None:
         choices=VIEWS,
         help="pictures, rasters: mean of 4 mirrored, or 8 mirrored and turned views (volumes: see --flips)",
     )
+    group.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="S",
+        help="objects of very different size: look at S times the size of training, too, such as 1.4 1 0.7, and take "
+        "each object from where it is found best",
+    )
 
 
 def align_options(values: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``samgraft.segment``, of those that were given."""
     found = {name: v for name in ("align", "align_source", "spacing") if (v := getattr(values, name)) is not None}
-    return found if values.views == 1 else found | {"views": values.views}
+    found |= {} if values.views == 1 else {"views": values.views}
+    return found if values.scales == [1] else found | {"scales": values.scales}

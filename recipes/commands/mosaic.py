@@ -116,6 +116,11 @@ def run_tiles(values: argparse.Namespace, everything: Any = None) -> None:
 
     if values.spacing is not None:
         raise ConfigError("--spacing is for volumes; --gsd brings a raster to the pixel size of the adapter")
+    if values.scales != [1]:
+        raise ConfigError(
+            f"--scales needs the whole raster at once, and this is done tile by tile; cut out a part of at most "
+            f"{LARGE:,} pixels, or leave --scales out"
+        )
     options = MosaicOptions(**_options(values))
     reading = reading_options(values)
     with shown(sys.stderr) as tell:

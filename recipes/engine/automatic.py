@@ -22,6 +22,7 @@ from samgraft.adapters.graft import Grafted
 from samgraft.domains.scene import Array, Scene, label_dtype
 from samgraft.domains.segmentation import InstanceRecord, Segmentation
 from samgraft.errors import ConfigError
+from samgraft.recipes.choosing import choose_objects
 from samgraft.recipes.data.cases import to_bytes
 from samgraft.recipes.data.fit import Fit, blend_weight, windows
 from samgraft.recipes.data.slabs import Slabs, slab_maps, slab_squares
@@ -29,6 +30,7 @@ from samgraft.recipes.engine.clicked import slab_clicks
 from samgraft.recipes.engine.pipeline import DEPTH, encode_batch, pipeline
 from samgraft.recipes.engine.planes import Plane, Rows, plane_shape
 from samgraft.recipes.engine.recorded import Recorded
+from samgraft.recipes.engine.scales import at_every_scale
 from samgraft.recipes.engine.slices import pictures
 from samgraft.recipes.engine.steps import Steps, steps
 from samgraft.recipes.ground import at_trained_gsd, on_source
@@ -110,9 +112,13 @@ def _plane(
         objects = _by_window(network, plane, recorded, batch=batch, depth=depth, track=track)
         return _instances(scene, recorded, *objects)
     network = steps(grafted, recorded.maps, views=recorded.views)
-    with closing(strips(network, plane, recorded, batch=batch, depth=depth, track=track)) as found:
-        if isinstance(representation, ObjectMaps):
-            return _instances(scene, recorded, *_from_maps(plane, recorded, representation, found))
+
+    def walk(said: Recorded) -> Generator[Strip, None, None]:
+        return strips(network, plane, said, batch=batch, depth=depth, track=track)
+
+    if isinstance(representation, ObjectMaps):
+        return _instances(scene, recorded, *_at_scales(plane, recorded, representation, walk))
+    with closing(walk(recorded)) as found:
         labels = np.zeros(plane.shape, dtype=label_dtype(max(recorded.classes)))
         for strip in found:
             labels[strip.rows] = strip.maps.argmax(dim=0).numpy()
@@ -301,10 +307,24 @@ class Blend:
             self._valid = np.concatenate([self._valid, np.zeros((missing, self.shape[1]), dtype=np.bool_)])
 
 
-def _from_maps(
-    plane: Plane, recorded: Recorded, representation: ObjectMaps, found: Iterator[Strip]
+def _at_scales(
+    plane: Plane,
+    recorded: Recorded,
+    representation: ObjectMaps,
+    walk: Callable[[Recorded], Generator[Strip, None, None]],
 ) -> tuple[Array, NDArray[np.float32]]:
-    """Objects of complete maps: labels (H, W) and scores (n,)."""
+    """Objects of the maps at every scale, each from where it is best: labels (H, W) and scores (n,)."""
+    found, least = [], least_area(recorded, plane.shape)
+    for said in at_every_scale(recorded, plane.shape):
+        with closing(walk(said)) as maps:
+            found.append(_from_maps(plane, representation, maps, least))
+    return found[0] if len(found) == 1 else choose_objects(found, min_area=least)
+
+
+def _from_maps(
+    plane: Plane, representation: ObjectMaps, found: Iterator[Strip], least: int
+) -> tuple[Array, NDArray[np.float32]]:
+    """Objects of complete maps with at least ``least`` pixels: labels (H, W) and scores (n,)."""
     shape = (representation.channels, *plane.shape)
     nothing = torch.tensor(representation.nothing)[:, None, None]
     with tempfile.TemporaryDirectory(prefix="samgraft-") as folder:
@@ -316,7 +336,7 @@ def _from_maps(
         )
         for strip in found:
             maps[:, strip.rows] = strip.maps.where(torch.from_numpy(strip.valid), nothing).numpy()
-        labels, scores = representation.objects(maps, min_area=least_area(recorded, plane.shape))
+        labels, scores = representation.objects(maps, min_area=least)
         del maps
     return labels, scores
 

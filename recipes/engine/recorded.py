@@ -40,6 +40,8 @@ class Recorded:
     """What moves a scene towards the images of training, fitted on it (``engine.aligned``); None for nothing."""
     views: int = 1
     """How many views of a window are averaged (``engine.turned``)."""
+    scales: tuple[float, ...] = (1.0,)
+    """How many times as large as in training a picture is looked at (``engine.scales``)."""
 
     @property
     def size(self) -> int:

@@ -31,6 +31,7 @@ from samgraft.recipes.engine.prompted import segment_prompted
 from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume, write_uncertainty
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.referenced import Examples, segment_like
+from samgraft.recipes.engine.scales import with_scales
 from samgraft.recipes.engine.turned import with_views
 from samgraft.recipes.prompt_files import prompts_from_file
 from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
@@ -53,6 +54,7 @@ def segment(
     align_source: str | PathLike[str] | None = None,
     spacing: str | None = None,
     views: int = 1,
+    scales: Sequence[float] = (1.0,),
     references: Examples | None = None,
     output: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     network_size: int | None = None,
@@ -82,6 +84,8 @@ def segment(
         align_source: Folder of training images, for an adapter whose header does not remember them.
         spacing: "adapter" shows a volume at the millimetres per network pixel of training; None as it is.
         views: Adapter on a picture or raster: mean of 4 (mirrored) or 8 (turned, too) views; as many times the work.
+        scales: The same, for objects of very different size: multiples of the size of training, such as (1.4, 1, 0.7);
+            each object is taken from where it is found best.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
         network_size: Pixels per side of the network input; None: the backbone's, twice that with references.
@@ -104,7 +108,8 @@ def segment(
         ConfigError: contradictory options. CheckpointError: the adapter is damaged or belongs to another backbone.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing), views)
+    often = (views, tuple(scales))
+    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing), often)
     source, targets, told = _opened(scene, output, prompts)
     network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
     track = _bar if progress else None
@@ -117,6 +122,7 @@ def segment(
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
             said = with_views(_header(grafted, meta, network_size, bands), source, views)
+            said = with_scales(said, source, scales)
             said = _moved(said, source, grafted, (align, align_source, spacing))
             result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
         else:
@@ -161,7 +167,7 @@ def _check_asked(
     adapter: object,
     volume: VolumeOptions | None,
     moved: Sequence[object],
-    views: int,
+    often: tuple[int, tuple[float, ...]],
 ) -> None:
     """Refuse what contradicts itself."""
     if records is not None and (prompts is not None or adapter is not None):
@@ -178,11 +184,12 @@ def _check_asked(
             "align= and spacing= bring a scene to the training images of an adapter that works by itself; give "
             "adapter= without prompts and references, or leave them out"
         )
-    if not alone and views != 1:
-        raise ConfigError(
-            f"views={views} averages what an adapter that works by itself gives; give adapter= without prompts and "
-            "references, or leave it out"
-        )
+    for name, value, once in zip(("views", "scales"), often, (1, (1,)), strict=True):
+        if not alone and value != once:
+            raise ConfigError(
+                f"{name}={value} looks several times with an adapter that works by itself; give adapter= without "
+                "prompts and references, or leave it out"
+            )
 
 
 def _automatic(

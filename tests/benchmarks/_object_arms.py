@@ -27,7 +27,7 @@ from samgraft.recipes.representations import HeadObjects, Maps, Representation, 
 from samgraft.recipes.representations.objects import MIN_PIXELS
 from tests.benchmarks._arms import unet
 from tests.benchmarks._data import Case
-from tests.benchmarks._object_maps import blended, difference, loss_of, maps_of, read, window_batches
+from tests.benchmarks._object_maps import difference, loss_of, maps_of, whole, window_batches
 from tests.benchmarks._object_rows import Row
 from tests.benchmarks._object_sets import ObjectSet, Result, result_of, shown_windows
 
@@ -66,12 +66,12 @@ def build(row: Row, chosen: ObjectSet, backbone: Backbone, seed: int, train: Seq
         return Method(find=partial(everything, backbone, chosen, row.everything(chosen)))
     prompter, decoder = row.configs(chosen)
     if row.kind == "unet":
-        return _unet(chosen, maps_of(chosen, decoder), row.views)
+        return _unet(chosen, maps_of(chosen, decoder), row)
     grafted = attach(backbone, row.grafts, prompter=prompter, decoder=decoder)
     if row.start is not None:
         grafted.load_graft_state(read_tensors(row.start, read_header(row.start)))
     if row.kind == "maps":
-        maps = of_maps(grafted, chosen, maps_of(chosen, decoder or prompter), row.views)
+        maps = of_maps(grafted, chosen, maps_of(chosen, decoder or prompter), row)
         return maps if row.trained else _as_it_is(maps)
     head = next(part for part in (grafted.prompter, grafted.decoder) if isinstance(part, ObjectHead))
     method = of_head(head, grafted, chosen, references(head, grafted, chosen, train) if row.references else None)
@@ -120,16 +120,13 @@ def _with_decoder(method: Method, grafted: Grafted, decoder: HqTokenDecoder) -> 
     return replace(method, objective=objective)
 
 
-def of_maps(grafted: Grafted, chosen: ObjectSet, maps: Maps, views: int = 1) -> Method:
+def of_maps(grafted: Grafted, chosen: ObjectSet, maps: Maps, row: Row) -> Method:
     """A decoder that gives maps: blended and read as a whole, or asked in every window where they say only where."""
 
     def forward(image: Tensor) -> Tensor:
-        return mean_of_views(maps.logits(grafted.predict(turned(image, views))), views)
+        return mean_of_views(maps.logits(grafted.predict(turned(image, row.views))), row.views)
 
-    def whole(case: Case) -> Result:
-        return read(maps, chosen, blended(forward, chosen, case))
-
-    find: Callable[[Case], Result] = whole
+    find: Callable[[Case], Result] = partial(whole, forward, maps, chosen, row.scales)
     if isinstance(maps, WindowObjects):
         find = partial(joined, grafted, partial(maps.find, grafted), chosen)
     method = _grafted(grafted, maps, loss_of(maps, chosen), find)
@@ -160,17 +157,16 @@ def finite(loss: Tensor) -> Tensor:
     return loss
 
 
-def _unet(chosen: ObjectSet, maps: Maps, views: int) -> Method:
+def _unet(chosen: ObjectSet, maps: Maps, row: Row) -> Method:
     arm, loss = unet(replace(chosen.spec, classes=maps.channels)), loss_of(maps, chosen)
 
     def objective(image: Tensor, label: Tensor) -> Tensor:
         return finite(difference(maps, loss, arm.forward(image), label))
 
     def forward(image: Tensor) -> Tensor:
-        return mean_of_views(arm.forward(turned(image, views)), views)
+        return mean_of_views(arm.forward(turned(image, row.views)), row.views)
 
-    def find(case: Case) -> Result:
-        return read(maps, chosen, blended(forward, chosen, case))
+    find = partial(whole, forward, maps, chosen, row.scales)
 
     certain = chosen.kind == "classes"
     return Method(find=find, objective=objective, module=arm.module, trained=arm.trained, certain=certain)

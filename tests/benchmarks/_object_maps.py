@@ -3,13 +3,15 @@
 What the channels mean is said by ``samgraft.recipes.representations``, for UNets too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samgraft.adapters.config import MethodConfig
+from samgraft.recipes.choosing import choose_objects
 from samgraft.recipes.config import TaskConfig
 from samgraft.recipes.data.fit import blend_weight
 from samgraft.recipes.representations import BorderMaps, ClassMaps, DistanceMaps, Maps, ObjectMaps
@@ -48,6 +50,27 @@ def read(maps: Maps, chosen: ObjectSet, logits: Tensor) -> Result:
     if isinstance(maps, ObjectMaps):
         return result_of(*maps.objects(maps.maps(logits).numpy(), min_area=chosen.spec.min_area))
     return result_of(maps.maps(logits).argmax(0).clamp_max(1).numpy(), [1.0])
+
+
+def whole(forward: Logits, maps: Maps, chosen: ObjectSet, scales: Sequence[float], case: Case) -> Result:
+    """Objects of a picture, each from the scale at which it is found best."""
+    found = [read(maps, chosen, blended(forward, at_scale(chosen, scale), case)) for scale in scales]
+    if len(found) == 1:
+        return found[0]
+    return result_of(*choose_objects([(one.labels, one.scores) for one in found], min_area=chosen.spec.min_area))
+
+
+def at_scale(chosen: ObjectSet, scale: float) -> ObjectSet:
+    """The set with windows that show its pictures ``scale`` times as large.
+
+    Raises:
+        ValueError: it has no windows.
+    """
+    if scale == 1:
+        return chosen
+    if chosen.spec.window is None:
+        raise ValueError(f"{chosen.spec.name} is looked at as a whole; scales need windows")
+    return replace(chosen, spec=replace(chosen.spec, window=round(chosen.spec.window / scale)))
 
 
 @torch.no_grad()

@@ -57,6 +57,8 @@ class Row:
     """Parts inside the encoder, trained with the rest; without them it stays as it is."""
     views: int = 1
     """Views of a window whose maps are averaged in use; in training there is one."""
+    scales: tuple[float, ...] = (1.0,)
+    """Scales at which a picture is looked at in use; each object is taken from the best."""
     start: str | None = None
     """Adapter whose tensors it begins with, a file or a name of the package."""
     trained: bool = True
@@ -85,6 +87,7 @@ class Row:
         if self.kind == "everything":
             found.append(asdict(self.everything(chosen)))
         found += [graft.to_dict() for graft in self.grafts] + ([self.views] if self.views > 1 else [])
+        found += [list(self.scales)] if self.scales != (1.0,) else []
         if self.start is not None:
             found.append({"start": read_header(self.start)["tensors_sha256"], "trained": self.trained})
         return found + [None if config is None else config.to_dict() for config in self.configs(chosen)]
@@ -116,6 +119,10 @@ EMBEDDED: dict[str, Any] = {
     "serves": OBJECTS,
 }
 """The adapter in the package, which saw procedural pictures only; and what is trained from there."""
+SCALES = (1.4, 1.0, 0.7)
+"""Chosen on held-out training pictures of nuclei."""
+OFTEN: dict[str, Any] = {"views": 8, "scales": SCALES}
+"""Each picture is looked at as often as the package can."""
 MORE = (
     Row(name="everything", kind="everything", serves=OBJECTS),
     Row(name="everything, loose", kind="everything", everything_options=LOOSE, serves=OBJECTS),
@@ -131,11 +138,14 @@ MORE = (
         serves=OBJECTS,
     ),
     Row(name="distances, 8 views", kind="maps", decoder="distances", views=8, serves=OBJECTS),
+    Row(name="distances, 8 views, 3 scales", kind="maps", decoder="distances", **OFTEN, serves=OBJECTS),
     Row(name="unet, distances, 8 views", kind="unet", decoder="distances", views=8, serves=OBJECTS),
+    Row(name="unet, distances, 8 views, 3 scales", kind="unet", decoder="distances", **OFTEN, serves=OBJECTS),
     Row(name="distances, embedded", **EMBEDDED, trained=False),
     Row(name="distances, embedded, 8 views", **EMBEDDED, trained=False, views=8),
     Row(name="distances, from embedded", **EMBEDDED),
     Row(name="distances, from embedded, 8 views", **EMBEDDED, views=8),
+    Row(name="distances, from embedded, 8 views, 3 scales", **EMBEDDED, **OFTEN),
     Row(name="distances + lora", kind="maps", decoder="distances", grafts=(LORA,), serves=OBJECTS),
     Row(name="class_tokens + lora", kind="maps", decoder="class_tokens", grafts=(LORA,)),
 )
