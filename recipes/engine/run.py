@@ -1,7 +1,7 @@
 """``samgraft.segment``: choose the mode, run it, write the results."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,7 @@ from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import DICOM_SUFFIXES, SUFFIXES, Segmentation, require_series
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.aligned import aligned, at_trained_spacing
-from samgraft.recipes.engine.automatic import segment_automatic
+from samgraft.recipes.engine.automatic import Track, segment_automatic
 from samgraft.recipes.engine.clicked import clicked, clicks_for, require_slabs
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
 from samgraft.recipes.engine.flipped import segment_flipped
@@ -84,8 +84,7 @@ def segment(
         align_source: Folder of training images, for an adapter whose header does not remember them.
         spacing: "adapter" shows a volume at the millimetres per network pixel of training; None as it is.
         views: Adapter on a picture or raster: mean of 4 (mirrored) or 8 (turned, too) views; as many times the work.
-        scales: The same, for objects of very different size: multiples of the size of training, such as (1.4, 1, 0.7);
-            each object is taken from where it is found best.
+        scales: The same; objects of several sizes: multiples of the size of training, each object from the best one.
         references: Labelled files of the same kind, and the method that reads them.
         output: File or files to write, the format by suffix.
         network_size: Pixels per side of the network input; None: the backbone's, twice that with references.
@@ -108,25 +107,21 @@ def segment(
         ConfigError: contradictory options. CheckpointError: the adapter is damaged or belongs to another backbone.
         GeometryError, OutputError: a format that cannot keep the grid, or cannot be written; nothing is half written.
     """
-    often = (views, tuple(scales))
-    _check_asked(prompts, references, better, records, adapter, volume, (align, align_source, spacing), often)
+    seen = dict[str, Any](align=align, align_source=align_source, spacing=spacing, views=views, scales=tuple(scales))
+    _check_asked(prompts, references, better, records, adapter, volume, seen)
     source, targets, told = _opened(scene, output, prompts)
     network, grafted, meta, opened = _quantized(quantize, adapter, backbone)
-    track = _bar if progress else None
-    common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline}
+    common: Any = {"size": network_size, "bands": bands, "batch": batch, "depth": pipeline, "track": _track(progress)}
     with _detached(grafted if opened else None):
         if told is not None:
-            common |= {"context": context, "fit": tight_boxes, "better": better}
-            result = _answer(source, network, grafted, meta, told, volume, common, track)
+            asked = {**common, "context": context, "fit": tight_boxes, "better": better}
+            result = _answer(source, network, grafted, meta, told, volume, asked)
         elif references is not None:
             result = segment_like(source, references, backbone=network, size=network_size, bands=bands)
         elif grafted is not None:
-            said = with_views(_header(grafted, meta, network_size, bands), source, views)
-            said = with_scales(said, source, scales)
-            said = _moved(said, source, grafted, (align, align_source, spacing))
-            result = _automatic(source, grafted, said, meta, volume, {**common, "track": track})
+            result = _automatic(source, grafted, meta, volume, seen, common)
         else:
-            result = segment_everything(source, network, config=everything, track=track, records=records, **common)
+            result = segment_everything(source, network, config=everything, records=records, **common)
     return _finished(result, source, adapter, targets)
 
 
@@ -151,10 +146,15 @@ def _moved(
     said: Recorded,
     scene: Scene,
     grafted: Grafted,
-    asked: tuple[str | None, str | PathLike[str] | None, str | None],
+    *,
+    align: str | None,
+    align_source: str | PathLike[str] | None,
+    spacing: str | None,
+    views: int,
+    scales: tuple[float, ...],
 ) -> Recorded:
-    """The header with what brings the scene to the images of training: align, align_source, spacing."""
-    align, align_source, spacing = asked
+    """The header with how often the scene is looked at, and what brings it to the images of training."""
+    said = with_scales(with_views(said, scene, views), scene, scales)
     said = at_trained_spacing(said, scene, spacing, grafted.backbone.spec)
     return aligned(said, scene, adapter_meta(grafted), align, source=align_source)
 
@@ -166,8 +166,7 @@ def _check_asked(
     records: object,
     adapter: object,
     volume: VolumeOptions | None,
-    moved: Sequence[object],
-    often: tuple[int, tuple[float, ...]],
+    seen: Mapping[str, object],
 ) -> None:
     """Refuse what contradicts itself."""
     if records is not None and (prompts is not None or adapter is not None):
@@ -179,28 +178,24 @@ def _check_asked(
     if volume is not None and prompts is None and adapter is None:
         raise ConfigError("volume= is about prompts or an adapter on a volume; give one of them, or leave it out")
     alone = adapter is not None and prompts is None and references is None
-    if not alone and any(one is not None for one in moved):
+    changed = [name for name, value in seen.items() if value not in (None, 1, (1,))]
+    if changed and not alone:
         raise ConfigError(
-            "align= and spacing= bring a scene to the training images of an adapter that works by itself; give "
-            "adapter= without prompts and references, or leave them out"
+            f"{changed[0]}={seen[changed[0]]!r} says how an adapter that works by itself sees a scene; give adapter= "
+            "without prompts and references, or leave it out"
         )
-    for name, value, once in zip(("views", "scales"), often, (1, (1,)), strict=True):
-        if not alone and value != once:
-            raise ConfigError(
-                f"{name}={value} looks several times with an adapter that works by itself; give adapter= without "
-                "prompts and references, or leave it out"
-            )
 
 
 def _automatic(
     scene: Scene,
     grafted: Grafted,
-    said: Recorded,
     meta: BundleMeta,
     volume: VolumeOptions | None,
+    seen: dict[str, Any],
     options: dict[str, Any],
 ) -> Segmentation:
     """What the adapter was trained for; with ``volume`` by mirror images too, with rules of shape and flags."""
+    said = _moved(_header(grafted, meta, options["size"], options["bands"]), scene, grafted, **seen)
     if volume is None:
         named = {name: options[name] for name in ("batch", "depth", "track")}
         return segment_automatic(scene, grafted, said, **named)
@@ -227,19 +222,18 @@ def _answer(
     told: UserPrompts | ObjectPrompts | VolumePrompts,
     volume: VolumeOptions | None,
     options: dict[str, Any],
-    track: Any,
 ) -> Segmentation:
     """Answer prompts on the prompted slices, or in the whole volume."""
     clicks = clicks_for(grafted, told, scene) if volume is None else ()
     if clicks and grafted is not None:
         said = _header(grafted, meta, options["size"], options["bands"])
         require_slabs(said, scene, told.axis)
-        named = {name: options[name] for name in ("batch", "depth")}
-        result = segment_automatic(scene, grafted, said, clicks=clicks, track=track, **named)
+        named = {name: options[name] for name in ("batch", "depth", "track")}
+        result = segment_automatic(scene, grafted, said, clicks=clicks, **named)
         return clicked(result, told, len(clicks))
     asked = _asker(network, grafted)
     if volume is None and not isinstance(told, VolumePrompts):
-        return segment_prompted(scene, asked, told, **options)
+        return segment_prompted(scene, asked, told, **{k: v for k, v in options.items() if k != "track"})
     found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
     if volume is not None and volume.uncertainty is not None:
         write_uncertainty(volume.uncertainty, found.uncertainty(), scene.grid)
@@ -387,6 +381,11 @@ def output_paths(output: str | PathLike[str] | Sequence[str | PathLike[str]] | N
         if not path.parent.is_dir():
             raise OutputError(f"cannot write {path}: folder {path.parent} does not exist; create it first")
     return paths
+
+
+def _track(progress: bool) -> Track | None:
+    """What wraps long loops."""
+    return _bar if progress else None
 
 
 def _bar(sequence: Sequence[Any], what: str) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError
 from samgraft.recipes.engine.recorded import Recorded
-from samgraft.recipes.representations import ObjectMaps
+from samgraft.recipes.representations import ObjectMaps, WindowObjects
 
 SMALLEST, LARGEST = 0.1, 10.0
 """Limits of a scale."""
@@ -37,7 +37,7 @@ def with_scales(said: Recorded, scene: Scene, scales: Sequence[float]) -> Record
         )
     if scene.kind == "volume":
         raise ConfigError(f"scales are for pictures and rasters, and {scene.path.name} is a volume; leave them out")
-    if not isinstance(said.representation, ObjectMaps):
+    if isinstance(said.representation, WindowObjects) or not isinstance(said.representation, ObjectMaps):
         raise ConfigError(
             "scales choose among objects that are made of maps, and this adapter gives none (decoder: distances does, "
             "and task.kind: instance with a class head); leave scales out"

@@ -19,11 +19,12 @@ from samgraft.adapters.prompts.base import Prompts
 from samgraft.adapters.prompts.proposals import best_masks, outer_boxes
 from samgraft.domains.remote_sensing.raster import RasterScene
 from samgraft.errors import InputError
-from samgraft.recipes.api import EverythingConfig, UserPrompts, with_meta
+from samgraft.recipes.api import EverythingConfig, UserPrompts, VolumeOptions, with_meta
 from samgraft.recipes.engine.focus import segment_boxes, segment_points
 from samgraft.recipes.engine.planes import Plane, Rows
 from samgraft.recipes.look import look_at
 from tests.adapters.toy import toy_backbone, toy_image
+from tests.data.volumes import nifti, ramp
 from tests.recipes._oracle import Oracle
 from tests.recipes.test_api import RECIPE
 from tests.recipes.test_engine import picture, raster, volume
@@ -261,3 +262,18 @@ def test_boxes_and_points_in_threads_equal_the_plain_loop(count):
         plain, threaded = call(pipeline=0), call(pipeline=2)
         assert len(plain) == len(threaded) >= count
         assert all(torch.equal(a.logits, b.logits) and a.iou == b.iou for a, b in zip(plain, threaded, strict=True))
+
+
+def test_progress_of_prompts_in_a_volume_names_every_object(tmp_path, monkeypatch):
+    seen = []
+
+    def bar(sequence, what):
+        seen.append((what, len(sequence)))
+        yield from sequence
+
+    monkeypatch.setattr("samgraft.recipes.engine.run._bar", bar)
+    prompts = UserPrompts(boxes=((4, 4, 20, 20), (20, 20, 36, 36)), slice=2, axis=0)
+    path = nifti(tmp_path / "v.nii.gz", ramp((6, 40, 50)), affine=np.eye(4))
+    for progress in (True, False):
+        samgraft.segment(path, prompts=prompts, volume=VolumeOptions(), backbone=toy_backbone(), progress=progress)
+    assert seen == [("objects", 2)]

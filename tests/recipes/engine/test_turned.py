@@ -133,7 +133,10 @@ def test_work_of_other_views_is_not_taken_up(tmp_path: Path, classes: Path) -> N
     ("options", "message"),
     [
         ({"views": 2}, "views is 2; expected one of 1, 4, 8"),
-        ({"views": 8, "prompts": UserPrompts(boxes=((1, 1, 9, 9),))}, "views=8 looks several times with an adapter"),
+        (
+            {"views": 8, "prompts": UserPrompts(boxes=((1, 1, 9, 9),))},
+            "views=8 says how an adapter that works by itself",
+        ),
     ],
 )
 def test_wrong_calls_are_named(tmp_path: Path, whole: Path, options: dict[str, object], message: str) -> None:
