@@ -273,7 +273,7 @@ def test_progress_of_prompts_in_a_volume_names_every_object(tmp_path, monkeypatc
 
     monkeypatch.setattr("samgraft.recipes.engine.run._bar", bar)
     prompts = UserPrompts(boxes=((4, 4, 20, 20), (20, 20, 36, 36)), slice=2, axis=0)
-    path = nifti(tmp_path / "v.nii.gz", ramp((6, 40, 50)), affine=np.eye(4))
+    path = nifti(tmp_path / "v.nii.gz", ramp((50, 40, 6)), affine=np.eye(4))
     for progress in (True, False):
         samgraft.segment(path, prompts=prompts, volume=VolumeOptions(), backbone=toy_backbone(), progress=progress)
     assert seen == [("objects", 2)]
