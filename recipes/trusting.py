@@ -123,6 +123,8 @@ def fit_trust(
         "window": data.window,
         "overlap": data.overlap,
         "batch_size": data.batch_size,
+        "slab": data.slab,
+        "slab_overlap": data.slab_overlap,
     }
     signals: dict[int, list[Signals]] = {}
     dice: dict[int, list[float]] = {}

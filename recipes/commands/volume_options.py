@@ -17,7 +17,9 @@ def add_volume(parser: PlainParser) -> None:
     """Add the group of options."""
     group = parser.add_argument_group("prompts in a volume")
     group.add_argument(
-        "--propagate", action="store_true", help="carry what the prompts show through all slices, both ways"
+        "--propagate",
+        action="store_true",
+        help="carry what the prompts show, or without prompts what the adapter finds, through all slices, both ways",
     )
     group.add_argument(
         "--carry", nargs="+", default=None, metavar="WHAT", help="what the previous mask becomes: box, mask, points"
@@ -60,10 +62,9 @@ def volume_options(values: argparse.Namespace) -> "VolumeOptions | None":
             raise ConfigError(f"{option} is about prompts that go through a volume; add --propagate, or leave it out")
         if not named:
             return None
-    elif automatic:
-        raise ConfigError("--propagate carries prompts through a volume; add --box, --point, --line or --prompts")
     from samgraft.adapters.bundle import read_meta
     from samgraft.recipes.engine.propagated import VolumeOptions
+    from samgraft.recipes.engine.self_prompted import SLICES
     from samgraft.recipes.trusting import calibration_of
     from samgraft.volumetric.propagation import PropagationConfig, StopRule
     from samgraft.volumetric.shape_rules import ShapeRules
@@ -87,6 +88,7 @@ def volume_options(values: argparse.Namespace) -> "VolumeOptions | None":
         rules=rules,
         calibration=calibration,
         uncertainty=values.uncertainty,
+        shown=SLICES if automatic and values.propagate else 0,
     )
 
 

@@ -35,6 +35,8 @@ class FlippedResult:
     """Class -> signals, before rules of shape."""
     uncertainty: NDArray[np.float32]
     """(D, H, W) on the Grid, bits in [0, 1]."""
+    axis: int
+    """Array axis that was cut into slices."""
 
 
 def segment_flipped(
@@ -87,6 +89,8 @@ def segment_flipped(
         window=recorded.window,
         overlap=recorded.overlap,
         batch_size=encode_batch(grafted.backbone, recorded.size, batch),
+        slab=recorded.recipe.slab,
+        slab_overlap=recorded.recipe.slab_overlap,
     )
     names = dict(enumerate(recorded.classes.values(), start=1))
     labels = np.where(known, found.labels, 0)
@@ -106,7 +110,7 @@ def segment_flipped(
     if looked is not None:
         result = replace(result, meta={**result.meta, "look at": looked})
     entropy = np.ascontiguousarray(case.on_grid(np.where(known, found.uncertainty, 0)).astype(np.float32))
-    return FlippedResult(segmentation=result, signals=found.signals, uncertainty=entropy)
+    return FlippedResult(segmentation=result, signals=found.signals, uncertainty=entropy, axis=axis)
 
 
 def _case(scene: Scene, recorded: Recorded, axis: int) -> tuple[CaseArrays, NDArray[np.bool_]]:

@@ -48,6 +48,9 @@ class VolumeOptions:
     """Turns signals into the probability that an object is good; objects below its level are flagged."""
     uncertainty: str | None = None
     """NIfTI file (.nii, .nii.gz) for the map of uncertainty, bits in [0, 1]."""
+    shown: int = 0
+    """An adapter without prompts: slices of what it finds that are shown to the decoder and carried from there, see
+    ``self_prompted``; 0 takes the adapter's own masks."""
 
     def __post_init__(self) -> None:
         """Check words."""
@@ -55,6 +58,8 @@ class VolumeOptions:
         unknown = [name for name in self.flips if name not in FLIPS]
         if unknown or not self.flips:
             raise ConfigError(f"flips are {list(self.flips)}; expected one or more of {', '.join(FLIPS)}")
+        if self.shown < 0:
+            raise ConfigError(f"shown is {self.shown}; expected a number of slices, or 0 for the adapter's own masks")
         if self.box3d not in BOX_MODES:
             raise ConfigError(f"box3d is {self.box3d!r}; expected one of {', '.join(BOX_MODES)}")
         if self.uncertainty is not None and not str(self.uncertainty).endswith((".nii", ".nii.gz")):

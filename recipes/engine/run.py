@@ -32,6 +32,7 @@ from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume, wr
 from samgraft.recipes.engine.recorded import Recorded, recorded
 from samgraft.recipes.engine.referenced import Examples, segment_like
 from samgraft.recipes.engine.scales import with_scales
+from samgraft.recipes.engine.self_prompted import carried
 from samgraft.recipes.engine.turned import with_views
 from samgraft.recipes.prompt_files import prompts_from_file
 from samgraft.recipes.prompting import ObjectPrompts, UserPrompts
@@ -206,7 +207,7 @@ def _automatic(
     )
     if volume.uncertainty is not None:
         write_uncertainty(volume.uncertainty, found.uncertainty, scene.grid)
-    return found.segmentation
+    return carried(scene, found, grafted, volume, batch=options["batch"], track=options["track"])
 
 
 def _asker(network: Backbone, grafted: Grafted | None) -> Promptable:

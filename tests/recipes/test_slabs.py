@@ -17,6 +17,7 @@ from samgraft.recipes.config import AugmentConfig, DataConfig, FitConfig, TaskCo
 from samgraft.recipes.data.cases import CaseArrays, CaseRef
 from samgraft.recipes.data.fit import windows
 from samgraft.recipes.data.slabs import Slabs, SlabSet, flat_slabs, slab_maps, slab_squares
+from samgraft.recipes.engine.propagated import VolumeOptions
 from samgraft.recipes.engine.run import load_adapter, segment
 from samgraft.recipes.inference import predict_semantic
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
@@ -184,6 +185,10 @@ def test_from_volumes_to_masks(task: dict[str, Any], tmp_path: Path) -> None:
     assert found.labels.shape == validated.grid.shape and np.array_equal(found.grid.affine, validated.grid.affine)
     alone = segment(data / "imagesTr" / "case_03_0000.nii.gz", adapter=grafted, progress=False, pipeline=0)
     assert np.array_equal(alone.labels, found.labels)
+    as_volume = segment(
+        data / "imagesTr" / "case_03_0000.nii.gz", adapter=grafted, volume=VolumeOptions(), progress=False
+    )
+    assert np.array_equal(as_volume.labels, found.labels), "options of volumes see slabs, too"
 
 
 def test_a_graft_across_slices_asks_for_slabs() -> None:
