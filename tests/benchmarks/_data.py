@@ -87,14 +87,24 @@ def percentile_scale(volume: NDArray[Any], lower: float = 0.5, upper: float = 99
     return np.asarray(np.clip((volume - low) / max(high - low, 1e-6), 0, 1), dtype=np.float32)
 
 
+def cut_axis(spacing: NDArray[np.floating]) -> int:
+    """The axis along which a volume becomes slices: the coarsest, or the first where all are alike."""
+    return int(spacing.argmax()) if spacing.max() > 1.2 * spacing.min() else 0
+
+
+def volume_file(name: str, member: str) -> Path:
+    """Image of a case of a volume set."""
+    return data_root() / "medical" / name / "imagesTr" / f"{member}_0000.nii.gz"
+
+
 def _volume_cases(name: str, split: Split) -> Iterator[Case]:
     folder = data_root() / "medical" / name
     for member in _members(name, split):
-        file = nib.load(folder / "imagesTr" / f"{member}_0000.nii.gz")
+        file = nib.load(volume_file(name, member))
         mask = nib.load(folder / "labelsTr" / f"{member}.nii.gz")
         volume, label = (np.asarray(f.dataobj).T for f in (file, mask))
         spacing = np.asarray(file.header.get_zooms()[:3])[::-1]
-        axis = int(spacing.argmax()) if spacing.max() > 1.2 * spacing.min() else 0
+        axis = cut_axis(spacing)
         volume, label = np.moveaxis(volume, axis, 0), np.moveaxis(label, axis, 0)
         first, second, third = (float(mm) for mm in [spacing[axis], *np.delete(spacing, axis)])
         if name.endswith("_ct"):

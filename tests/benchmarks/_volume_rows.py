@@ -12,22 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+import samgraft
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.decoders.base import DecoderConfig
 from samgraft.adapters.decoders.class_tokens import ClassTokensConfig
 from samgraft.adapters.graft import attach
 from samgraft.adapters.grafts import LoraConfig
 from samgraft.adapters.grafts.base import GraftConfig
+from samgraft.domains.segmentation import Segmentation
 from samgraft.recipes.augment import augment
 from samgraft.recipes.config import AugmentConfig
 from samgraft.recipes.data.slabs import Slabs, slab_maps
+from samgraft.recipes.engine.flipped import FlippedResult
+from samgraft.recipes.engine.propagated import VolumeOptions
+from samgraft.recipes.engine.self_prompted import SLICES, carried
 from samgraft.recipes.losses import IGNORE, SegmentationLoss
 from samgraft.recipes.representations.classes import class_probabilities
 from samgraft.volumetric.grafts import Adapter3dsamConfig, MaSamConfig, SdTransConfig
 from samgraft.volumetric.heads import Detail3dConfig, Mla3dConfig, ProgressiveConfig
 from tests.benchmarks._arms import DROPOUT, count
 from tests.benchmarks._backbone import open_backbone
-from tests.benchmarks._data import Case
+from tests.benchmarks._data import Case, cut_axis, volume_file
 from tests.benchmarks._graft_rows import KEY, bundle_mb, short_hash, state_of
 from tests.benchmarks._sets import SCAN, letterbox, letterbox_label, planes, split, unletterbox
 from tests.benchmarks._steps import Extra
@@ -99,11 +104,14 @@ class VolumeRow:
     lr: float = 2e-3
     depth: int | None = None
     """Slices of a slab; None: the set's."""
+    shown: int = 0
+    """Slices of the largest piece of every class that are shown to the frozen decoder and carried; 0 for none."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, for the hash."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in ("kind", "scratch", "lr", "depth")}
         head = None if self.head is None else self.head.to_dict()
+        plain |= {"shown": self.shown} if self.shown else {}
         return plain | {"grafts": [graft.to_dict() for graft in self.grafts], "head": head}
 
 
@@ -112,6 +120,7 @@ DETAIL = Detail3dConfig(dropout=DROPOUT)
 ROWS: dict[str, VolumeRow] = {
     "slices: lora + class_tokens": VolumeRow(kind="slices", grafts=(LoraConfig(),), head=TOKENS),
     "2.5D: lora + class_tokens": VolumeRow(kind="neighbours", grafts=(LoraConfig(),), head=TOKENS),
+    "slices: lora + class_tokens, carried": VolumeRow(kind="slices", grafts=(LoraConfig(),), head=TOKENS, shown=SLICES),
     "ma_sam + progressive": VolumeRow(grafts=(MaSamConfig(),), head=ProgressiveConfig()),
     "ma_sam + class_tokens": VolumeRow(grafts=(MaSamConfig(),), head=TOKENS),
     "sd_trans + class_tokens": VolumeRow(grafts=(SdTransConfig(),), head=TOKENS),
@@ -258,11 +267,34 @@ def predicted(forward: Forward, spec: VolumeSpec, case: Case, kind: Kind, depth:
     return np.stack([unletterbox(found[None], plane)[0].argmax(0).numpy() for found in maps]).astype(np.int32)
 
 
-def evaluate(forward: Forward, spec: VolumeSpec, cases: Sequence[Case], kind: Kind, depth: int) -> dict[str, Any]:
+def drawn_anew(network: Network, spec: VolumeSpec, case: Case, labels: NDArray[np.int32], shown: int) -> NDArray[Any]:
+    """The classes of a case (D, H, W) after the frozen decoder has carried them, by what the package does with a file.
+
+    Args:
+        network: Grafts on a backbone.
+        spec: The set.
+        case: Whose file is read; its labels are not.
+        labels: What the network found.
+        shown: Slices of each class that are shown.
+    """
+    scene = samgraft.open(volume_file(spec.name, case.id))
+    axis = cut_axis(np.asarray(scene.grid.spacing))
+    classes = {k: str(k) for k in range(1, spec.classes)}
+    whole = np.ascontiguousarray(np.moveaxis(labels, 0, axis)).astype(np.uint8)
+    found = Segmentation(labels=whole, grid=scene.grid, kind="semantic", classes=classes)
+    known = FlippedResult(segmentation=found, signals={}, uncertainty=np.zeros(0, np.float32), axis=axis)
+    return np.moveaxis(carried(scene, known, network.grafted, VolumeOptions(shown=shown)).labels, axis, 0)
+
+
+def evaluate(
+    network: Network, spec: VolumeSpec, cases: Sequence[Case], kind: Kind, depth: int, shown: int = 0
+) -> dict[str, Any]:
     """Scores over cases and classes, and Dice of every case and class."""
     rows, each = [], {}
     for case in cases:
-        labels = predicted(forward, spec, case, kind, depth)
+        labels = predicted(network.forward, spec, case, kind, depth)
+        if shown:
+            labels = drawn_anew(network, spec, case, labels, shown)
         for k in range(1, spec.classes):
             scores = surface_scores(labels == k, case.label == k, case.spacing or (1.0, 1.0, 1.0))
             rows.append(scores)
@@ -315,7 +347,7 @@ def one(
     took = train(network, data, task, row.lr)
     network.module.eval()
     start = time.perf_counter()
-    scores = evaluate(network.forward, spec, scored, row.kind, depth)
+    scores = evaluate(network, spec, scored, row.kind, depth, row.shown)
     found = {
         **{key: task[key] for key in KEY},
         **scores,
