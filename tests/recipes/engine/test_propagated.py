@@ -348,7 +348,7 @@ def test_command_line_propagates_a_box(tmp_path, cylinder, capsys):
     [
         (["--box", "1", "1", "5", "5", "--carry", "box"], "--carry is about prompts that go through a volume"),
         (["--box", "1", "1", "5", "5", "--flips"], "--flips is about prompts that go through a volume"),
-        (["--adapter", "a.graft", "--propagate"], "--propagate carries prompts through a volume"),
+        (["--adapter", "a.graft", "--memory", "3"], "--memory is about prompts that go through a volume"),
         (["--box", "1", "1", "5", "5", "--propagate", "--stop", "iou=1"], "--stop iou=1: expected RULE=VALUE"),
         (["--box", "1", "1", "5", "5", "--propagate", "--stop", "min_iou=x"], "'x' is no number"),
         (["--box", "1", "1", "5", "5", "--propagate", "--carry", "boxes"], "expected one or more of box, mask, points"),
