@@ -176,6 +176,18 @@ def scored(method: str, dice: float, name: str = "sarcoma_mr", cases: int | None
     return row(task, dice)
 
 
+def test_one_lucky_seed_is_no_mean_of_two() -> None:
+    rows = [
+        *(scored("lora + detail_3d", dice, seed=seed) for seed, dice in enumerate((0.6, 0.5))),
+        scored("ma_sam + detail_3d", 0.9),
+        *(scored("scratch: UNet", 0.4, seed=seed) for seed in (0, 1)),
+        scored("scratch: SwinUNETR", 0.8),
+    ]
+    (line,) = _volume_summary.aims(rows)
+    assert (line["best"], line["from scratch"], line["seeds"]) == ("lora + detail_3d", "scratch: UNet", 2)
+    assert line["dice"] == pytest.approx(0.55) and line["its dice"] == pytest.approx(0.4) and line["reached"]
+
+
 def test_aims_compare_the_best_of_both_sides() -> None:
     rows = [
         scored("lora + detail_3d", 0.65),

@@ -59,19 +59,21 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def aims(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One line per aim: the best samgraft row, the best network from scratch, and whether it is reached."""
-    means: dict[tuple[str, int | None], dict[str, float]] = {}
-    for key in dict.fromkeys((row["set"], row["cases"], row["method"]) for row in rows):
-        own = [row["dice"] for row in rows if (row["set"], row["cases"], row["method"]) == key]
-        means.setdefault(key[:2], {})[key[2]] = statistics.mean(own)
+    """One line per aim: the best samgraft row, the best network from scratch, and whether it is reached.
+
+    Of each side only rows with the most seeds are compared: a lucky seed is no mean of three.
+    """
+    cells: dict[tuple[str, int | None], dict[str, list[float]]] = {}
+    for row in rows:
+        cells.setdefault((row["set"], row["cases"]), {}).setdefault(row["method"], []).append(row["dice"])
     found = []
-    for cell, dice in means.items():
-        ours = {name: value for name, value in dice.items() if not name.startswith(SCRATCH)}
-        theirs = {name: value for name, value in dice.items() if name.startswith(SCRATCH)}
+    for cell, dice in cells.items():
+        ours = {name: values for name, values in dice.items() if not name.startswith(SCRATCH)}
+        theirs = {name: values for name, values in dice.items() if name.startswith(SCRATCH)}
         if not ours or not theirs:
             continue
-        (best, dice_of_best), (scratch, dice_of_scratch) = (max(side.items(), key=_dice) for side in (ours, theirs))
-        line = {"set": named(cell), "best": best, "dice": dice_of_best}
+        (best, dice_of_best), (scratch, dice_of_scratch) = _best(ours), _best(theirs)
+        line = {"set": named(cell), "seeds": len(ours[best]), "best": best, "dice": dice_of_best}
         line |= {"from scratch": scratch, "its dice": dice_of_scratch}
         gain = LEAST_GAIN.get(cell, 0.0)
         if cell in LEAST_GAIN or cell[1] is None:
@@ -82,8 +84,12 @@ def aims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _dice(item: tuple[str, float]) -> float:
-    return item[1]
+def _best(side: Mapping[str, Sequence[float]]) -> tuple[str, float]:
+    """The row with the largest mean among those with the most seeds."""
+    most = max(len(values) for values in side.values())
+    means = {name: statistics.mean(values) for name, values in side.items() if len(values) == most}
+    name = max(means, key=lambda one: means[one])
+    return name, means[name]
 
 
 def page(rows: Sequence[Row], failed: Sequence[Row]) -> str:
