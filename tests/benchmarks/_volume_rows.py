@@ -122,6 +122,7 @@ ROWS: dict[str, VolumeRow] = {
     "2.5D: lora + class_tokens": VolumeRow(kind="neighbours", grafts=(LoraConfig(),), head=TOKENS),
     "slices: lora + class_tokens, carried": VolumeRow(kind="slices", grafts=(LoraConfig(),), head=TOKENS, shown=SLICES),
     "ma_sam + progressive": VolumeRow(grafts=(MaSamConfig(),), head=ProgressiveConfig()),
+    "ma_sam + progressive, carried": VolumeRow(grafts=(MaSamConfig(),), head=ProgressiveConfig(), shown=SLICES),
     "ma_sam + class_tokens": VolumeRow(grafts=(MaSamConfig(),), head=TOKENS),
     "sd_trans + class_tokens": VolumeRow(grafts=(SdTransConfig(),), head=TOKENS),
     "adapter_3dsam + mla_3d": VolumeRow(grafts=(Adapter3dsamConfig(),), head=Mla3dConfig()),
