@@ -120,7 +120,7 @@ EMBEDDED: dict[str, Any] = {
 }
 """The adapter in the package, which saw procedural pictures only; and what is trained from there."""
 SCALES, WIDE_SCALES = (1.4, 1.0, 0.7), (1.4, 1.0, 0.7, 0.5, 0.35)
-"""Those with the best average precision on held-out training pictures of nuclei, and with which large ones are whole."""
+"""Best in average precision on held-out training pictures of nuclei; and those with which large nuclei are whole."""
 OFTEN: dict[str, Any] = {"views": 8, "scales": SCALES}
 """Each picture is looked at as often as the package can."""
 MORE = (
