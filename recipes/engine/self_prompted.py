@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from samgraft.adapters.backbones.base import Promptable
 from samgraft.adapters.graft import Grafted
@@ -22,9 +21,12 @@ from samgraft.recipes.engine.flipped import FlippedResult
 from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume
 from samgraft.recipes.prompting import ObjectPrompt
 from samgraft.recipes.volume_prompts import VolumePrompt, VolumePrompts
+from samgraft.volumetric.propagation.slices import box_of
+from samgraft.volumetric.shape_rules import ShapeRules
 
 SLICES = 3
 """Slices of a piece that are shown."""
+_LARGEST = ShapeRules(largest=True, connectivity=6)
 
 
 def prompts_of_classes(
@@ -45,9 +47,8 @@ def prompts_of_classes(
     stack = np.moveaxis(labels, axis, 0)
     found = []
     for value, name in classes.items():
-        parts, count = ndimage.label(stack == value)
-        if count:
-            piece = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
+        piece = _LARGEST.apply(stack == value, (1.0, 1.0, 1.0))
+        if piece.any():
             found.append(VolumePrompt(slices=_boxes(piece, slices, name), class_name=name, source=f"class {name!r}"))
     return VolumePrompts(objects=tuple(found), axis=axis) if found else None
 
@@ -58,9 +59,7 @@ def _boxes(piece: NDArray[np.bool_], count: int, name: str) -> tuple[ObjectPromp
     places = np.linspace(filled[0], filled[-1], count + 2)[1:-1]
     found = []
     for index in dict.fromkeys(int(place) for place in np.round(places)):
-        rows, cols = (np.flatnonzero(piece[index].any(axis=one)) for one in (1, 0))
-        box = (float(cols[0]), float(rows[0]), float(cols[-1]), float(rows[-1]))
-        found.append(ObjectPrompt(box=box, tight=False, slice=index, class_name=name))
+        found.append(ObjectPrompt(box=box_of(piece[index]), tight=False, slice=index, class_name=name))
     return tuple(found)
 
 

@@ -35,7 +35,7 @@ from samgraft.volumetric.propagation import Propagated, PropagationConfig, Slice
 from samgraft.volumetric.propagation.slices import Bounded
 from tests.benchmarks._backbone import open_backbone
 from tests.benchmarks._data import _members as members  # the split file is read in one place
-from tests.benchmarks._data import box_of, data_root
+from tests.benchmarks._data import box_of, data_root, volume_file
 from tests.benchmarks._metrics import dice
 from tests.benchmarks._table import markdown, write_json
 
@@ -56,7 +56,7 @@ def volumes(name: str, split: str, limit: int | None) -> Iterator[tuple[str, Sce
     """Case, scene and the largest component of every structure, the coarsest axis first."""
     folder = data_root() / "medical" / name
     for member in members(name, split)[:limit]:  # type: ignore[arg-type]
-        scene = samgraft.open(folder / "imagesTr" / f"{member}_0000.nii.gz")
+        scene = samgraft.open(volume_file(name, member))
         label = np.rint(np.asarray(nib.load(folder / "labelsTr" / f"{member}.nii.gz").dataobj)).T
         label = np.moveaxis(label, coarsest_axis(scene.grid), 0)
         for value in np.unique(label[label > 0]):
