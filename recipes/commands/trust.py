@@ -53,11 +53,12 @@ def run(arguments: Sequence[str]) -> None:
 def _prompted(adapter: Path, data: str, how: dict[str, Any]) -> "Calibration":
     """Of objects that are propagated, by the adapter if it answers prompts, else by its backbone."""
     from samgraft.recipes.api import load_adapter
+    from samgraft.recipes.engine.asking import answering
     from samgraft.recipes.prompted_trust import fit_prompted_trust, validation_cases
 
     grafted = load_adapter(adapter)
     try:
-        network = grafted if grafted.answers_prompts else grafted.backbone
-        return fit_prompted_trust(network, validation_cases(data), **how)
+        with answering(grafted) as network:
+            return fit_prompted_trust(network, validation_cases(data), **how)
     finally:
         grafted.detach()

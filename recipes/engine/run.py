@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from samgraft.adapters.backbones import load_backbone
-from samgraft.adapters.backbones.base import Backbone, Promptable
+from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.backbones.hf import HFSamBackbone
 from samgraft.adapters.backbones.quantize import quantize as quantize_backbone
 from samgraft.adapters.bundle import BundleMeta, load_bundle, read_header, read_meta
@@ -21,6 +21,7 @@ from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import DICOM_SUFFIXES, SUFFIXES, Segmentation, require_series
 from samgraft.errors import ConfigError, OutputError
 from samgraft.recipes.engine.aligned import aligned, at_trained_spacing
+from samgraft.recipes.engine.asking import answering
 from samgraft.recipes.engine.automatic import Track, segment_automatic
 from samgraft.recipes.engine.clicked import clicked, clicks_for, require_slabs
 from samgraft.recipes.engine.everything import EverythingConfig, segment_everything
@@ -210,11 +211,6 @@ def _automatic(
     return carried(scene, found, grafted, volume, batch=options["batch"], track=options["track"])
 
 
-def _asker(network: Backbone, grafted: Grafted | None) -> Promptable:
-    """What answers prompts: the adapter if it does, else the frozen backbone."""
-    return network if grafted is None or not grafted.answers_prompts else grafted
-
-
 def _answer(
     scene: Scene,
     network: Backbone,
@@ -232,10 +228,10 @@ def _answer(
         named = {name: options[name] for name in ("batch", "depth", "track")}
         result = segment_automatic(scene, grafted, said, clicks=clicks, **named)
         return clicked(result, told, len(clicks))
-    asked = _asker(network, grafted)
-    if volume is None and not isinstance(told, VolumePrompts):
-        return segment_prompted(scene, asked, told, **{k: v for k, v in options.items() if k != "track"})
-    found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
+    with nullcontext(network) if grafted is None else answering(grafted) as asked:
+        if volume is None and not isinstance(told, VolumePrompts):
+            return segment_prompted(scene, asked, told, **{k: v for k, v in options.items() if k != "track"})
+        found = segment_volume(scene, asked, told, options=volume, **{k: v for k, v in options.items() if k != "depth"})
     if volume is not None and volume.uncertainty is not None:
         write_uncertainty(volume.uncertainty, found.uncertainty(), scene.grid)
     return found.segmentation

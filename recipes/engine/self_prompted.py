@@ -5,18 +5,17 @@ away. A frozen decoder draws one connected object well where it is told of it on
 largest piece of each class becomes loose boxes on a few of its slices. No label is looked at.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samgraft.adapters.backbones.base import Promptable
 from samgraft.adapters.graft import Grafted
 from samgraft.domains.scene import Scene
 from samgraft.domains.segmentation import Segmentation
+from samgraft.recipes.engine.asking import answering
 from samgraft.recipes.engine.flipped import FlippedResult
 from samgraft.recipes.engine.propagated import VolumeOptions, segment_volume
 from samgraft.recipes.prompting import ObjectPrompt
@@ -71,7 +70,7 @@ def carried(
     Args:
         scene: The volume.
         result: The adapter's class map.
-        grafted: The adapter; it answers if its decoder takes prompts, else the backbone does as it was before.
+        grafted: The adapter; it answers if it can (``asking.answering``), else the backbone as it was before.
         options: Of the propagation; ``shown`` slices of every class, or the class map as it is.
         asking: As for ``segment_volume``.
 
@@ -85,7 +84,7 @@ def carried(
     if prompts is None:
         return found
     values = [value for value in found.classes if (found.labels == value).any()]
-    with _answering(grafted) as network:
+    with answering(grafted) as network:
         drawn = segment_volume(scene, network, prompts, options=options, **asking)
     labels = np.array([0, *values], dtype=found.labels.dtype)[drawn.segmentation.labels]
     lost = [value for value, one in zip(values, drawn.objects, strict=True) if not one.mask.any()]
@@ -95,15 +94,3 @@ def carried(
     if lost:
         facts["not carried"] = ", ".join(found.classes[value] for value in lost)
     return replace(found, labels=labels, meta={**found.meta, **facts})
-
-
-@contextmanager
-def _answering(grafted: Grafted) -> Iterator[Promptable]:
-    """What answers prompts: the adapter if it does, else the backbone without it."""
-    if grafted.answers_prompts:
-        yield grafted
-        return
-    try:
-        yield grafted.detach()
-    finally:
-        grafted.install()

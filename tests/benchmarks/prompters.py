@@ -54,6 +54,8 @@ def plan(options: argparse.Namespace, weights: str, known: dict[str, Row]) -> li
                         continue
                     if (row.kind == "everything" or not row.trained) and seed != options.seeds[0]:
                         continue
+                    if row.scales != (1.0,) and chosen.spec.window is None:  # scales change the side of windows
+                        continue
                     for factor in FACTORS if options.tune else (None,):
                         shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
                         own = {"method": method, "factor": factor, "weights": weights}

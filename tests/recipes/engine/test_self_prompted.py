@@ -38,7 +38,7 @@ def write(path: Path, truth: NDArray[np.bool_]) -> Path:
 class Answering:
     """What ``carried`` needs of a Grafted: the oracle without the graft, and whether the graft is in it."""
 
-    answers_prompts = False
+    answers_prompts, attached, decoder = False, True, "class maps"
 
     def __init__(self) -> None:
         self.backbone, self.states = Oracle(), ["in"]
