@@ -487,6 +487,12 @@ def test_everything_mode_runs_once_and_never_on_classes() -> None:
     assert len({tuple(t[key] for key in _prompter_runs.KEY) for t in tasks}) == len(tasks)
 
 
+def test_several_scales_are_for_pictures_of_unknown_scale() -> None:
+    row = _object_rows.Row(name="two", kind="unet", scales=(1.0, 0.5))
+    tasks = prompters.plan(options(rows=["two"], sets=list(_object_sets.SETS), seeds=[0]), "w", {"two": row})
+    assert {task["set"] for task in tasks} == {"nuclei", "retina_vessels", "cardiac_mr"}
+
+
 def test_tuning_plans_factors_and_hashes_follow_them() -> None:
     tasks = prompters.plan(options(tune=True, sets=["nuclei"], fractions=["all"], seeds=[0]), "w", known_rows())
     assert [(t["method"], t["factor"]) for t in tasks] == [("unet", 0.3), ("unet", 1.0), ("unet", 3.0)]

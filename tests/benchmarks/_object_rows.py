@@ -68,6 +68,10 @@ class Row:
     serves: tuple[str, ...] = (*OBJECTS, *CLASSES)
     """Kinds of sets it is run on."""
 
+    def runs_on(self, chosen: ObjectSet) -> bool:
+        """Whether it is run on a set; several scales are for pictures of unknown scale, and aerial ones have one."""
+        return chosen.kind in self.serves and (self.scales == (1.0,) or not chosen.aerial)
+
     def configs(self, chosen: ObjectSet) -> tuple[PrompterConfig | None, DecoderConfig | None]:
         """Configurations for a set: its number of classes, and the settings that all decoders have in common here."""
         prompter = None if self.prompter is None else PROMPTERS.get(self.prompter)(**self.prompter_options)

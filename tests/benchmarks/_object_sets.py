@@ -58,6 +58,11 @@ class ObjectSet:
         """Pictures in a step."""
         return BATCH.get(self.spec.name, self.spec.batch)
 
+    @property
+    def aerial(self) -> bool:
+        """Whether it was taken from the air, all pictures at about one ground sampling distance."""
+        return self.spec.augment is AERIAL
+
 
 def _aerial(name: str, *, window: int, size: int, batch: int, min_area: int, headline: tuple[str, ...]) -> SetSpec:
     return SetSpec(

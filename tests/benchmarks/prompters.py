@@ -50,11 +50,9 @@ def plan(options: argparse.Namespace, weights: str, known: dict[str, Row]) -> li
                 for method in options.rows:
                     row = known[method]
                     untrained = row.kind in ("everything", "references") or not row.trained
-                    if chosen.kind not in row.serves or (untrained and options.tune):
+                    if not row.runs_on(chosen) or (untrained and options.tune):
                         continue
                     if (row.kind == "everything" or not row.trained) and seed != options.seeds[0]:
-                        continue
-                    if row.scales != (1.0,) and chosen.spec.window is None:  # scales change the side of windows
                         continue
                     for factor in FACTORS if options.tune else (None,):
                         shared = {"set": name, "cases": training_cases(fraction), "seed": seed, "tune": options.tune}
@@ -115,7 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = rows(backbone)
     options.rows = chosen_rows(options, known)
     if options.list:
-        print(markdown([{"row": row.name, "kind": row.kind, "sets": ", ".join(row.serves)} for row in known.values()]))
+        lines = []
+        for row in known.values():
+            on = [name for name, chosen in SETS.items() if row.runs_on(chosen)]
+            lines.append({"row": row.name, "kind": row.kind, "sets": ", ".join(on)})
+        print(markdown(lines))
         return
     results = Results(options.json)
     if options.forget:
