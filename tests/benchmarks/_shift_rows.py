@@ -237,6 +237,16 @@ class Prepared:
     """Data set -> number of its cases."""
 
 
+def source_folder(work: Path, pair: Pair, seed: int) -> Path:
+    """Where the source domain of a pair has its data and adapters."""
+    return work / "sources" / pair.source / f"seed{seed}"
+
+
+def run_folder(work: Path, pair: str, seed: int, method: str) -> Path:
+    """What a run leaves behind."""
+    return work / "runs" / pair / f"seed{seed}" / method.replace(" ", "_")
+
+
 def prepare(
     pair: Pair, seed: int, work: Path, weak: Mapping[str, WeakWriter] = WRITERS, *, trial: bool = False
 ) -> Prepared:
@@ -251,7 +261,7 @@ def prepare(
     """
     sides = pair.sides(seed).first(*TRIAL) if trial else pair.sides(seed)
     target, scored = work / pair.name / f"seed{seed}", work / "scored" / pair.name / f"seed{seed}"
-    source = work / "sources" / pair.source / f"seed{seed}" / "data"
+    source = source_folder(work, pair, seed) / "data"
     for folder in (target, scored, source):
         shutil.rmtree(folder, ignore_errors=True)
     written = {item.id: path for item, path in zip(sides.target, unlabelled(sides.target, target), strict=True)}
@@ -353,7 +363,7 @@ def many(group: Mapping[str, Any]) -> Iterator[Task]:
         ready = prepare(pair, own[0]["seed"], work, trial=own[0]["trial"])
         adapter = source_adapter(pair, ready.source, own[0], group["backbone"])
         for task in own:
-            run = work / "runs" / name / f"seed{task['seed']}" / task["method"].replace(" ", "_")
+            run = run_folder(work, name, task["seed"], task["method"])
             shared = {"pair": pair, "adapter": adapter, "images": ready.images, "sets": ready.sets, "run": run}
             shared |= {"backbone": backbone, "backbone_name": group["backbone"]}
             known = Known(**shared, budget=task["budget"], seed=task["seed"])
