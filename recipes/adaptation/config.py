@@ -131,6 +131,10 @@ class AdaptConfig:
     look: str = "auto"
     """How the source adapter sees tiles when it labels them (``samgraft.recipes.adaptation.looks``), such as "plain" or
     "negative"; "auto" takes another look than "plain" where criteria say that it is understood clearly better."""
+    guide: str = "auto"
+    """Where objects are separated: another adapter on the same backbone that labels instead of the source adapter for
+    the first half of the run. "auto" takes one of the package (graft-tiny-objects) where criteria say that it
+    understands the target clearly better; a file is taken without question; "none" never takes one."""
     weak: AugmentConfig = WEAK
     """Changes of what the teacher sees."""
     strong: AugmentConfig = STRONG

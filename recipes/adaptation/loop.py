@@ -19,6 +19,7 @@ from samgraft.adapters.backbones.base import Features
 from samgraft.errors import ConfigError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
+from samgraft.recipes.adaptation.guides import as_taught
 from samgraft.recipes.adaptation.images import Tiles
 from samgraft.recipes.adaptation.looks import Look
 from samgraft.recipes.adaptation.networks import Networks, State, copied
@@ -118,8 +119,11 @@ class Loop:
     """(n, S, S) of everything mode."""
     look: Look | None = None
     """How the source adapter sees tiles when it labels them; None: as they are."""
+    guided: Tensor | None = None
+    """(n, S, S) objects as a guide sees them, with ``IGNORE``; it labels, and is the anchor, in the place of the source
+    adapter."""
     translating: bool = False
-    """Whether the source adapter labels, through its look, and not the teacher; the same for a round."""
+    """Whether the guide labels, or the source adapter through its look, and not the teacher; the same for a round."""
     step: int = 0
     number: int = 0
     """Rounds so far."""
@@ -148,7 +152,8 @@ class Loop:
             tick: Called with the number of steps so far.
         """
         began = self.clock.spent()
-        self.translating = self.look is not None and self.clock.progress(self.step) < TRANSLATION
+        helped = self.look is not None or self.guided is not None
+        self.translating = helped and self.clock.progress(self.step) < TRANSLATION
         self.thresholds = self.measure()
         left = min(self.config.every, self.config.steps - self.step)
         sampler = BalancedSampler(
@@ -172,7 +177,9 @@ class Loop:
         self.losses = {name: value / max(1, done) for name, value in sums.items()}
 
     def measure(self) -> Tensor:
-        """(K,) thresholds of the teacher's classes on a sample of tiles."""
+        """(K,) thresholds of the teacher's classes on a sample of tiles; a guide has chosen already."""
+        if self.translating and self.guided is not None:
+            return self.anchor_thresholds
         low, high = self.config.portion
         portion = low + (high - low) * self.clock.progress(self.step)
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + self.number)
@@ -183,23 +190,23 @@ class Loop:
     def lesson(self, index: list[int]) -> Lesson:
         """Labels of the teacher and the source on a weak view, and the strong view that the student gets."""
         image, known = self.tiles.batch(index, self.device)
-        code = known.long()
-        if self.regions is not None:
-            code = code + 2 * self.regions[index].to(self.device).long()
-        weak, code = augment(image, code, self.randomness, self.config.weak)
+        weak, code = augment(image, self._known(index, known), self.randomness, self.config.weak)
         code = code.flatten(0, 1) if code.ndim == 4 else code
         inside = (code != IGNORE) & (code % 2 == 1)
+        further = torch.div(code.clamp_min(0), 2, rounding_mode="floor")
         with self.networks.speaking(self.networks.source):
             flat, features = self.reader.encode(weak if self.look is None else self.look(weak))
             answer = self.reader.read(flat, features)
         anchor = pseudo_labels(answer, self.anchor_thresholds, inside)
+        if self.guided is not None:
+            anchor = as_taught((further - 1).masked_fill(~inside, IGNORE), self.reader.representation)
         if not self.translating:
             with self.networks.speaking(self.networks.teacher):
                 answer = self.reader.answer(weak)
-        pseudo = pseudo_labels(answer, self.thresholds, inside)
-        if self.regions is not None:
-            regions = torch.div(code.clamp_min(0), 2, rounding_mode="floor")
-            pseudo = self._snapped(pseudo, answer, regions).where(inside, torch.full_like(pseudo, IGNORE))
+        told = self.translating and self.guided is not None
+        pseudo = anchor if told else pseudo_labels(answer, self.thresholds, inside)
+        if self.regions is not None and self.guided is None:
+            pseudo = self._snapped(pseudo, answer, further).where(inside, torch.full_like(pseudo, IGNORE))
         packed, base = pack(pseudo, anchor, inside)
         strong, moved = augment(weak, _like(packed, image), self.randomness, self.config.strong)
         moved = moved.flatten(0, 1) if moved.ndim == 4 else moved
@@ -207,6 +214,13 @@ class Loop:
         return Lesson(
             image=strong, pseudo=first, anchor=second, known=seen, source=Features(neck=features.neck), weak=pseudo
         )
+
+    def _known(self, index: list[int], known: Tensor) -> Tensor:
+        """What moves with an image as one integer map: whether a pixel is known, and a guide's object or a region."""
+        further = self.regions[index] if self.guided is None and self.regions is not None else None
+        if self.guided is not None:
+            further = self.guided[index] + 1
+        return known.long() if further is None else known.long() + 2 * further.to(self.device).long()
 
     def terms(self, lesson: Lesson, weight: Tensor) -> dict[str, Tensor]:
         """The losses of the student, unweighted.

@@ -41,7 +41,8 @@ def write_page(session: "Session", result: AdaptResult, config: AdaptConfig) -> 
             f"{result.reason}."
         )
     )
-    report.text("What was decided", decided)
+    voice = f"guide {session.guide}" if session.guide else f"source adapter, looking at tiles {session.look}"
+    report.text("What was decided", f"{decided} At first the {voice} labelled.")
     panels = before_and_after(session, session.before, after)
     classes = {1: "object"} if session.reader.separates else dict(session.reader.recorded.classes)
     title = "Before (left) and after (right), tiles that changed most" if panels else "No tile to show"

@@ -23,6 +23,7 @@ from samgraft.adapters.bundle import BundleMeta, read_header, read_meta, replace
 from samgraft.domains.atomic import atomic_path, require_folder
 from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
 from samgraft.recipes.adaptation.config import AdaptConfig
+from samgraft.recipes.adaptation.guides import facts
 from samgraft.recipes.adaptation.page import write_page
 from samgraft.recipes.adaptation.result import AdaptResult, Round
 from samgraft.recipes.adaptation.session import Session, load_state
@@ -194,6 +195,7 @@ def _facts(result: AdaptResult, session: Session) -> dict[str, Any]:
         "best_step": result.best_step,
         "criterion": "score",
         "look": session.look,
+        "guide": facts(session.guide),
         "labels": "none",
         "images": len(session.cases),
         "tiles": len(session.tiles),

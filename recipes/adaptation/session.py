@@ -21,6 +21,7 @@ from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.criteria import Judge, Judged, refusal, share_of_classes, worst_ratio
+from samgraft.recipes.adaptation.guides import AUTO, possible, told_by, visiting
 from samgraft.recipes.adaptation.images import Tiles, read_tiles, target_images
 from samgraft.recipes.adaptation.looks import LOOKS, PLAIN, worth
 from samgraft.recipes.adaptation.loop import Clock, Loop
@@ -42,7 +43,7 @@ MIRRORED = 0.9
 LOOK_TILES = 10
 """Tiles on which looks are compared."""
 LOOK_MARGIN = 0.03
-"""How much better than the plain look another one has to be."""
+"""How much better than the plain look another one has to be, and a guide than the look that would be taken."""
 JUDGING, SURVEY = 0.04, 0.08
 """Shares of the time that judging once, and asking the source adapter about all tiles, may take."""
 Tell = Callable[[str], None]
@@ -218,50 +219,75 @@ class Session:
         with self.networks.speaking(self.networks.source):
             found = self.judge.answers()
         self._choose_mirror(found.figures)
-        self.look = self._choose_look(expected)
+        self.look, self.guide = self._choose_voice(expected)
         began = time.process_time()
         with self.networks.speaking(self.networks.source):
             self.before = found = self.judge.answers()
         with self.networks.bare() as backbone:
             asked = self.judge.ask(backbone, found)
         self.clock.reserve = time.process_time() - began
-        if self.look != PLAIN:
+        sure = self.config.anchor_confidence
+        if self.guide is not None:
+            found, sure = self._through(self.guide, self.judge), self.config.least_confidence
+        elif self.look != PLAIN:
             self.judge.look = LOOKS[self.look]
             with self.networks.speaking(self.networks.source):
                 found = self.judge.answers()
             self.judge.look = LOOKS[PLAIN]
-        self.judge.remember_source(found, found.confidence >= self.config.anchor_confidence, expected)
+        self.judge.remember_source(found, found.confidence >= sure, expected)
         return Round(step=0, figures=self.judge.compare(self.before, asked))
 
-    def _choose_look(self, expected: list[float] | None) -> str:
-        """Name of the look that the source adapter understands best; the plain one unless another is clearly better.
+    def _through(self, guide: str, judge: Judge) -> Judged:
+        """What a guide says of the tiles of a judge."""
+        with visiting(self.networks, guide) as reader:
+            other = Judge(reader, judge.tiles, self.device)
+            other.mirror = judge.mirror
+            return other.answers()
+
+    def _choose_voice(self, expected: list[float] | None) -> tuple[str, str | None]:
+        """Who labels at first: the look that the source adapter understands best, or a guide; see :meth:`_worths`.
 
         Raises:
-            ConfigError: ``config.look`` is no look.
+            ConfigError: ``config.look`` is no look, or ``config.guide`` no guide for this adapter.
         """
-        if self.config.look in LOOKS:
-            return self.config.look
-        if self.config.look != "auto":
-            raise ConfigError(f"look is {self.config.look!r}; expected auto or one of {', '.join(LOOKS)}")
+        slabs, wanted = self.judge.tiles.images.ndim == 5, self.config.look
+        if wanted != "auto" and wanted not in LOOKS:
+            raise ConfigError(f"look is {wanted!r}; expected auto or one of {', '.join(LOOKS)}")
+        guides = possible(self.config.guide, self.reader, self.networks.grafted.base_hash, slabs=slabs)
+        if guides and self.config.guide != AUTO:
+            return PLAIN, guides[0]
+        if wanted != "auto":
+            return wanted, None
+        looks, others = self._worths(expected, guides)
+        best, other = (max(found, key=lambda name: found[name], default=PLAIN) for found in (looks, others))
+        look = best if looks[best] > looks[PLAIN] + LOOK_MARGIN else PLAIN
+        guide = other if others and others[other] > looks[look] + LOOK_MARGIN else None
+        told = ", ".join(f"{name} {value:.3f}" for name, value in {**looks, **others}.items())
+        self.tell(f"looks and guides: {told}; taken: {guide or look}")
+        return (look, None) if guide is None else (PLAIN, guide)
+
+    def _worths(self, expected: list[float] | None, guides: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """How well the source adapter understands the target through each look, and how well each guide does."""
         tiles = self.judge.tiles
         small = Judge(self.reader, tiles.rows(spread(len(tiles), LOOK_TILES)), self.device)
         small.mirror = self.judge.mirror
         with self.networks.bare() as backbone:
             small.look_frozen(backbone)
-        worths = {}
-        for name, look in LOOKS.items():
-            small.look = look
-            with self.networks.speaking(self.networks.source):
-                found = small.answers()
+
+        def worth_of(found: Judged) -> float:
             with self.networks.bare() as backbone:
                 asked = small.ask(backbone, found)
             shares = share_of_classes(found.classes, small.known(), self.reader.counted_channels)
             ratio = worst_ratio(shares, expected) if expected is not None else 1.0
-            worths[name] = worth({**found.figures, **asked}, ratio)
-        best = max(worths, key=lambda name: worths[name])
-        chosen = best if worths[best] > worths[PLAIN] + LOOK_MARGIN else PLAIN
-        self.tell("looks: " + ", ".join(f"{name} {value:.3f}" for name, value in worths.items()) + f"; taken: {chosen}")
-        return chosen
+            return worth({**found.figures, **asked}, ratio)
+
+        looks = {}
+        for name, look in LOOKS.items():
+            small.look = look
+            with self.networks.speaking(self.networks.source):
+                found = small.answers()
+            looks[name] = worth_of(found)
+        return looks, {guide: worth_of(self._through(guide, small)) for guide in guides}
 
     def _choose_mirror(self, figures: Mapping[str, float]) -> None:
         """Settle ``mirror: auto`` by how little the source adapter minds mirror images."""
@@ -276,6 +302,11 @@ class Session:
     def _loop(self, train: Tiles, regions: Tensor | None, meta: BundleMeta) -> Loop:
         """Ask the source adapter about the training tiles, and make the loop."""
         foreground: list[bool] = []
+        guided = None
+        if self.guide is not None:
+            portion, least = self.config.portion[1], self.config.least_confidence
+            with visiting(self.networks, self.guide) as reader:
+                guided = told_by(reader, train, self.device, portion=portion, least=least)
 
         def answered() -> Iterator[tuple[Answer, Tensor]]:
             size = 8
@@ -295,6 +326,8 @@ class Session:
             )
         if self.reader.by_class:  # objects have scores of their own kind, so theirs are told by their order
             thresholds = torch.full_like(thresholds, self.config.anchor_confidence)
+        if guided is not None:
+            foreground = ((guided > 0).float().flatten(1).mean(dim=1) >= LEAST_FOREGROUND).tolist()
         expected = shares_of(meta, self.reader.counted_channels)
         prior = expected is not None and self.reader.by_class and not self.reader.separates
         return Loop(
@@ -309,6 +342,7 @@ class Session:
             shares=ClassShares(torch.tensor(expected)) if prior else None,
             regions=regions,
             look=None if self.look == PLAIN else LOOKS[self.look],
+            guided=guided,
         )
 
 
