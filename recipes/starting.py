@@ -1,6 +1,7 @@
 """Begin a run where another adapter ended: its grafts and head, copied into a network of the same make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from samgraft.adapters.bundle import read_header, read_meta, read_tensors
 from samgraft.adapters.config import MethodConfig
 from samgraft.adapters.graft import Grafted
 from samgraft.errors import CheckpointError, ConfigError
+from samgraft.recipes.boxed import KEY as BOX_IOU
+from samgraft.recipes.config import FitConfig
 
 TRAINING_ONLY = frozenset({"init", "dropout", "lr_factor"})
 """Options that change how a method is trained and not what its tensors mean."""
@@ -38,6 +41,34 @@ def start_from(path: Path | str, grafted: Grafted, class_names: Sequence[str]) -
         _require_method(source, f"the {part}", header[part], own)
     _require_order(source, class_names)
     grafted.load_graft_state(read_tensors(source, header))
+
+
+def settle_weak(config: FitConfig, tell: Callable[[str], None] | None = None) -> FitConfig:
+    """The settings of a run with weak labels, where the adapter it begins with knows what prompts are worth.
+
+    Args:
+        config: As it was given.
+        tell: Takes a line if anything changes.
+
+    Returns:
+        The same; or without prompts and with the adapter's own masks from the first step on, where the frozen backbone
+        does not draw that structure (``weak.least_box_iou``).
+
+    Raises:
+        CheckpointError: ``train.start_from`` is no adapter.
+    """
+    start, weak = config.train.start_from, config.weak
+    if start is None or config.data.supervision == "masks" or not weak.prompts:
+        return config
+    known = read_meta(start).training.get(BOX_IOU)
+    if not isinstance(known, int | float) or known >= weak.least_box_iou:
+        return config
+    if tell is not None:
+        tell(
+            f"{start}: the frozen backbone draws true objects from their boxes with an IoU of {known:.2f}, below "
+            f"weak.least_box_iou {weak.least_box_iou:g}; it is not asked, and the adapter's own masks teach"
+        )
+    return replace(config, weak=replace(weak, prompts=False, first_round=0.0))
 
 
 def _require_grafts(source: Path, stored: Mapping[str, Mapping[str, Any]], own: Mapping[str, MethodConfig]) -> None:

@@ -16,6 +16,7 @@ from samgraft.adapters.backbones.hub import load_backbone
 from samgraft.adapters.bundle import load_bundle, read_header, read_meta
 from samgraft.adapters.grafts import GRAFTS
 from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
+from samgraft.recipes.boxed import INPUTS, remember_boxes
 from samgraft.recipes.callbacks import FrozenCheck, Progress, Recorder, TimeLimit, checkpoints
 from samgraft.recipes.config import FitConfig, Kind, TrainConfig, to_yaml
 from samgraft.recipes.data.fit import round_up
@@ -29,7 +30,7 @@ from samgraft.recipes.optimiser import require_optimizer
 from samgraft.recipes.ranks import launched_rank
 from samgraft.recipes.report import report_run, write_text
 from samgraft.recipes.split_map import write_split
-from samgraft.recipes.starting import start_from
+from samgraft.recipes.starting import settle_weak, start_from
 from samgraft.recipes.strategies import choose_strategy
 from samgraft.recipes.tasks import SegmentationTask
 from samgraft.recipes.weak.callback import Refinement
@@ -116,6 +117,7 @@ def fit(
         InputError: there is nothing to resume.
     """
     first = is_first(config.train)
+    config = settle_weak(config, print if config.train.progress and first else None)
     last = prepare_run(run, resume) if first else _last(run, resume)
     if config.train.return_memory:
         return_memory()
@@ -135,6 +137,8 @@ def fit(
     adapter = run / "adapter.graft"
     if first and adapter.is_file() and config.train.strategy != "fsdp":  # there no process has the whole network
         remember_features(adapter, task.grafted, data.index.train)
+        if not isinstance(data, WeakData):
+            remember_boxes(adapter, task.grafted, *data.samples(INPUTS), apart=config.task.kind == "instance")
     report = report and first and (run / "metrics.json").is_file()
     written = report_run(run) if report else run / "report.html"
     return RunResult(

@@ -23,6 +23,10 @@ class WeakConfig:
     prompts: bool = True
     """Ask the frozen backbone for a mask of every box, point, scribble or polygon, and learn from the certain pixels.
     False: learn from the weak labels alone."""
+    least_box_iou: float = 0.5
+    """With ``train.start_from``: where its header says that the frozen backbone draws the true objects of its training
+    images worse than this from their boxes (IoU; vessels: 0.2), nothing is asked, and the adapter's own masks within
+    the weak labels teach from the first step on."""
     network_size: int | None = None
     """Side in pixels at which the frozen backbone looks; None takes its own."""
     min_iou: float = 0.5
@@ -63,7 +67,7 @@ class WeakConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("min_iou", "min_stability", "first_round", "low", "high", "min_agreement"):
+        for name in ("least_box_iou", "min_iou", "min_stability", "first_round", "low", "high", "min_agreement"):
             check(0.0 <= getattr(self, name) <= 1.0, f"weak.{name} is {getattr(self, name)}; expected 0 to 1")
         for name in ("certain", "tightness", "crf", "marks", "exclusion"):
             check(getattr(self, name) >= 0, f"weak.{name} is {getattr(self, name)}; expected zero or more")

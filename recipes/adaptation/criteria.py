@@ -3,6 +3,7 @@
     agreement     Dice between the answer on a tile and the answers on its mirror image, a smaller and a darker copy
     confidence    mean confidence of foreground pixels; 0 without any
     box_iou       objects asked of the frozen backbone by their boxes: IoU of its masks with the objects
+    box_off       how far that is from what the source adapter's header says of the true objects of its training images
     predicted_iou what the frozen mask decoder thinks of those masks
     anchor        Dice with the source adapter over the pixels where that one is confident
     share_factor  largest ratio, either way, of a class's share of the pixels to what is expected
@@ -15,25 +16,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.adapters.prompts.base import Prompts
-from samgraft.adapters.prompts.objects import boxes_of
 from samgraft.recipes.adaptation.answers import Reader
 from samgraft.recipes.adaptation.config import GuardConfig
 from samgraft.recipes.adaptation.images import Tiles
+from samgraft.recipes.boxed import ask_boxes
 
 SCALES = (0.8,)
 """Sizes of copies; where one is larger than the tile, what leaves it does not count."""
 GAMMA = 1.4
 """Exponent of a darker copy."""
-MOST_OBJECTS = 8
-"""Objects per image that are asked of the frozen backbone, the largest first."""
-LEAST_PIXELS = 12
-"""Smaller objects are not asked about."""
 SHARE_COST = 0.05
 """What it costs a score if a class has twice or half the share that is expected."""
 _RARE = 1e-4
@@ -106,36 +101,6 @@ def _sampled(maps: Tensor, factor: float, *, mode: str, padding: str) -> Tensor:
     return functional.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
-def _objects(labels: Tensor, *, apart: bool) -> tuple[Tensor, Tensor]:
-    """The largest objects of each image: image_index (M,) and masks (M, S, S) bool.
-
-    Args:
-        labels: (N, S, S) objects, or classes whose connected parts are the objects.
-        apart: Which of the two.
-    """
-    index, masks = [], []
-    for image, one in enumerate(labels):
-        parts = one if apart else _components(one)
-        areas = torch.bincount(parts.flatten())
-        areas[0] = 0
-        for value in areas.argsort(descending=True)[:MOST_OBJECTS].tolist():
-            if int(areas[value]) >= LEAST_PIXELS:
-                index.append(image)
-                masks.append(parts == value)
-    if not index:
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, *labels.shape[1:], dtype=torch.bool)
-    return torch.tensor(index), torch.stack(masks)
-
-
-def _components(classes: Tensor) -> Tensor:
-    """(S, S) connected parts 1, 2, ... of each class."""
-    parts = torch.zeros_like(classes)
-    for value in classes[classes > 0].unique().tolist():
-        own = torch.from_numpy(ndimage.label((classes == value).numpy())[0]).long()
-        parts = torch.where(own > 0, own + parts.max(), parts)
-    return parts
-
-
 class Judge:
     """Computes the figures of whatever tensors are in the network.
 
@@ -154,6 +119,7 @@ class Judge:
         self.listened: Tensor | None = None
         self.expected: list[float] | None = None
         self.mirror = True
+        self.usual: float | None = None
         self.look: Callable[[Tensor], Tensor] = lambda image: image
 
     def look_frozen(self, backbone: Backbone) -> None:
@@ -219,31 +185,11 @@ class Judge:
     def ask(self, backbone: Backbone, judged: Judged) -> dict[str, float]:
         """Objects of the answers asked of the frozen backbone by their boxes: ``box_iou`` and ``predicted_iou``.
 
-        Both are means over the objects, weighted by the root of their area; 0 without an object.
+        Both are means over the objects, weighted by the root of their area; 0 without an object. With ``box_off`` where
+        it is known how well the source's true objects are drawn (``usual``).
         """
-        total = torch.zeros(3)
-        first = 0
-        for features in self.frozen:
-            count = len(features.neck)
-            labels = judged.labels[first : first + count]
-            first += count
-            index, masks = _objects(labels, apart=self.reader.separates)
-            if not len(index):
-                continue
-            there = Features(neck=features.neck.to(self.device))
-            prompts = Prompts(image_index=index, boxes=boxes_of(masks)).to(self.device)
-            with torch.no_grad():
-                logits, believed = backbone.decode(there, prompts)
-            large = functional.interpolate(
-                logits.float().cpu(), size=masks.shape[-2:], mode="bilinear", align_corners=False
-            )
-            found = large[:, 0] > 0
-            ious = (found & masks).flatten(1).sum(1) / (found | masks).flatten(1).sum(1).clamp_min(1)
-            weight = masks.flatten(1).sum(1).float().sqrt()
-            sums = [(ious * weight).sum(), (believed[:, 0].float().cpu().clamp(0, 1) * weight).sum(), weight.sum()]
-            total += torch.stack(sums)
-        mass = max(float(total[2]), 1e-6)
-        return {"box_iou": float(total[0]) / mass, "predicted_iou": float(total[1]) / mass}
+        figures, _ = ask_boxes(backbone, self.frozen, judged.labels, apart=self.reader.separates, device=self.device)
+        return figures if self.usual is None else {**figures, "box_off": abs(figures["box_iou"] - self.usual)}
 
     def _views(self, image: Tensor, known: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, classes on the tile's own pixels, where they count) of copies of the tiles."""
@@ -274,10 +220,12 @@ class Judge:
 def score(figures: Mapping[str, float]) -> float:
     """One number to compare states by; larger is better.
 
-    Boxes count least: they say little of thin or ragged structures.
+    Where nobody knows how well the structure is drawn from boxes these count little, since they say little of thin or
+    ragged things.
     """
-    agreed = 0.6 * figures["agreement"] + 0.3 * figures["anchor"] + 0.1 * figures["box_iou"]
-    return agreed - SHARE_COST * math.log2(max(1.0, figures["share_factor"]))
+    agreed = 0.6 * figures["agreement"] + 0.3 * figures["anchor"]
+    boxes = -0.5 * figures["box_off"] if "box_off" in figures else 0.1 * figures["box_iou"]
+    return agreed + boxes - SHARE_COST * math.log2(max(1.0, figures["share_factor"]))
 
 
 def refusal(figures: Mapping[str, float], source: Mapping[str, float], guard: GuardConfig) -> str:

@@ -49,7 +49,8 @@ def worth(figures: Mapping[str, float], ratio: float) -> float:
     """How well a look is understood, without labels; larger is better.
 
     Args:
-        figures: "agreement" and "box_iou" of the source adapter on tiles seen through it.
+        figures: "agreement" and "box_iou" of the source adapter on tiles seen through it; "box_off" if that is known.
         ratio: Worst ratio of class shares to those of the source's training images; 1 where these are not known.
     """
-    return figures["agreement"] + 0.1 * figures["box_iou"] - 0.1 * math.log2(ratio)
+    boxes = -figures["box_off"] if "box_off" in figures else 0.1 * figures["box_iou"]
+    return figures["agreement"] + boxes - 0.1 * math.log2(ratio)

@@ -20,16 +20,18 @@ from samgraft.domains.atomic import atomic_path
 from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
-from samgraft.recipes.adaptation.criteria import Judge, Judged, refusal, share_of_classes, worst_ratio
-from samgraft.recipes.adaptation.guides import AUTO, possible, told_by, visiting
+from samgraft.recipes.adaptation.criteria import Judge, Judged, refusal
+from samgraft.recipes.adaptation.guides import told_by, visiting
 from samgraft.recipes.adaptation.images import Tiles, read_tiles, target_images
-from samgraft.recipes.adaptation.looks import LOOKS, PLAIN, worth
+from samgraft.recipes.adaptation.looks import LOOKS, PLAIN
 from samgraft.recipes.adaptation.loop import Clock, Loop
 from samgraft.recipes.adaptation.networks import Networks, State, copied, load_network, moving_parameters
 from samgraft.recipes.adaptation.pseudo import class_thresholds
 from samgraft.recipes.adaptation.regions import find_regions
 from samgraft.recipes.adaptation.result import Round
 from samgraft.recipes.adaptation.terms import ClassShares
+from samgraft.recipes.adaptation.voices import Voices, answers_of
+from samgraft.recipes.boxed import KEY as BOX_IOU
 from samgraft.recipes.config import DataConfig
 from samgraft.recipes.distill.data import spread
 from samgraft.recipes.engine.recorded import recorded
@@ -40,10 +42,6 @@ LEAST_FOREGROUND = 0.002
 """A tile counts as one with foreground from this share of its pixels on."""
 MIRRORED = 0.9
 """Tiles are mirrored if the source's agreement on mirror images is at least this share of that on other copies."""
-LOOK_TILES = 10
-"""Tiles on which looks are compared."""
-LOOK_MARGIN = 0.03
-"""How much better than the plain look another one has to be, and a guide than the look that would be taken."""
 JUDGING, SURVEY = 0.04, 0.08
 """Shares of the time that judging once, and asking the source adapter about all tiles, may take."""
 Tell = Callable[[str], None]
@@ -216,10 +214,12 @@ class Session:
     def _judge_source(self, meta: BundleMeta) -> Round:
         """Round 0: the source adapter as it is. Afterwards it is known what others are compared with."""
         expected = shares_of(meta, self.reader.counted_channels)
+        usual = meta.training.get(BOX_IOU)
+        self.judge.usual = float(usual) if isinstance(usual, int | float) else None
         with self.networks.speaking(self.networks.source):
             found = self.judge.answers()
         self._choose_mirror(found.figures)
-        self.look, self.guide = self._choose_voice(expected)
+        self.look, self.guide = Voices(self.networks, self.judge, self.config, expected).choose(self.tell)
         began = time.process_time()
         with self.networks.speaking(self.networks.source):
             self.before = found = self.judge.answers()
@@ -228,7 +228,7 @@ class Session:
         self.clock.reserve = time.process_time() - began
         sure = self.config.anchor_confidence
         if self.guide is not None:
-            found, sure = self._through(self.guide, self.judge), self.config.least_confidence
+            found, sure = answers_of(self.networks, self.guide, self.judge), self.config.least_confidence
         elif self.look != PLAIN:
             self.judge.look = LOOKS[self.look]
             with self.networks.speaking(self.networks.source):
@@ -236,58 +236,6 @@ class Session:
             self.judge.look = LOOKS[PLAIN]
         self.judge.remember_source(found, found.confidence >= sure, expected)
         return Round(step=0, figures=self.judge.compare(self.before, asked))
-
-    def _through(self, guide: str, judge: Judge) -> Judged:
-        """What a guide says of the tiles of a judge."""
-        with visiting(self.networks, guide) as reader:
-            other = Judge(reader, judge.tiles, self.device)
-            other.mirror = judge.mirror
-            return other.answers()
-
-    def _choose_voice(self, expected: list[float] | None) -> tuple[str, str | None]:
-        """Who labels at first: the look that the source adapter understands best, or a guide; see :meth:`_worths`.
-
-        Raises:
-            ConfigError: ``config.look`` is no look, or ``config.guide`` no guide for this adapter.
-        """
-        slabs, wanted = self.judge.tiles.images.ndim == 5, self.config.look
-        if wanted != "auto" and wanted not in LOOKS:
-            raise ConfigError(f"look is {wanted!r}; expected auto or one of {', '.join(LOOKS)}")
-        guides = possible(self.config.guide, self.reader, self.networks.grafted.base_hash, slabs=slabs)
-        if guides and self.config.guide != AUTO:
-            return PLAIN, guides[0]
-        if wanted != "auto":
-            return wanted, None
-        looks, others = self._worths(expected, guides)
-        best, other = (max(found, key=lambda name: found[name], default=PLAIN) for found in (looks, others))
-        look = best if looks[best] > looks[PLAIN] + LOOK_MARGIN else PLAIN
-        guide = other if others and others[other] > looks[look] + LOOK_MARGIN else None
-        told = ", ".join(f"{name} {value:.3f}" for name, value in {**looks, **others}.items())
-        self.tell(f"looks and guides: {told}; taken: {guide or look}")
-        return (look, None) if guide is None else (PLAIN, guide)
-
-    def _worths(self, expected: list[float] | None, guides: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-        """How well the source adapter understands the target through each look, and how well each guide does."""
-        tiles = self.judge.tiles
-        small = Judge(self.reader, tiles.rows(spread(len(tiles), LOOK_TILES)), self.device)
-        small.mirror = self.judge.mirror
-        with self.networks.bare() as backbone:
-            small.look_frozen(backbone)
-
-        def worth_of(found: Judged) -> float:
-            with self.networks.bare() as backbone:
-                asked = small.ask(backbone, found)
-            shares = share_of_classes(found.classes, small.known(), self.reader.counted_channels)
-            ratio = worst_ratio(shares, expected) if expected is not None else 1.0
-            return worth({**found.figures, **asked}, ratio)
-
-        looks = {}
-        for name, look in LOOKS.items():
-            small.look = look
-            with self.networks.speaking(self.networks.source):
-                found = small.answers()
-            looks[name] = worth_of(found)
-        return looks, {guide: worth_of(self._through(guide, small)) for guide in guides}
 
     def _choose_mirror(self, figures: Mapping[str, float]) -> None:
         """Settle ``mirror: auto`` by how little the source adapter minds mirror images."""

@@ -27,7 +27,7 @@ from samgraft.recipes.data.layouts import choose_look, index_data
 from samgraft.recipes.data.raster_windows import RasterWindows
 from samgraft.recipes.data.seen import SLICES, Seen
 from samgraft.recipes.data.shares import class_shares
-from samgraft.recipes.data.slabs import SlabSet
+from samgraft.recipes.data.slabs import SlabSet, flat_slabs
 from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.ranks import ALONE, Share, current
 
@@ -212,6 +212,26 @@ class SegmentationData(lightning.LightningDataModule):
             follow=self._epoch,
         )
         return DataLoader(tiles, batch_size=batch // part.world, sampler=sampler, drop_last=True)
+
+    def samples(self, most: int) -> tuple[Tensor, Tensor]:
+        """At most ``most`` training inputs, evenly spaced over those that show something, slices of slabs one by one.
+
+        Returns:
+            (n, 3, S, S) uint8 and labels (n, S, S) int32 with ``IGNORE``.
+        """
+        self.setup("fit")
+        tiles = self._tiles
+        assert tiles is not None  # noqa: S101 - setup made it
+        if isinstance(tiles, RasterWindows):
+            draws = tiles.sampler(length=most, seed=self.config.seed, batch=1, part=ALONE, follow=lambda: None)
+            chosen = [tiles[draw] for draw in draws]
+        else:
+            filled = [number for number, shows in enumerate(tiles.foreground) if shows] or [0]
+            chosen = [tiles[filled[place]] for place in evenly(len(filled), most)]
+        images, labels = (torch.stack(part) for part in zip(*chosen, strict=True))
+        flat, flat_labels, _ = flat_slabs(images, labels)
+        assert flat_labels is not None  # noqa: S101 - labels were given
+        return flat, flat_labels
 
     def _epoch(self) -> int | None:
         """How many epochs lie behind, by the steps that were taken; None outside of training.

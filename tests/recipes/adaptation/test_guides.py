@@ -81,7 +81,7 @@ def test_one_of_the_package_is_taken_where_it_understands_more(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(EMBEDDED, "helper", places["guide"])
-    monkeypatch.setattr("samgraft.recipes.adaptation.session.LOOKS", {PLAIN: LOOKS[PLAIN]})  # a negative helps too
+    monkeypatch.setattr("samgraft.recipes.adaptation.voices.LOOKS", {PLAIN: LOOKS[PLAIN]})  # a negative helps too
     short = replace(CONFIG, steps=2, every=2)
     lines: list[str] = []
     adapt(places["source"], [places["dark"]], tmp_path / "a.graft", short, backbone=toy_backbone(), tell=lines.append)
