@@ -6,7 +6,6 @@ import torch
 from samgraft.errors import ConfigError
 from samgraft.recipes.adaptation.config import AdaptConfig, GuardConfig, TermWeights
 from samgraft.recipes.adaptation.criteria import (
-    _objects,
     dice,
     from_scaled,
     refusal,
@@ -56,17 +55,6 @@ def test_shares_and_their_worst_ratio():
     assert worst_ratio([0.9, 0.1], [1.0, 0.00001]) == 1.0  # too rare to tell
 
 
-def test_the_largest_objects_are_asked_about():
-    labels = torch.zeros(2, 12, 12, dtype=torch.int64)
-    labels[0, :4, :4], labels[0, 6:12, 6:12], labels[0, 0, 11] = 1, 1, 1
-    labels[1, 2:6, 3:9] = 2
-    index, masks = _objects(labels, apart=False)
-    assert index.tolist() == [0, 0, 1] and masks.flatten(1).sum(1).tolist() == [36, 16, 24]
-    whole = _objects(labels, apart=True)
-    assert whole[1].flatten(1).sum(1).tolist() == [36 + 16 + 1, 24]
-    assert len(_objects(labels * 0, apart=True)[0]) == 0
-
-
 SOURCE = {"agreement": 0.8, "anchor": 1.0, "box_iou": 0.6, "share_factor": 1.5, "score": 0.8}
 
 
@@ -92,6 +80,7 @@ def test_a_source_that_is_far_off_itself_may_be_improved():
     even = SOURCE | {"share_factor": 1.0}
     assert score(even) == pytest.approx(0.6 * 0.8 + 0.3 + 0.1 * 0.6)
     assert score(even | {"share_factor": 4.0}) == pytest.approx(score(even) - 0.1)
+    assert score(even | {"box_off": 0.2}) == pytest.approx(0.6 * 0.8 + 0.3 - 0.1)  # nothing for boxes, but for theirs
 
 
 def test_settings_go_through_yaml_and_back():

@@ -48,3 +48,4 @@ def test_twice_the_expected_share_costs_a_tenth():
     figures = {"agreement": 0.8, "box_iou": 0.6}
     assert worth(figures, 1.0) == pytest.approx(0.86)
     assert worth(figures, 2.0) == pytest.approx(0.76)
+    assert worth(figures | {"box_off": 0.1}, 2.0) == pytest.approx(0.8 - 0.1 - 0.1)
