@@ -1,6 +1,7 @@
 """Judging a network on target tiles without labels, and deciding whether it may take the place of the source adapter.
 
-    agreement     Dice between the answer on a tile and the answers on its mirror image, a smaller and a darker copy
+    agreement     Dice between the answer on a tile and the answers on its mirror image, a smaller and a darker copy;
+                  where objects are separated, the IoU of each with the one that overlaps it most, both ways
     confidence    mean confidence of foreground pixels; 0 without any
     box_iou       objects asked of the frozen backbone by their boxes: IoU of its masks with the objects
     box_off       how far that is from what the source adapter's header says of the true objects of its training images
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from samgraft.adapters.backbones.base import Backbone, Features
-from samgraft.recipes.adaptation.answers import Reader
+from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import GuardConfig
 from samgraft.recipes.adaptation.images import Tiles
 from samgraft.recipes.boxed import ask_boxes
@@ -29,8 +30,8 @@ SCALES = (0.8,)
 """Sizes of copies; where one is larger than the tile, what leaves it does not count."""
 GAMMA = 1.4
 """Exponent of a darker copy."""
-SHARE_COST = 0.05
-"""What it costs a score if a class has twice or half the share that is expected."""
+SHARE_COST, SHARE_SLACK = 0.05, 2.0
+"""What every doubling of a class's share costs a score beyond twice (or half) what is expected: cities differ."""
 _RARE = 1e-4
 """Classes with a smaller expected share say nothing about shares."""
 
@@ -61,6 +62,29 @@ def dice(first: Tensor, second: Tensor, where: Tensor) -> float:
         if total:
             values.append(2.0 * int((one & other).sum()) / total)
     return math.fsum(values) / len(values) if values else 1.0
+
+
+def object_agreement(first: Tensor, second: Tensor, where: Tensor) -> float:
+    """How well the objects of two label maps (N, S, S) agree over the pixels of ``where``, 0 to 1.
+
+    Mean IoU of every object with the one of the other map that overlaps it most, weighted by the root of its area, and
+    the mean of both directions; 1 where neither has any.
+    """
+    sums, masses = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for one, other, seen in zip(first, second, where, strict=True):
+        a, b = one.clamp_min(0)[seen], other.clamp_min(0)[seen]
+        shape = tuple(int(part.max()) + 1 if len(part) else 1 for part in (a, b))
+        both = torch.bincount(a * shape[1] + b, minlength=shape[0] * shape[1]).view(shape).double()
+        areas = both.sum(dim=1), both.sum(dim=0)
+        ious = both / (areas[0][:, None] + areas[1][None] - both).clamp_min(1)
+        for way, own in enumerate((ious[1:, 1:], ious[1:, 1:].T)):
+            best = own.amax(dim=1) if own.shape[1] else torch.zeros(len(own), dtype=torch.float64)
+            weight = areas[way][1:].sqrt()
+            sums[way] += (best * weight).sum()
+            masses[way] += weight.sum()
+    if not bool(masses.any()):
+        return 1.0
+    return float((sums / masses.clamp_min(1e-9)).mean())
 
 
 def share_of_classes(classes: Tensor, known: Tensor, channels: int) -> list[float]:
@@ -150,15 +174,14 @@ class Judge:
         for index in self._chunks():
             image, known = self.tiles.batch(index, self.device)
             answer = self.reader.answer(self.look(image))
-            classes = self.reader.counted(answer)
-            parts.append((classes.cpu(), self.reader.drawn(answer), answer.confidence.cpu()))
+            parts.append((self.reader.counted(answer).cpu(), self.reader.drawn(answer), answer.confidence.cpu()))
             for name, other, seen in self._views(image, known):
-                copies.setdefault(name, []).append((classes.cpu(), other.cpu(), seen.cpu()))
+                copies.setdefault(name, []).append((self._compared(answer), other, seen.cpu()))
         classes, labels, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
-        views = {}
+        views, agree = {}, object_agreement if self.reader.separates else dice
         for name, rows in copies.items():
             first, second, where = (torch.cat(part) for part in zip(*rows, strict=True))
-            views[f"agreement_{name}"] = dice(first, second, where)
+            views[f"agreement_{name}"] = agree(first, second, where)
         known = self.known()
         front = (classes > 0) & known
         figures = {
@@ -192,18 +215,22 @@ class Judge:
         return figures if self.usual is None else {**figures, "box_off": abs(figures["box_iou"] - self.usual)}
 
     def _views(self, image: Tensor, known: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, classes on the tile's own pixels, where they count) of copies of the tiles."""
+        """(name, classes or objects on the tile's own pixels, where they count) of copies of the tiles."""
         flat = known.flatten(0, 1) if known.ndim == 4 else known
 
-        def counted(copy: Tensor) -> Tensor:
-            return self.reader.counted(self.reader.answer(self.look(copy)))
+        def said(copy: Tensor) -> Tensor:
+            return self._compared(self.reader.answer(self.look(copy)))
 
         if self.mirror:
-            yield "flip", counted(image.flip(-1)).flip(-1), flat
-        yield "gamma", counted(image.clamp_min(1e-6).pow(GAMMA)), flat
+            yield "flip", said(image.flip(-1)).flip(-1), flat
+        yield "gamma", said(image.clamp_min(1e-6).pow(GAMMA)), flat
         for scale in SCALES:
-            back = from_scaled(counted(scaled(image, scale)), scale)
-            yield f"scale_{scale:g}", back, flat & (back >= 0)
+            back = from_scaled(said(scaled(image, scale)), scale)
+            yield f"scale_{scale:g}", back, flat & (back >= 0).to(flat.device)
+
+    def _compared(self, answer: Answer) -> Tensor:
+        """(N, S, S) on the CPU: what of an answer is compared with that on a copy, classes or objects."""
+        return self.reader.drawn(answer) if self.reader.separates else self.reader.counted(answer).cpu()
 
     def known(self) -> Tensor:
         """(N, S, S) bool: pixels that count."""
@@ -225,7 +252,23 @@ def score(figures: Mapping[str, float]) -> float:
     """
     agreed = 0.6 * figures["agreement"] + 0.3 * figures["anchor"]
     boxes = -0.5 * figures["box_off"] if "box_off" in figures else 0.1 * figures["box_iou"]
-    return agreed + boxes - SHARE_COST * math.log2(max(1.0, figures["share_factor"]))
+    return agreed + boxes - SHARE_COST * excess(figures["share_factor"])
+
+
+def excess(ratio: float) -> float:
+    """Doublings of a class's share beyond what is no matter."""
+    return math.log2(max(1.0, ratio / SHARE_SLACK))
+
+
+def worth(figures: Mapping[str, float], ratio: float) -> float:
+    """How well a look is understood, without labels; larger is better.
+
+    Args:
+        figures: "agreement" and "box_iou" of the source adapter on tiles seen through it; "box_off" if that is known.
+        ratio: Worst ratio of class shares to those of the source's training images; 1 where these are not known.
+    """
+    boxes = -figures["box_off"] if "box_off" in figures else 0.1 * figures["box_iou"]
+    return figures["agreement"] + boxes - 2 * SHARE_COST * excess(ratio)
 
 
 def refusal(figures: Mapping[str, float], source: Mapping[str, float], guard: GuardConfig) -> str:

@@ -5,7 +5,6 @@ has on their negative. The look is chosen once, by criteria without labels, and 
 source adapter then labels tiles seen through it, while the student learns the tiles as they are, as they will be used.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -43,14 +42,3 @@ LOOKS: Mapping[str, Look] = {
     "gray negative stretched": lambda image: 1 - _stretched(_gray(image)),
 }
 """Name -> look; each depends on the image alone, so a tile has one look wherever it is seen."""
-
-
-def worth(figures: Mapping[str, float], ratio: float) -> float:
-    """How well a look is understood, without labels; larger is better.
-
-    Args:
-        figures: "agreement" and "box_iou" of the source adapter on tiles seen through it; "box_off" if that is known.
-        ratio: Worst ratio of class shares to those of the source's training images; 1 where these are not known.
-    """
-    boxes = -figures["box_off"] if "box_off" in figures else 0.1 * figures["box_iou"]
-    return figures["agreement"] + boxes - 0.1 * math.log2(ratio)

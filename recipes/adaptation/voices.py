@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from samgraft.errors import ConfigError
 from samgraft.recipes.adaptation.config import AdaptConfig
-from samgraft.recipes.adaptation.criteria import Judge, Judged, dice, share_of_classes, worst_ratio
+from samgraft.recipes.adaptation.criteria import Judge, Judged, dice, share_of_classes, worst_ratio, worth
 from samgraft.recipes.adaptation.guides import AUTO, possible, visiting
-from samgraft.recipes.adaptation.looks import LOOKS, PLAIN, worth
+from samgraft.recipes.adaptation.looks import LOOKS, PLAIN
 from samgraft.recipes.adaptation.networks import Networks
 from samgraft.recipes.distill.data import spread
 

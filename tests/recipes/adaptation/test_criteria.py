@@ -8,6 +8,7 @@ from samgraft.recipes.adaptation.config import AdaptConfig, GuardConfig, TermWei
 from samgraft.recipes.adaptation.criteria import (
     dice,
     from_scaled,
+    object_agreement,
     refusal,
     scaled,
     score,
@@ -55,6 +56,23 @@ def test_shares_and_their_worst_ratio():
     assert worst_ratio([0.9, 0.1], [1.0, 0.00001]) == 1.0  # too rare to tell
 
 
+def test_objects_agree_by_the_one_that_overlaps_them_most_both_ways():
+    first = torch.zeros(1, 8, 12, dtype=torch.int64)
+    first[0, 0:4, 0:4], first[0, 0:4, 4:8] = 1, 2  # 16 pixels each
+    second = torch.zeros_like(first)
+    second[0, 0:4, 0:8] = 5  # both in one
+    second[0, 6:8, 10:12] = 9  # 4 pixels of nothing
+    known = torch.ones_like(first, dtype=torch.bool)
+    assert object_agreement(first, first * 3, known) == 1.0
+    root = 32**0.5
+    wanted = (0.5 + (0.5 * root + 0.0 * 2) / (root + 2)) / 2
+    assert object_agreement(first, second, known) == pytest.approx(wanted)
+    assert dice((first > 0).long(), (second > 0).long(), known) > 0.9  # pixels do not mind
+    known[0, 5:] = False
+    assert object_agreement(first, second, known) == pytest.approx(0.5)
+    assert object_agreement(first * 0, first * 0, known) == 1.0 and object_agreement(first, first * 0, known) == 0.0
+
+
 SOURCE = {"agreement": 0.8, "anchor": 1.0, "box_iou": 0.6, "share_factor": 1.5, "score": 0.8}
 
 
@@ -79,7 +97,8 @@ def test_a_source_that_is_far_off_itself_may_be_improved():
     assert "60.0 times" in refusal(far | {"score": 0.9, "share_factor": 60.0}, far, GuardConfig())
     even = SOURCE | {"share_factor": 1.0}
     assert score(even) == pytest.approx(0.6 * 0.8 + 0.3 + 0.1 * 0.6)
-    assert score(even | {"share_factor": 4.0}) == pytest.approx(score(even) - 0.1)
+    assert score(even | {"share_factor": 2.0}) == score(even)
+    assert score(even | {"share_factor": 8.0}) == pytest.approx(score(even) - 0.1)
     assert score(even | {"box_off": 0.2}) == pytest.approx(0.6 * 0.8 + 0.3 - 0.1)  # nothing for boxes, but for theirs
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from samgraft.recipes.adaptation.looks import LOOKS, worth
+from samgraft.recipes.adaptation.criteria import worth
+from samgraft.recipes.adaptation.looks import LOOKS
 
 
 def image(*values):
@@ -44,8 +45,8 @@ def test_gray_mixes_channels_and_slabs_keep_their_shape():
     assert torch.equal(gray[:, 0], gray[:, 1]) and float(gray[0, 2, 0, 0, 1]) == 1.0
 
 
-def test_twice_the_expected_share_costs_a_tenth():
+def test_shares_cost_a_tenth_for_every_doubling_beyond_the_first():
     figures = {"agreement": 0.8, "box_iou": 0.6}
-    assert worth(figures, 1.0) == pytest.approx(0.86)
-    assert worth(figures, 2.0) == pytest.approx(0.76)
-    assert worth(figures | {"box_off": 0.1}, 2.0) == pytest.approx(0.8 - 0.1 - 0.1)
+    assert worth(figures, 1.0) == worth(figures, 2.0) == pytest.approx(0.86)
+    assert worth(figures, 4.0) == pytest.approx(0.76) and worth(figures, 8.0) == pytest.approx(0.66)
+    assert worth(figures | {"box_off": 0.1}, 4.0) == pytest.approx(0.8 - 0.1 - 0.1)
