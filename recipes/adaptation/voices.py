@@ -19,7 +19,7 @@ TILES = 10
 """Tiles on which voices are compared."""
 MARGIN = 0.03
 """How much better than the source adapter as it is another voice has to be."""
-CONTRADICTION = 0.1
+CONTRADICTION = 0.25
 """The same for a voice that contradicts it: Dice below the guard's ``least_agreement`` where it is confident."""
 
 
