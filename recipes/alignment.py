@@ -7,7 +7,7 @@ window, tile and process.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, tee
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from samgraft.domains.shift.alignment import (
 from samgraft.domains.shift.statistics import ImageStatistics, image_statistics
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.look import Look
+from samgraft.recipes.tones import GRAY, PLAIN, FittedTone, ends_of, tone_of
 
 SOURCE = "source"
 """Key of ``BundleMeta.extra`` for the statistics of the training images."""
@@ -128,6 +129,32 @@ def fit_scene(
         return Fitted(alignment=None, words=f"{NONE}{reason}")
     alignment = fit_alignment(name, target, source)
     return Fitted(alignment=alignment, words=f"{name}{reason}: {alignment.describe()}")
+
+
+def in_tone(name: str, scene: Scene, look: Look, *, axis: int | None = None, window: int | None = None) -> Look:
+    """A look in a tone, fitted to a scene; "plain" is the look as it is.
+
+    Args:
+        name: One of ``samgraft.recipes.tones.TONES``.
+        scene: What will be seen; a sample of it is read if the tone stretches its values.
+        look: Channels and scale.
+        axis: Volumes: the array axis that is cut.
+        window: Rasters are measured in blocks of this side.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    tone = tone_of(name)
+    if name == PLAIN:
+        return look
+    fitted = FittedTone(name=name)
+    if tone.stretch:
+        gray = replace(look, tone=FittedTone(name=GRAY)) if tone.gray else look
+        known = scene_statistics(scene, gray, axis=axis, window=window)
+        if known is not None:
+            low, high = ends_of(known.histogram.sum(axis=0))
+            fitted = FittedTone(name=name, low=low, high=high)
+    return replace(look, tone=fitted)
 
 
 def scene_statistics(

@@ -146,6 +146,9 @@ class DataConfig(RasterFields):
     MR, the soft-tissue window for CT, else as the file looks."""
     normalise_range: tuple[float, float] | None = None
     """What becomes 0 and 1: percentiles (0.5, 99.5), or standard deviations (-3, 3)."""
+    tone: str = "plain"
+    """Change of scaled values before the network sees them: "negative", "brighter", ... (``samgraft.recipes.tones``),
+    as an adapter has it that was adapted to one."""
     bands: tuple[int, ...] | None = None
     """Zero-based raster bands shown as red, green, blue; None takes the first three."""
     supervision: Supervision = "masks"

@@ -46,6 +46,9 @@ class InputRecipe:
     """Common names of ``bands`` ("red", "nir", ...) where all rasters of training have them; another sensor's bands are
     found by these."""
 
+    tone: str = "plain"
+    """Change of scaled values, one of ``samgraft.recipes.tones.TONES``."""
+
     @classmethod
     def from_meta(cls, meta: BundleMeta) -> "InputRecipe":
         """Read it back from a header.
@@ -89,6 +92,7 @@ def bundle_meta(
         gsd=index.gsd if index is not None else None,
         spacing=data.seen.network_spacing(task.size) if data is not None else None,
         band_names=index.band_names if index is not None else None,
+        tone=config.data.tone,
     )
     source = data.seen.statistics() if data is not None else None
     training = {

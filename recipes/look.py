@@ -14,6 +14,7 @@ from samgraft.domains.medical.intensity import fit_intensity
 from samgraft.domains.scene import Array, Scene
 from samgraft.domains.shift.alignment import Alignment, facts_of
 from samgraft.errors import CheckpointError, InputError
+from samgraft.recipes.tones import FittedTone
 
 PERCENTILES = (2.0, 98.0)
 """Percentiles of each band of a whole raster that become 0 and 1."""
@@ -31,12 +32,15 @@ class Look:
     """Per channel, the value that becomes 1."""
     how: str = field(default="", compare=False)
     """Where the values come from, in words."""
+    tone: FittedTone | None = field(default=None, compare=False)
+    """What is done to scaled values first; None for nothing."""
     alignment: Alignment | None = field(default=None, compare=False)
     """What moves scaled values towards those of an adapter's training set; see ``samgraft.recipes.alignment``."""
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides about values, as JSON types."""
-        scale = {"channels": self.channels, "lower": self.lower, "upper": self.upper, "how": self.how}
+        scale: dict[str, Any] = {"channels": self.channels, "lower": self.lower, "upper": self.upper, "how": self.how}
+        scale |= {} if self.tone is None else {"tone": self.tone.facts()}
         return scale | ({} if self.alignment is None else {"alignment": facts_of(self.alignment)})
 
     def describe(self, scene: Scene) -> dict[str, str]:
@@ -55,6 +59,7 @@ class Look:
             scaled: NDArray[np.float32] = np.asarray((array - low) / span, dtype=np.float32)
         np.nan_to_num(np.clip(scaled, 0.0, 1.0, out=scaled), copy=False, nan=0.0)
         three = np.broadcast_to(scaled, (3, *scaled.shape[1:])) if len(scaled) == 1 else scaled
+        three = three if self.tone is None else self.tone.apply(three)
         return three if self.alignment is None else self.alignment.apply(three)
 
 

@@ -11,22 +11,25 @@ from samgraft.adapters.graft import Grafted
 from samgraft.errors import CheckpointError, ConfigError
 from samgraft.recipes.boxed import KEY as BOX_IOU
 from samgraft.recipes.config import FitConfig
+from samgraft.recipes.tones import PLAIN
 
 TRAINING_ONLY = frozenset({"init", "dropout", "lr_factor"})
 """Options that change how a method is trained and not what its tensors mean."""
 
 
-def start_from(path: Path | str, grafted: Grafted, class_names: Sequence[str]) -> None:
+def start_from(path: Path | str, grafted: Grafted, class_names: Sequence[str], *, tone: str = PLAIN) -> None:
     """Copy the tensors of an adapter file into ``grafted``; nothing is copied unless all of it fits.
 
     Args:
         path: The source adapter. It is read only.
         grafted: The network of the new run, with everything attached.
         class_names: Classes of the new run, in order of label value.
+        tone: ``data.tone`` of the new run.
 
     Raises:
         CheckpointError: a missing or damaged file, or one of another backbone; both hashes are named.
-        ConfigError: other grafts, another head, an option with another value, or classes in another order, by name.
+        ConfigError: other grafts, another head, an option with another value, or classes in another order, by name;
+            images in another tone than the adapter saw.
     """
     source = Path(path)
     header = read_header(source)
@@ -40,6 +43,12 @@ def start_from(path: Path | str, grafted: Grafted, class_names: Sequence[str]) -
     for part, own in (("prompter", grafted.prompter_config), ("decoder", grafted.decoder_config)):
         _require_method(source, f"the {part}", header[part], own)
     _require_order(source, class_names)
+    seen = (read_meta(source).extra.get("input") or {}).get("tone", PLAIN)
+    if seen != tone:
+        raise ConfigError(
+            f"train.start_from: {source} sees images in the tone {seen!r}, and this run in {tone!r}; set data.tone to "
+            f"{seen!r}"
+        )
     grafted.load_graft_state(read_tensors(source, header))
 
 

@@ -86,7 +86,7 @@ def build(config: FitConfig, *, backbone: Backbone | None = None) -> tuple[Segme
     if weak is not None:
         task.weak = WeakLearning(tiles=weak.tiles, config=config.weak, partial=config.data.partial)
     if config.train.start_from is not None:
-        start_from(config.train.start_from, task.grafted, names)
+        start_from(config.train.start_from, task.grafted, names, tone=config.data.tone)
     return task, data
 
 
@@ -264,6 +264,7 @@ def load_adapted(
         slab=recipe.slab,
         slab_overlap=recipe.slab_overlap,
         bands=recipe.bands,
+        tone=recipe.tone,
         modality=config.data.modality or meta.modality or None,
     )
     config = replace(config, task=replace(task_config, min_area=recipe.min_area), data=data_config)

@@ -148,6 +148,7 @@ class Judge:
 
     def look_frozen(self, backbone: Backbone) -> None:
         """Keep the frozen backbone's features of the tiles, for :meth:`ask`; grafts must be out of it."""
+        self.frozen = []
         with torch.no_grad():
             for index in self._chunks():
                 image, _ = self.tiles.batch(index, self.device)

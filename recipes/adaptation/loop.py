@@ -1,6 +1,6 @@
 """A step and a round: the teacher labels a weak view, the student learns a strong view of that, the teacher follows.
 
-    tile -> weak view -> teacher: pseudo labels, source: where it is confident (maybe through another look)
+    tile -> weak view -> teacher: pseudo labels, source: where it is confident (or a guide's labels)
                       -> strong view of image and labels -> student: loss, step -> teacher moves a little
 
 Everything runs in evaluation mode, so that no statistic of a layer drifts; augmentation is the only noise.
@@ -21,7 +21,6 @@ from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.guides import as_taught
 from samgraft.recipes.adaptation.images import Tiles
-from samgraft.recipes.adaptation.looks import Look
 from samgraft.recipes.adaptation.networks import Networks, State, copied
 from samgraft.recipes.adaptation.pseudo import class_thresholds, pseudo_labels
 from samgraft.recipes.adaptation.regions import snap_borders, snap_classes, snap_objects
@@ -37,8 +36,8 @@ SAMPLE = 32
 """Tiles on which thresholds are measured before a round."""
 WARMUP = 0.05
 """Share of the steps with a rising rate."""
-TRANSLATION = 0.5
-"""With a look, the source adapter labels for this share of the run; then the teacher, which can by then."""
+LED = 0.5
+"""A guide labels for this share of the run; then the teacher, which can by then."""
 ROUNDS = 8
 """A run with a time has at least about so many rounds."""
 FOREGROUND = 0.5
@@ -117,13 +116,11 @@ class Loop:
     shares: ClassShares | None = None
     regions: Tensor | None = None
     """(n, S, S) of everything mode."""
-    look: Look | None = None
-    """How the source adapter sees tiles when it labels them; None: as they are."""
     guided: Tensor | None = None
     """(n, S, S) objects as a guide sees them, with ``IGNORE``; it labels, and is the anchor, in the place of the source
     adapter."""
-    translating: bool = False
-    """Whether the guide labels, or the source adapter through its look, and not the teacher; the same for a round."""
+    led: bool = False
+    """Whether the guide labels, and not the teacher; the same for a round."""
     step: int = 0
     number: int = 0
     """Rounds so far."""
@@ -152,8 +149,7 @@ class Loop:
             tick: Called with the number of steps so far.
         """
         began = self.clock.spent()
-        helped = self.look is not None or self.guided is not None
-        self.translating = helped and self.clock.progress(self.step) < TRANSLATION
+        self.led = self.guided is not None and self.clock.progress(self.step) < LED
         self.thresholds = self.measure()
         left = min(self.config.every, self.config.steps - self.step)
         sampler = BalancedSampler(
@@ -178,13 +174,13 @@ class Loop:
 
     def measure(self) -> Tensor:
         """(K,) thresholds of the teacher's classes on a sample of tiles; a guide has chosen already."""
-        if self.translating and self.guided is not None:
+        if self.led:
             return self.anchor_thresholds
         low, high = self.config.portion
         portion = low + (high - low) * self.clock.progress(self.step)
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + self.number)
         chosen = torch.randperm(len(self.tiles), generator=generator)[:SAMPLE].tolist()
-        with self.networks.speaking(self.networks.source if self.translating else self.networks.teacher):
+        with self.networks.speaking(self.networks.teacher):
             return thresholds_on(self, chosen, portion=portion)
 
     def lesson(self, index: list[int]) -> Lesson:
@@ -195,16 +191,15 @@ class Loop:
         inside = (code != IGNORE) & (code % 2 == 1)
         further = torch.div(code.clamp_min(0), 2, rounding_mode="floor")
         with self.networks.speaking(self.networks.source):
-            flat, features = self.reader.encode(weak if self.look is None else self.look(weak))
+            flat, features = self.reader.encode(weak)
             answer = self.reader.read(flat, features)
         anchor = pseudo_labels(answer, self.anchor_thresholds, inside)
         if self.guided is not None:
             anchor = as_taught((further - 1).masked_fill(~inside, IGNORE), self.reader.representation)
-        if not self.translating:
+        if not self.led:
             with self.networks.speaking(self.networks.teacher):
                 answer = self.reader.answer(weak)
-        told = self.translating and self.guided is not None
-        pseudo = anchor if told else pseudo_labels(answer, self.thresholds, inside)
+        pseudo = anchor if self.led else pseudo_labels(answer, self.thresholds, inside)
         if self.regions is not None and self.guided is None:
             pseudo = self._snapped(pseudo, answer, further).where(inside, torch.full_like(pseudo, IGNORE))
         packed, base = pack(pseudo, anchor, inside)
@@ -309,15 +304,13 @@ class Loop:
 
 
 def thresholds_on(loop: Loop, chosen: list[int], *, portion: float) -> Tensor:
-    """Class thresholds of whoever labels at this time, on some tiles."""
+    """Class thresholds of whoever speaks, on some tiles."""
     size = loop.config.batch_size
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
     def answered() -> Any:
         for part in parts:
             image, known = loop.tiles.batch(part, loop.device)
-            if loop.translating and loop.look is not None:
-                image = loop.look(image)
             yield loop.reader.answer(image), known.flatten(0, 1) if known.ndim == 4 else known
 
     return class_thresholds(answered(), loop.reader.channels, portion=portion, least=loop.config.least_confidence)

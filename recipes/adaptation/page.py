@@ -30,8 +30,9 @@ def write_page(session: "Session", result: AdaptResult, config: AdaptConfig) -> 
     Raises:
         OutputError: it cannot be written.
     """
-    state = session.best if session.best is not None else session.networks.source
-    after, _ = session.judged({name: value.to(session.device) for name, value in state.items()})
+    after = session.before
+    if session.best is not None:
+        after, _ = session.judged({name: value.to(session.device) for name, value in session.best.items()})
     report = Report("samgraft adaptation without labels", subtitle=str(result.adapter.resolve()))
     decided = (
         f"Source adapter kept. {result.reason}."
@@ -41,8 +42,8 @@ def write_page(session: "Session", result: AdaptResult, config: AdaptConfig) -> 
             f"{result.reason}."
         )
     )
-    voice = f"guide {session.guide}" if session.guide else f"source adapter, looking at tiles {session.look}"
-    report.text("What was decided", f"{decided} At first the {voice} labelled.")
+    voice = f"the guide {session.guide} labelled at first" if session.guide else f"images are seen {session.look}"
+    report.text("What was decided", f"{decided} In this run {voice}.")
     panels = before_and_after(session, session.before, after)
     classes = {1: "object"} if session.reader.separates else dict(session.reader.recorded.classes)
     title = "Before (left) and after (right), tiles that changed most" if panels else "No tile to show"

@@ -24,6 +24,7 @@ from samgraft.domains.atomic import atomic_path, require_folder
 from samgraft.errors import CheckpointError, ConfigError, InputError, OutputError
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.guides import facts
+from samgraft.recipes.adaptation.looks import PLAIN
 from samgraft.recipes.adaptation.page import write_page
 from samgraft.recipes.adaptation.result import AdaptResult, Round
 from samgraft.recipes.adaptation.session import Session, load_state
@@ -176,6 +177,8 @@ def _write(
             replace_meta(temporary, own)
         return result
     extra = {name: meta.extra[name] for name in KEPT if name in meta.extra}
+    if session.look != PLAIN:
+        extra["input"] = {**extra["input"], "tone": session.look}
     training = {**meta.training, "adapted": time.strftime("%Y-%m-%d"), "adapted_images": len(session.cases)}
     own = replace(meta, training=training, metrics={}, extra={**extra, "adaptation": told})
     session.networks.set_student({name: value.to(session.device) for name, value in session.best.items()})

@@ -17,13 +17,13 @@ from torch import Tensor
 from samgraft.adapters.backbones.base import Backbone
 from samgraft.adapters.bundle import BundleMeta
 from samgraft.domains.atomic import atomic_path
-from samgraft.errors import CheckpointError, ConfigError
+from samgraft.errors import CheckpointError, ConfigError, InputError
 from samgraft.recipes.adaptation.answers import Answer, Reader
 from samgraft.recipes.adaptation.config import AdaptConfig
 from samgraft.recipes.adaptation.criteria import Judge, Judged, refusal
 from samgraft.recipes.adaptation.guides import told_by, visiting
 from samgraft.recipes.adaptation.images import Tiles, read_tiles, target_images
-from samgraft.recipes.adaptation.looks import LOOKS, PLAIN
+from samgraft.recipes.adaptation.looks import PLAIN
 from samgraft.recipes.adaptation.loop import Clock, Loop
 from samgraft.recipes.adaptation.networks import Networks, State, copied, load_network, moving_parameters
 from samgraft.recipes.adaptation.pseudo import class_thresholds
@@ -92,15 +92,14 @@ class Session:
                 f"{len(self.cases)} images, {len(self.tiles)} tiles: {len(learned)} to learn from, {len(judged)} judge"
             )
             self.clock = Clock(steps=config.steps, seconds=config.seconds, spent=self.spent)
-            train = self.tiles.rows(learned)
-            regions = self._look(train)
-            self.first = self._judge_source(meta)
-            self.loop = self._loop(train, regions, meta)
+            self.train = self.tiles.rows(learned)
+            self.rounds = self._judge_source(meta)
+            self.loop = self._loop(self._regions(), meta)
         except BaseException:
             grafted.detach()
             raise
-        self.rounds: list[Round] = [self.first]
-        self.best: State | None = None
+        self.first = self.rounds[0]
+        self.best: State | None = None if self.best_round is None else copied(self.networks.source)
 
     def spent(self) -> float:
         """Process seconds so far, those before a restart included."""
@@ -192,18 +191,17 @@ class Session:
         first, second = chosen
         return first, second
 
-    def _look(self, train: Tiles) -> Tensor | None:
-        """The frozen backbone's part: features to judge by, and regions of everything mode."""
-        slabs, points = train.images.ndim == 5, self.config.everything
-        if points and slabs:
+    def _regions(self) -> Tensor | None:
+        """Regions of everything mode on the tiles that are learned from, if they are wanted."""
+        points = self.config.everything
+        if not points:
+            return None
+        if self.train.images.ndim == 5:
             raise ConfigError(f"everything is {points}, and this adapter sees slabs of slices; set it to 0")
         with self.networks.bare() as backbone:
-            self.judge.look_frozen(backbone)
-            if not points:
-                return None
             return find_regions(
                 backbone,
-                train.images,
+                self.train.images,
                 points=points,
                 file=self.work / REGIONS,
                 device=self.device,
@@ -211,31 +209,67 @@ class Session:
                 tell=self.tell,
             )
 
-    def _judge_source(self, meta: BundleMeta) -> Round:
-        """Round 0: the source adapter as it is. Afterwards it is known what others are compared with."""
+    def _judge_source(self, meta: BundleMeta) -> list[Round]:
+        """Rounds of step 0: the source adapter as it is and, where another look is taken, through that.
+
+        Afterwards it is known what others are compared with.
+        """
         expected = shares_of(meta, self.reader.counted_channels)
         usual = meta.training.get(BOX_IOU)
         self.judge.usual = float(usual) if isinstance(usual, int | float) else None
-        with self.networks.speaking(self.networks.source):
-            found = self.judge.answers()
-        self._choose_mirror(found.figures)
-        self.look, self.guide = Voices(self.networks, self.judge, self.config, expected).choose(self.tell)
-        began = time.process_time()
-        with self.networks.speaking(self.networks.source):
-            self.before = found = self.judge.answers()
         with self.networks.bare() as backbone:
-            asked = self.judge.ask(backbone, found)
+            self.judge.look_frozen(backbone)
+        self._choose_mirror(self._source_says()[0].figures)
+        self.look, self.guide = Voices(self.networks, self.judge, self.config, expected).choose(self.tell)
+        toned = None if self.look == PLAIN else self._in_tone()
+        began = time.process_time()
+        self.before, asked = found, heard = self._source_says()
         self.clock.reserve = time.process_time() - began
         sure = self.config.anchor_confidence
         if self.guide is not None:
             found, sure = answers_of(self.networks, self.guide, self.judge), self.config.least_confidence
-        elif self.look != PLAIN:
-            self.judge.look = LOOKS[self.look]
-            with self.networks.speaking(self.networks.source):
-                found = self.judge.answers()
-            self.judge.look = LOOKS[PLAIN]
+        elif toned is not None:
+            self.judge.tiles = toned
+            with self.networks.bare() as backbone:
+                self.judge.look_frozen(backbone)
+            found, heard = self._source_says()
         self.judge.remember_source(found, found.confidence >= sure, expected)
-        return Round(step=0, figures=self.judge.compare(self.before, asked))
+        first = Round(step=0, figures=self.judge.compare(self.before, asked))
+        if toned is None:
+            return [first]
+        figures = self.judge.compare(found, heard)
+        return [first, Round(step=0, figures=figures, refused=refusal(figures, first.figures, self.config.guard))]
+
+    def _source_says(self) -> tuple[Judged, dict[str, float]]:
+        """What the source adapter says of the judging tiles, and what the frozen backbone says of that."""
+        with self.networks.speaking(self.networks.source):
+            found = self.judge.answers()
+        with self.networks.bare() as backbone:
+            return found, self.judge.ask(backbone, found)
+
+    def _in_tone(self) -> Tiles:
+        """See images in the tone of the look from now on: tiles to learn from, and those of the judge, which are given.
+
+        Tiles that show nothing in one of the two are left out of both, so that the judge compares the same places.
+        """
+        said = self.reader.recorded
+        self.reader.recorded = replace(said, recipe=replace(said.recipe, tone=self.look))
+        seen = read_tiles(self.cases, self.reader.recorded, most=self.config.tiles, seed=self.config.seed)
+        places = {name: number for number, name in enumerate(seen.names)}
+
+        def again(tiles: Tiles) -> tuple[list[int], Tiles]:
+            kept = [number for number, name in enumerate(tiles.names) if name in places]
+            return kept, seen.rows([places[tiles.names[number]] for number in kept])
+
+        self.train = again(self.train)[1]
+        kept, judged = again(self.judge.tiles)
+        if not kept or not len(self.train):
+            raise InputError(f"look is {self.look!r}, in which the images show nothing; choose another, or plain")
+        if len(kept) < len(self.judge.tiles):
+            self.judge.tiles = self.judge.tiles.rows(kept)
+            with self.networks.bare() as backbone:
+                self.judge.look_frozen(backbone)
+        return judged
 
     def _choose_mirror(self, figures: Mapping[str, float]) -> None:
         """Settle ``mirror: auto`` by how little the source adapter minds mirror images."""
@@ -247,8 +281,9 @@ class Session:
         if self.judge.mirror:
             self.config = replace(self.config, weak=replace(self.config.weak, flip_x=True))
 
-    def _loop(self, train: Tiles, regions: Tensor | None, meta: BundleMeta) -> Loop:
-        """Ask the source adapter about the training tiles, and make the loop."""
+    def _loop(self, regions: Tensor | None, meta: BundleMeta) -> Loop:
+        """Ask the source adapter about the tiles that are learned from, and make the loop."""
+        train = self.train
         foreground: list[bool] = []
         guided = None
         if self.guide is not None:
@@ -260,7 +295,7 @@ class Session:
             size = 8
             for start in range(0, len(train), size):
                 image, known = train.batch(range(start, min(start + size, len(train))), self.device)
-                answer = self.reader.answer(LOOKS[self.look](image))
+                answer = self.reader.answer(image)
                 front = (self.reader.counted(answer) > 0).float().view(len(image), -1).mean(dim=1)
                 foreground.extend((front >= LEAST_FOREGROUND).tolist())
                 yield answer, known.flatten(0, 1) if known.ndim == 4 else known
@@ -289,7 +324,6 @@ class Session:
             anchor_thresholds=thresholds,
             shares=ClassShares(torch.tensor(expected)) if prior else None,
             regions=regions,
-            look=None if self.look == PLAIN else LOOKS[self.look],
             guided=guided,
         )
 

@@ -57,6 +57,11 @@ class Voices:
         slabs, wanted = self.judge.tiles.images.ndim == 5, self.config.look
         if wanted != "auto" and wanted not in LOOKS:
             raise ConfigError(f"look is {wanted!r}; expected auto or one of {', '.join(LOOKS)}")
+        tone = self.judge.reader.recorded.recipe.tone
+        if tone != PLAIN and wanted not in ("auto", PLAIN):
+            raise ConfigError(
+                f"look is {wanted!r}, and the source adapter sees images in the tone {tone!r}; leave it out"
+            )
         guides = possible(self.config.guide, self.judge.reader, self.networks.grafted.base_hash, slabs=slabs)
         if guides and self.config.guide != AUTO:
             return PLAIN, guides[0]
@@ -91,8 +96,9 @@ class Voices:
 
     def _said(self, small: Judge, guides: Sequence[str]) -> dict[str, Judged]:
         found = {}
-        for name, look in LOOKS.items():
-            small.look = look
+        toned = self.judge.reader.recorded.recipe.tone != PLAIN  # and one tone is enough
+        for name in (PLAIN,) if toned else LOOKS:
+            small.look = LOOKS[name]
             with self.networks.speaking(self.networks.source):
                 found[name] = small.answers()
         return found | {guide: answers_of(self.networks, guide, small) for guide in guides}

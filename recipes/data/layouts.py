@@ -26,6 +26,7 @@ from samgraft.domains.medical.intensity import (
 )
 from samgraft.domains.scene import Scene
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.alignment import in_tone
 from samgraft.recipes.band_names import common_bands
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseArrays, CaseRef, DataIndex, choose_cases, small_labels, to_bytes
@@ -209,7 +210,12 @@ def intensity_rule(config: DataConfig, modality: str | None) -> IntensityRule | 
 
 
 def choose_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
-    """Channels and scale of a scene: ``look_at``, with a fixed window or a known modality where there is one."""
+    """Channels, scale and tone of a scene: ``look_at``, with a fixed window or a known modality where there is one."""
+    look = _scaled_look(scene, config, modality)
+    return in_tone(config.tone, scene, look, axis=config.slice_axis, window=config.window)
+
+
+def _scaled_look(scene: Scene, config: DataConfig, modality: str | None) -> Look:
     look = look_at(scene, config.bands)
     if config.intensity is not None:
         return fixed_look(look, lower=config.intensity[0], upper=config.intensity[1])

@@ -25,6 +25,7 @@ from samgraft.domains.remote_sensing.opener import RasterOptions, open_raster
 from samgraft.domains.remote_sensing.sensor import common_name
 from samgraft.domains.scene import Window
 from samgraft.errors import ConfigError, InputError
+from samgraft.recipes.alignment import in_tone
 from samgraft.recipes.config import DataConfig, Kind
 from samgraft.recipes.data.cases import CaseRef, DataIndex
 from samgraft.recipes.data.draws import group_rates
@@ -148,8 +149,8 @@ def _look(scene: GeoScene, config: DataConfig) -> Look:
         bands = tuple(known.index(common_name(name)) for name in config.band_names)
     look = look_at(scene, bands)
     if config.intensity is not None:
-        return fixed_look(look, lower=config.intensity[0], upper=config.intensity[1])
-    return look
+        look = fixed_look(look, lower=config.intensity[0], upper=config.intensity[1])
+    return in_tone(config.tone, scene, look, window=config.window)
 
 
 def _labels(scene: GeoScene, config: DataConfig, kind: Kind, class_names: Sequence[str] | None) -> LabelSource:

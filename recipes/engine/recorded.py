@@ -11,11 +11,13 @@ from samgraft.domains.medical.intensity import IntensityRule, fit_intensity, req
 from samgraft.domains.scene import Scene
 from samgraft.domains.shift.alignment import Alignment
 from samgraft.errors import CheckpointError, ConfigError
+from samgraft.recipes.alignment import in_tone
 from samgraft.recipes.band_names import bands_by_name
 from samgraft.recipes.config import Kind
 from samgraft.recipes.header import InputRecipe
 from samgraft.recipes.look import Look, look_as_recorded, look_at, look_within
 from samgraft.recipes.representations import Maps, Representation, head_of, represent
+from samgraft.recipes.tones import PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,8 @@ class Recorded:
                 where it was trained on CT.
             CheckpointError: the recorded window is not one.
         """
-        look = self._scale(scene)
+        axis = self.recipe.slice_axis if scene.grid.ndim == 3 else None
+        look = in_tone(self.recipe.tone, scene, self._scale(scene), axis=axis, window=self.window)
         return look if self.alignment is None else replace(look, alignment=self.alignment)
 
     def _scale(self, scene: Scene) -> Look:
@@ -156,12 +159,14 @@ def recorded(grafted: Grafted, meta: BundleMeta) -> Recorded:
         raise CheckpointError(
             f"the adapter's task is {meta.task!r}; expected 'semantic' or 'instance'; update samgraft"
         )
+    recipe = InputRecipe.from_meta(meta)
+    tone = {} if recipe.tone == PLAIN else {"tone": recipe.tone}
     return Recorded(
-        recipe=InputRecipe.from_meta(meta),
+        recipe=recipe,
         classes=meta.classes,
         kind="instance" if meta.task == "instance" else "semantic",
         head=head_of(grafted),
         modality=meta.modality,
         intensity=meta.intensity,
-        about={"backbone": grafted.backbone.spec.name},
+        about={"backbone": grafted.backbone.spec.name, **tone},
     )

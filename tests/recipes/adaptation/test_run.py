@@ -65,6 +65,7 @@ def test_adaptation_recovers_what_another_scanner_took(source, tmp_path, gain, o
     assert not result.fell_back and before < 0.8 and after > before + 0.05, (before, after, lines)
     chosen = read_meta(result.adapter).extra["adaptation"]["look"]
     assert chosen == "plain" if look == "plain" else "negative" in chosen
+    assert read_meta(result.adapter).extra["input"]["tone"] == chosen  # by which the bundle sees images from now on
 
 
 def adapted(source, target, folder, config=SHORT, **options):
