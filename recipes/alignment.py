@@ -32,6 +32,7 @@ from samgraft.domains.shift.alignment import (
 from samgraft.domains.shift.statistics import ImageStatistics, image_statistics
 from samgraft.errors import ConfigError, InputError
 from samgraft.recipes.look import Look
+from samgraft.recipes.prompting import coarsest_axis
 from samgraft.recipes.tones import GRAY, PLAIN, FittedTone, ends_of, tone_of
 
 SOURCE = "source"
@@ -138,7 +139,7 @@ def in_tone(name: str, scene: Scene, look: Look, *, axis: int | None = None, win
         name: One of ``samgraft.recipes.tones.TONES``.
         scene: What will be seen; a sample of it is read if the tone stretches its values.
         look: Channels and scale.
-        axis: Volumes: the array axis that is cut.
+        axis: Volumes: the array axis that is cut; None is the coarsest.
         window: Rasters are measured in blocks of this side.
 
     Raises:
@@ -147,6 +148,8 @@ def in_tone(name: str, scene: Scene, look: Look, *, axis: int | None = None, win
     tone = tone_of(name)
     if name == PLAIN:
         return look
+    if axis is None and scene.kind == "volume":
+        axis = coarsest_axis(scene.grid)
     fitted = FittedTone(name=name)
     if tone.stretch:
         gray = replace(look, tone=FittedTone(name=GRAY)) if tone.gray else look

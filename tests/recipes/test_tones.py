@@ -20,6 +20,7 @@ from samgraft.recipes.starting import start_from
 from samgraft.recipes.tones import TONES, FittedTone, ends_of, tone_of, toned_alone
 from samgraft.recipes.training import build, load_adapted
 from tests.adapters.toy import toy_backbone
+from tests.recipes._sets import write_volumes
 from tests.recipes.adaptation._sets import train_source, write_discs
 from tests.recipes.test_tasks import small_config
 
@@ -74,6 +75,15 @@ def test_a_pixel_has_one_value_in_every_window(tmp_path: Path, name: str) -> Non
     assert np.allclose(whole, alone, atol=0.02)  # as a tile that is the whole picture was tried
     assert look.facts()["tone"]["name"] == name
     assert in_tone("plain", scene, look_at(scene)) == look_at(scene)
+
+
+def test_volumes_are_measured_across_their_coarsest_axis(tmp_path: Path) -> None:
+    path = next((write_volumes(tmp_path / "v") / "imagesTr").glob("*.nii.gz"))
+    scene = samgraft.open(path)
+    look = in_tone("negative stretched", scene, look_at(scene))
+    values = look_at(scene).apply(scene.read().reshape(1, 1, -1))[0]
+    assert look.tone is not None and look.tone.low == pytest.approx(np.quantile(values, 0.01), abs=0.01)
+    assert look.tone.high == pytest.approx(np.quantile(values, 0.99), abs=0.01)
 
 
 @pytest.fixture(scope="module")
