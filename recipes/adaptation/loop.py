@@ -115,7 +115,7 @@ class Loop:
     """(K,) from which confidence on the source is listened to."""
     shares: ClassShares | None = None
     regions: Tensor | None = None
-    """(n, S, S) of everything mode."""
+    """(n, S, S) of everything mode; None beside a guide."""
     guided: Tensor | None = None
     """(n, S, S) objects as a guide sees them, with ``IGNORE``; it labels, and is the anchor, in the place of the source
     adapter."""
@@ -200,7 +200,7 @@ class Loop:
             with self.networks.speaking(self.networks.teacher):
                 answer = self.reader.answer(weak)
         pseudo = anchor if self.led else pseudo_labels(answer, self.thresholds, inside)
-        if self.regions is not None and self.guided is None:
+        if self.regions is not None:
             pseudo = self._snapped(pseudo, answer, further).where(inside, torch.full_like(pseudo, IGNORE))
         packed, base = pack(pseudo, anchor, inside)
         strong, moved = augment(weak, _like(packed, image), self.randomness, self.config.strong)
@@ -212,10 +212,11 @@ class Loop:
 
     def _known(self, index: list[int], known: Tensor) -> Tensor:
         """What moves with an image as one integer map: whether a pixel is known, and a guide's object or a region."""
-        further = self.regions[index] if self.guided is None and self.regions is not None else None
-        if self.guided is not None:
-            further = self.guided[index] + 1
-        return known.long() if further is None else known.long() + 2 * further.to(self.device).long()
+        further = self.regions if self.guided is None else self.guided
+        if further is None:
+            return known.long()
+        moved = further[index].to(self.device).long()
+        return known.long() + 2 * (moved if self.guided is None else moved + 1)  # so that unknown is 0
 
     def terms(self, lesson: Lesson, weight: Tensor) -> dict[str, Tensor]:
         """The losses of the student, unweighted.

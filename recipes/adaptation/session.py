@@ -192,9 +192,9 @@ class Session:
         return first, second
 
     def _regions(self) -> Tensor | None:
-        """Regions of everything mode on the tiles that are learned from, if they are wanted."""
+        """Regions of everything mode on the tiles that are learned from, if they are wanted and no guide labels."""
         points = self.config.everything
-        if not points:
+        if not points or self.guide is not None:
             return None
         if self.train.images.ndim == 5:
             raise ConfigError(f"everything is {points}, and this adapter sees slabs of slices; set it to 0")
@@ -219,7 +219,8 @@ class Session:
         self.judge.usual = float(usual) if isinstance(usual, int | float) else None
         with self.networks.bare() as backbone:
             self.judge.look_frozen(backbone)
-        self._choose_mirror(self._source_says()[0].figures)
+        with self.networks.speaking(self.networks.source):
+            self._choose_mirror(self.judge.answers().figures)
         self.look, self.guide = Voices(self.networks, self.judge, self.config, expected).choose(self.tell)
         toned = None if self.look == PLAIN else self._in_tone()
         began = time.process_time()

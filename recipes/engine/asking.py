@@ -11,8 +11,8 @@ from samgraft.adapters.graft import Grafted
 def answering(grafted: Grafted) -> Iterator[Promptable]:
     """The adapter, if its decoder answers prompts or if it leaves decoding to the backbone's mask decoder.
 
-    A decoder that draws class maps takes no prompts, and the backbone's mask decoder cannot read features that were
-    changed for it. Then the backbone answers, and the grafts are out of it for as long.
+    A decoder that draws class maps takes no prompts, and the grafts were trained for it, not for the backbone's mask
+    decoder. Then the backbone answers as it was, and the grafts are out of it for as long.
     """
     if grafted.answers_prompts or grafted.decoder is None:
         yield grafted

@@ -95,10 +95,14 @@ def test_options_that_the_header_decides_are_refused(path, grafted):
         samgraft.segment(path, adapter=with_meta(grafted, META), backbone=toy_backbone())
 
 
-def test_prompts_go_through_the_grafted_encoder(path, grafted):
+def test_prompts_go_through_the_grafted_encoder_where_no_other_decoder_was_trained_with_it(path):
     prompts = UserPrompts(boxes=((10, 10, 40, 50),))
     plain = samgraft.segment(path, backbone=toy_backbone(), prompts=prompts)
-    tuned = samgraft.segment(path, adapter=with_meta(grafted, META), prompts=prompts)
+    encoder = attach(toy_backbone(), [LoraConfig()]).eval()
+    with torch.no_grad():
+        for parameter in encoder.trainable_parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    tuned = samgraft.segment(path, adapter=with_meta(encoder, META), prompts=prompts)
     assert plain.kind == tuned.kind == "instance"
     assert plain.instances != tuned.instances or not np.array_equal(plain.labels, tuned.labels)
 
